@@ -1,0 +1,33 @@
+# `make demo` and `make test` do all set-up in .venv on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check readme clean
+
+demo: $(READY)
+	$(BIN)/alexdeploy demo --out demo
+
+test: $(READY) check
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# writes `alexdeploy … --help` into the README's reference
+readme: $(READY)
+	$(BIN)/python -m tests.helpers.readme
+
+# torch first and alone: its wheel is large, and everything else resolves against it.
+# tensorrt-stubs (types only) would pull tensorrt itself in, which needs a GPU machine; hence --no-deps.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,report,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs
+	touch $(READY)
+
+clean:
+	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache

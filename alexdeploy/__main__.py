@@ -1,0 +1,5 @@
+"""``python -m alexdeploy``."""
+
+from alexdeploy.cli import main
+
+main()

@@ -1,0 +1,105 @@
+"""The command line. Commands parse, call one public function and render; they load nothing heavy before they run."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from alexdeploy import __version__
+from alexdeploy.errors import AlexdeployError, UnavailableError, unknown_name
+from alexdeploy.optional import unavailable
+
+COMMANDS = (
+    "train",
+    "export",
+    "calibrate",
+    "quantize",
+    "build-engine",
+    "bench",
+    "predict",
+    "inspect",
+    "doctor",
+    "demo",
+)
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"alexdeploy.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(unknown_name("command", args[0], list(COMMANDS)), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="alexdeploy")
+def cli() -> None:
+    """From a PyTorch CNN to a verified TensorRT engine, with what it cost and what it bought.
+
+    \b
+    Exit codes: 0 ok · 2 usage · 3 bad or missing input · 4 missing library or hardware
+                5 a gate failed (parity, accuracy, INT8 coverage, sidecar) · 130 interrupted
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code; a user's mistake is one line on stderr, never a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that partial files are removed
+    code, message = _run(arguments)
+    if message:
+        click.echo(f"error: {message}", err=True)
+        if "--json" in arguments:
+            click.echo(json.dumps({"error": message, "exit_code": code}))
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> tuple[int, str | None]:
+    """Exit code and error message."""
+    try:
+        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False)
+    except AlexdeployError as error:
+        return error.exit_code, str(error)
+    except ModuleNotFoundError as error:
+        missing = unavailable(error)
+        if missing is None:
+            raise
+        return missing.exit_code, str(missing)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code, None
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context is not None else ""
+        return error.exit_code, f"{' '.join(error.format_message().split())}{hint}"
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED, "interrupted"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPIPE):
+            raise
+        return (
+            UnavailableError.exit_code,
+            f"{error.strerror}: {error.filename or 'output'}; free space or write elsewhere",
+        )
+    return 0, None

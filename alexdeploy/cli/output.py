@@ -1,0 +1,65 @@
+"""What commands show: JSON on stdout, notes and progress on stderr, tables for people."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from alexdeploy.data.dataset import ImageDataset
+
+
+def print_json(result: Any) -> None:
+    """One JSON object; dataclasses and structs are spelt out."""
+    encoded = msgspec.json.encode(result, enc_hook=str)
+    click.echo(msgspec.json.format(encoded, indent=2).decode())
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout, as wide as the terminal, or as wide as it needs where stdout is a file."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr that should not be missed."""
+    click.secho(f"warning: {text}", err=True, fg="yellow", bold=True)
+
+
+def note_skipped(dataset: ImageDataset) -> None:
+    """Say how many images were left out by ``--skip-bad-images``, and which."""
+    if dataset.skipped:
+        shown = ", ".join(dataset.skipped[:5]) + (" …" if len(dataset.skipped) > 5 else "")
+        warn(f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {shown}")
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr while the block runs, where stderr is a terminal; called with (what, share done)."""
+    if not sys.stderr.isatty():
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def update(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+
+        yield update

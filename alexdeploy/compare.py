@@ -1,0 +1,31 @@
+"""Numbers that say how far two sets of outputs are apart. Pure NumPy; every function takes the reference second."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+
+
+def relative_error(actual: FloatArray, reference: FloatArray) -> float:
+    """max|actual - reference| / max|reference| (0 for two all-zero arrays); inf when a value is not finite."""
+    difference = float(np.max(np.abs(actual.astype(np.float64) - reference.astype(np.float64)), initial=0.0))
+    scale = float(np.max(np.abs(reference), initial=0.0))
+    if not np.isfinite(difference) or not np.isfinite(scale):
+        return float("inf")
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale > 0 else float("inf")
+
+
+def agreement(actual: FloatArray, reference: FloatArray) -> float:
+    """Share of rows of (N, classes) logits whose largest entry is at the same class."""
+    return float(np.mean(np.argmax(actual, axis=1) == np.argmax(reference, axis=1)))
+
+
+def topk_accuracy(logits: FloatArray, labels: npt.NDArray[np.integer], k: int) -> float:
+    """Share of rows of (N, classes) logits whose label is among the ``k`` largest; ``k`` is capped at the classes."""
+    k = min(k, logits.shape[1])
+    best = np.argpartition(logits, -k, axis=1)[:, -k:]
+    return float(np.mean(np.any(best == labels[:, None], axis=1)))

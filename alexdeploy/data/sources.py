@@ -1,0 +1,136 @@
+"""Where data sets come from: scikit-learn's digits, MNIST's IDX files, folders of images.
+
+MNIST is read with NumPy rather than torchvision so that a build server can calibrate without installing torch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alexdeploy.data.dataset import ImageDataset, split_by_name
+from alexdeploy.errors import InputError
+
+Split = Literal["train", "val"]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+_MNIST_FILES = {"train": "train", "val": "t10k"}
+
+
+def load_dataset(source: str, split: Split, *, data_root: Path | None = None, skip_bad: bool = False) -> ImageDataset:
+    """One split of ``digits``, ``mnist`` or a folder.
+
+    Args:
+        source: the DATASET of the command line.
+        split: ``train`` to learn or calibrate from, ``val`` to judge on.
+        data_root: where ``mnist/*.gz`` lies; default: the environment variable ALEXDEPLOY_DATA, else ``data``.
+        skip_bad: see ``ImageDataset``.
+
+    Raises:
+        InputError: no such data set, or one that cannot be used (no images, one class, an empty class folder).
+    """
+    if source == "digits":
+        return _digits(split)
+    if source == "mnist":
+        return _mnist(split, data_root or Path(os.environ.get("ALEXDEPLOY_DATA", "data")))
+    folder = Path(source)
+    if folder.is_dir():
+        return _folder(folder, split, skip_bad)
+    if folder.exists():
+        raise InputError(f"{source}: is a file; expected a folder of class folders, 'digits' or 'mnist'")
+    raise InputError(f"no data set '{source}'; expected 'digits', 'mnist' or an existing folder of class folders")
+
+
+def _digits(split: Split) -> ImageDataset:
+    """scikit-learn's 1,797 digits: 8×8 pixels of 0…16, stretched to 0…255; 80/20 by index."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    names = [f"digits-{i:04d}" for i in range(len(digits.target))]
+    chosen = np.flatnonzero(np.asarray(split_by_name(names)) == (split == "val"))
+    pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    return ImageDataset(
+        name=f"digits/{split}",
+        classes=tuple(str(i) for i in range(10)),
+        samples=[names[i] for i in chosen],
+        labels=digits.target[chosen].astype(np.int64),
+        read=lambda i: Image.fromarray(pixels[i]),
+    )
+
+
+def _mnist(split: Split, root: Path) -> ImageDataset:
+    """The official 60,000/10,000 split from ``<root>/mnist/*.gz``."""
+    prefix = root / "mnist" / _MNIST_FILES[split]
+    pixels = _read_idx(prefix.with_name(prefix.name + "-images-idx3-ubyte.gz"), dims=3)
+    labels = _read_idx(prefix.with_name(prefix.name + "-labels-idx1-ubyte.gz"), dims=1).astype(np.int64)
+    if len(pixels) != len(labels):
+        raise InputError(f"{prefix}-*: {len(pixels)} images but {len(labels)} labels; download the files again")
+    return ImageDataset(
+        name=f"mnist/{split}",
+        classes=tuple(str(i) for i in range(10)),
+        samples=[str(i) for i in range(len(labels))],
+        labels=labels,
+        read=lambda i: Image.fromarray(pixels[i]),
+    )
+
+
+def _read_idx(path: Path, dims: int) -> npt.NDArray[np.uint8]:
+    """A gzipped IDX file of unsigned bytes (format: yann.lecun.com/exdb/mnist)."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; put MNIST's IDX files there or name their parent with --data-root")
+    try:
+        data = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(data, dtype=">i4", count=dims, offset=4)
+        if data[:4] != bytes([0, 0, 8, dims]):
+            raise ValueError(f"header {data[:4].hex()}")
+        return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(tuple(shape))
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: not a gzipped IDX file of bytes ({error}); download it again") from error
+
+
+def _folder(folder: Path, split: Split, skip_bad: bool) -> ImageDataset:
+    """Class folders below ``folder``, or below its ``train``/``val``; without ``val`` each class is split 80/20."""
+    has_train, has_val = (folder / "train").is_dir(), (folder / "val").is_dir()
+    if has_val and not has_train:
+        raise InputError(f"{folder}: has 'val' but no 'train' folder; expected both, or only class folders")
+    root = folder / split if has_val else folder / "train" if has_train else folder
+    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if not classes:
+        loose = any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
+        found = "images without class folders" if loose else "no class folders and no images"
+        raise InputError(f"{root}: {found}; expected one subfolder of images per class")
+    if has_val:
+        _check_same_classes(folder)
+    samples: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(p.name for p in (root / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise InputError(f"{root / name}: the class folder holds no images; fill it or remove it")
+        if not has_val:
+            held_out = split_by_name(files)
+            files = [f for f, is_val in zip(files, held_out, strict=True) if is_val == (split == "val")]
+        samples += [f"{name}/{f}" for f in files]
+        labels += [label] * len(files)
+    if len(classes) < 2:
+        raise InputError(f"{root}: only one class, '{classes[0]}'; a classifier needs at least two class folders")
+    return ImageDataset(
+        name=f"{folder}/{split}",
+        classes=classes,
+        samples=samples,
+        labels=np.asarray(labels, dtype=np.int64),
+        read=lambda i: Image.open(root / samples[i]),
+        skip_bad=skip_bad,
+    )
+
+
+def _check_same_classes(folder: Path) -> None:
+    names = [{p.name for p in (folder / part).iterdir() if p.is_dir()} for part in ("train", "val")]
+    if names[0] != names[1]:
+        odd = sorted(names[0] ^ names[1])
+        raise InputError(f"{folder}: 'train' and 'val' hold different classes ({', '.join(odd[:5])})")

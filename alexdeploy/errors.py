@@ -1,0 +1,46 @@
+"""The exception family. Each class is one kind of trouble and carries the exit code of the command line.
+
+A message is one line that says what was found, what was expected and how to fix it. Anything that is not an
+``AlexdeployError`` is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class AlexdeployError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+    exit_code = 1
+
+
+class UsageError(AlexdeployError):
+    """Options that do not make sense, alone or together (exit 2)."""
+
+    exit_code = 2
+
+
+class InputError(AlexdeployError):
+    """A file or data set that is missing, unreadable or not what it should be (exit 3)."""
+
+    exit_code = 3
+
+
+class UnavailableError(AlexdeployError):
+    """A library, device or other resource that this machine lacks (exit 4)."""
+
+    exit_code = 4
+
+
+class GateError(AlexdeployError):
+    """A check that guards the result said no: parity, accuracy, INT8 coverage, sidecar (exit 5)."""
+
+    exit_code = 5
+
+
+def unknown_name(kind: str, found: str, valid: list[str]) -> str:
+    """One line for a misspelt name: what was found, the nearest valid name, all valid names."""
+    import difflib
+
+    near = difflib.get_close_matches(found, valid, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {kind} '{found}'; {hint}valid: {', '.join(sorted(valid))}"

@@ -1,0 +1,149 @@
+"""Reading, checking and writing ONNX files, and what can be read off a model as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+
+from alexdeploy import artifacts
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.errors import InputError
+from alexdeploy.specs import Precision, TensorSpec
+
+_NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
+
+
+def load_onnx(path: Path) -> ir.Model:
+    """Read an ONNX file with its external data, checked by ``onnx.checker``, constants lifted to initializers.
+
+    Raises:
+        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
+    """
+    artifacts.check_input(path)
+    try:
+        proto = onnx.load(path)
+    except (DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path}: not an ONNX file ({_one_line(error)}); expected a model.onnx") from error
+    except OSError as error:
+        raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
+    if not proto.graph.node or not proto.graph.input or not proto.graph.output:
+        raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
+    _check_operators(proto, path)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
+    model = ir.from_proto(proto)
+    common.LiftConstantsToInitializersPass()(model)
+    return model
+
+
+def _check_operators(proto: onnx.ModelProto, path: Path) -> None:
+    versions = {opset.domain: opset.version for opset in proto.opset_import}
+    for node in proto.graph.node:
+        known = node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, node.domain)
+        if not known:
+            raise InputError(
+                f"{path}: node '{node.name or node.output[0]}' has operator '{node.op_type}', which ONNX opset "
+                f"{versions.get('', '?')} does not have; replace it with standard operators and export again"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()[:300]
+
+
+def model_bytes(model: ir.Model) -> bytes:
+    """The model as one self-contained protobuf.
+
+    Raises:
+        InputError: over protobuf's 2 GiB.
+    """
+    try:
+        return bytes(ir.to_proto(model).SerializeToString())
+    except ValueError as error:
+        raise InputError(f"the model does not fit one ONNX file: {_one_line(error)}") from error
+
+
+def save_onnx(
+    model: ir.Model,
+    path: Path,
+    *,
+    parents: tuple[artifacts.Parent, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Check the model and write it with its sidecar, atomically.
+
+    Raises:
+        onnx.checker.ValidationError: a pass of ours wrote something invalid (a bug).
+    """
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    artifacts.write_bytes(path, proto.SerializeToString())
+    artifacts.write_sidecar(
+        path,
+        "onnx",
+        parents=parents,
+        options=options,
+        libraries=artifacts.library_versions("onnx", "onnx-ir"),
+        details=details,
+    )
+
+
+def contract_of(model: ir.Model, origin: str) -> Contract:
+    """The preprocessing contract in the model's ``metadata_props``.
+
+    Raises:
+        InputError: it carries none, or one that is not readable.
+    """
+    text = model.metadata_props.get(METADATA_KEY)
+    if text is None:
+        raise InputError(
+            f"{origin}: carries no preprocessing contract (metadata '{METADATA_KEY}'); export it with alexdeploy export"
+        )
+    return Contract.from_json(text, origin)
+
+
+def op_counts(model: ir.Model) -> dict[str, int]:
+    """Operator type → number of nodes, by name."""
+    return dict(sorted(Counter(node.op_type for node in model.graph).items()))
+
+
+def precision_of(model: ir.Model) -> Precision:
+    """INT8 when the graph dequantizes, FP16 when it holds half-precision weights; both, or neither (FP32)."""
+    int8 = any(node.op_type == "DequantizeLinear" for node in model.graph)
+    fp16 = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
+    return Precision.of(int8=int8, fp16=fp16)
+
+
+def image_input(model: ir.Model, origin: str) -> TensorSpec:
+    """The single image input: (batch, C, H, W), C, H and W fixed.
+
+    Raises:
+        InputError: several inputs, or another rank, or a dimension besides the batch that is not fixed.
+    """
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    if len(inputs) != 1 or inputs[0].shape is None or len(inputs[0].shape) != 4:
+        found = ", ".join(f"{value.name}{value.shape}" for value in inputs)
+        raise InputError(f"{origin}: expected one image input of shape (batch, C, H, W), found {found}")
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in inputs[0].shape)
+    if not all(isinstance(dim, int) for dim in shape[1:]):
+        raise InputError(f"{origin}: input '{inputs[0].name}' has shape {shape}; only the batch may be dynamic")
+    dtype = inputs[0].dtype
+    return TensorSpec(str(inputs[0].name), shape, _NUMPY_NAMES.get(dtype, str(dtype)) if dtype else "unknown")
+
+
+def class_count(model: ir.Model) -> int:
+    """Columns of the first output, or -1 when the graph does not tell."""
+    shape = model.graph.outputs[0].shape
+    last = shape[-1] if shape is not None and len(shape) else None
+    return last if isinstance(last, int) else -1

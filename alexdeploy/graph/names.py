@@ -1,0 +1,53 @@
+"""Readable, unique names, as Caffe's AlexNet has them: conv1 relu1 lrn1 pool1 … fc6 relu6 fc7 fc8.
+
+TensorRT, ONNX Runtime and our own reports name layers by these, so a person must recognise them.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+_SHORT = {
+    "Conv": "conv",
+    "Gemm": "fc",
+    "MatMul": "fc",
+    "MaxPool": "pool",
+    "AveragePool": "pool",
+    "GlobalAveragePool": "pool",
+    "BatchNormalization": "bn",
+}
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_PARAMETERS = {"Conv": ("weight", "bias"), "Gemm": ("weight", "bias"), "MatMul": ("weight",)}
+
+
+def rename(model: ir.Model) -> ir.Model:
+    """Name nodes by kind and by the number of the last weighted layer; outputs after their nodes.
+
+    Weights become ``conv1.weight`` and ``conv1.bias``. Graph inputs and outputs keep their names. Traces of the
+    exporter's source positions in the metadata are dropped.
+    """
+    model = model.clone()
+    common.ClearMetadataAndDocStringPass()(model)
+    used: set[str] = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
+    weighted = 0
+    for node in model.graph:
+        weighted += node.op_type in _WEIGHTED
+        base = f"{_SHORT.get(node.op_type, node.op_type.lower())}{max(weighted, 1)}"
+        node.name = _unique(base, used)
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.name = node.name if len(node.outputs) == 1 else f"{node.name}.{output.index()}"
+        for value, part in zip(node.inputs[1:], _PARAMETERS.get(node.op_type, ()), strict=False):
+            if value is not None and value.is_initializer() and len(value.uses()) == 1:
+                value.name = _unique(f"{node.name}.{part}", used)
+    return model
+
+
+def _unique(base: str, used: set[str]) -> str:
+    name, number = base, 1
+    while name in used:
+        number += 1
+        name = f"{base}_{number}"
+    used.add(name)
+    return name

@@ -1,0 +1,85 @@
+"""The nodes that multiply activations with constant weights: what quantization is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class WeightedNode:
+    """A Conv, Gemm or MatMul with constant weights.
+
+    ``channel_axis`` is the axis of the weight that runs over output channels: 0 for Conv (OIHW) and Gemm with
+    transB=1, 1 for Gemm with transB=0 and MatMul.
+    """
+
+    node: ir.Node
+    channel_axis: int
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def activation(self) -> ir.Value:
+        value = self.node.inputs[0]
+        assert value is not None  # the checker has seen to it
+        return value
+
+    @property
+    def weight(self) -> ir.Value:
+        value = self.node.inputs[1]
+        assert value is not None  # weighted_nodes() has seen to it
+        return value
+
+    def weight_array(self) -> npt.NDArray[np.floating]:
+        tensor = self.weight.const_value
+        assert tensor is not None  # weighted_nodes() has seen to it
+        return tensor.numpy()
+
+
+def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
+    """Nodes of the model with float initializers as weights, in graph order."""
+    return [
+        WeightedNode(node, _channel_axis(node))
+        for node in model.graph
+        if is_weighted(node) and _is_initializer(node.inputs[1])
+    ]
+
+
+def quantized_nodes(model: ir.Model) -> list[ir.Node]:
+    """Conv, Gemm and MatMul whose activation *and* weight come from a DequantizeLinear (through a Cast at most)."""
+    return [
+        node
+        for node in model.graph
+        if is_weighted(node) and all(dequantize_of(value) is not None for value in node.inputs[:2])
+    ]
+
+
+def dequantize_of(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that makes ``value``, seen through one Cast."""
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "Cast":
+        source = producer.inputs[0]
+        producer = source.producer() if source is not None else None
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def is_weighted(node: ir.Node) -> bool:
+    """Conv, Gemm or MatMul of the standard domain, whatever its weights are."""
+    return node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
+
+
+def _is_initializer(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _channel_axis(node: ir.Node) -> int:
+    if node.op_type == "Conv":
+        return 0
+    transposed = node.attributes.get("transB")
+    return 0 if node.op_type == "Gemm" and transposed is not None and transposed.as_int() == 1 else 1

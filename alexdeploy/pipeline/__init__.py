@@ -1,0 +1,1 @@
+"""Where stages are put together: model → engine, and the whole demonstration."""

@@ -1,0 +1,79 @@
+"""What is inside a file or a network, in one form for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from alexdeploy import artifacts
+from alexdeploy.recipe import load_recipe
+from alexdeploy.runners.artifact import kind_of
+from alexdeploy.specs import Layer
+
+
+def inspect_artifact(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint, an ONNX file or an engine.
+
+    Returns:
+        ``kind``, ``ops``, ``layers``, ``size_bytes``; ``parameters`` and ``macs`` per image, except for an engine,
+        which has ``builder``, ``profile`` and ``precisions`` (counted over Conv/Gemm kernels) instead. An engine is
+        described by its sidecar, not deserialised.
+
+    Raises:
+        InputError: missing, empty or not readable.
+        GateError: an engine without its sidecar, or with one that does not match.
+    """
+    kind = kind_of(path)
+    if kind == "engine":
+        return _inspect_engine(path)
+    if kind == "onnx":
+        from alexdeploy.graph.model import load_onnx, op_counts
+        from alexdeploy.graph.table import layer_table
+
+        model = load_onnx(path)
+        return _described(kind, layer_table(model), op_counts(model)) | {"size_bytes": path.stat().st_size}
+    from alexdeploy.zoo.checkpoint import load_checkpoint
+    from alexdeploy.zoo.summary import summarize
+
+    checkpoint = load_checkpoint(path)
+    layers = summarize(checkpoint.model, checkpoint.contract.input_shape)
+    more = {"metrics": checkpoint.metrics, "contract": msgspec.to_builtins(checkpoint.contract)}
+    return _described(kind, layers) | {"size_bytes": path.stat().st_size} | more
+
+
+def inspect_network(name: str, classes: int) -> dict[str, Any]:
+    """The same for a network of the zoo with its default contract."""
+    from alexdeploy.zoo.registry import build_network
+    from alexdeploy.zoo.summary import summarize
+
+    recipe = load_recipe(name)
+    model = build_network(recipe.network, classes).eval()
+    return _described("network", summarize(model, recipe.preprocess.input_shape))
+
+
+def _described(kind: str, layers: list[Layer], ops: dict[str, int] | None = None) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "ops": ops or dict(sorted(Counter(layer.type for layer in layers).items())),
+        "layers": msgspec.to_builtins(layers),
+        "parameters": sum(layer.parameters for layer in layers),
+        "macs": sum(layer.macs for layer in layers),
+    }
+
+
+def _inspect_engine(path: Path) -> dict[str, Any]:
+    sidecar = artifacts.read_sidecar(path)
+    kernels = sidecar.details["kernels"]
+    return {
+        "kind": "engine",
+        "ops": dict(sorted(Counter(kernel["type"] for kernel in kernels).items())),
+        "layers": kernels,
+        "size_bytes": path.stat().st_size,
+        "builder": sidecar.details["builder"],
+        "profile": sidecar.details["profile"],
+        "precisions": sidecar.details["precisions"],
+        "layer_precisions": sidecar.details["layer_precisions"],
+    }

@@ -1,0 +1,99 @@
+"""From a histogram of |x| to the largest magnitude that INT8 should represent (amax; scale = amax/127).
+
+Pure NumPy. Every method reads the same observer, so one pass over the data serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from alexdeploy.quantize.observer import BINS, ActivationObserver
+
+LEVELS = 128  # non-negative int8 levels
+PERCENTILE = 99.99
+_MSE_CANDIDATES = 256
+
+Floats = npt.NDArray[np.float64]
+
+
+def minmax(observer: ActivationObserver) -> float:
+    """The largest |x| seen: nothing is clipped."""
+    return observer.amax
+
+
+def percentile(observer: ActivationObserver, share: float = PERCENTILE) -> float:
+    """The upper edge of the bin that holds the ``share``-th percentile of |x|; never above the largest |x|."""
+    cumulative = np.cumsum(observer.counts)
+    kept = int(np.searchsorted(cumulative, share / 100 * cumulative[-1]))
+    return min((kept + 1) * _width(observer), observer.amax)
+
+
+def entropy(observer: ActivationObserver) -> float:
+    """The threshold whose 128-level version diverges least (KL) from the clipped histogram.
+
+    S. Migacz, "8-bit Inference with TensorRT", GTC 2017: for each i from 128 to 2048, P is the first i bins with all
+    outliers added to the last of them, Q the same bins *without* the outliers merged into 128 levels and spread back
+    over P's non-empty bins; the threshold is (i + 0.5) bin widths. Never above the largest |x|. As in NVIDIA's
+    pytorch-quantization the first bin counts like the second: the zeros of a ReLU are exact at any scale, and would
+    otherwise outweigh everything else.
+    """
+    counts = observer.counts.astype(np.float64)
+    counts[0] = counts[1]
+    candidates = range(LEVELS, BINS + 1)
+    divergences = [_divergence(counts, kept) for kept in candidates]
+    best = candidates[int(np.argmin(divergences))]
+    return min((best + 0.5) * _width(observer), observer.amax)
+
+
+def _divergence(counts: Floats, kept: int) -> float:
+    """KL(P‖Q) of the first ``kept`` bins against their 128-level version; inf where Q is empty and P is not."""
+    reference = counts[:kept].copy()
+    reference[-1] += counts[kept:].sum()
+    starts = np.arange(LEVELS) * kept // LEVELS
+    inside = counts[:kept]
+    totals = np.add.reduceat(inside, starts)
+    filled = reference > 0
+    members = np.add.reduceat(filled.astype(np.float64), starts)
+    spread = np.divide(totals, members, out=np.zeros(LEVELS), where=members > 0)
+    sizes = np.diff(np.append(starts, kept))
+    approximation = np.repeat(spread, sizes)[filled]
+    reference = reference[filled]
+    if np.any(approximation == 0):
+        return float("inf")
+    reference = reference / reference.sum()
+    approximation = approximation / approximation.sum()
+    return float(np.sum(reference * np.log(reference / approximation)))
+
+
+def mse(observer: ActivationObserver) -> float:
+    """The threshold with the least mean squared error of rounding and clipping, values taken at bin centres."""
+    width = _width(observer)
+    centres = (np.arange(BINS) + 0.5) * width
+    weights = observer.counts.astype(np.float64)
+    candidates = observer.amax * np.arange(1, _MSE_CANDIDATES + 1) / _MSE_CANDIDATES
+    scales = candidates[:, None] / (LEVELS - 1)
+    restored = np.minimum(np.rint(centres / scales), LEVELS - 1) * scales
+    errors = ((restored - centres) ** 2) @ weights
+    return float(candidates[int(np.argmin(errors))])
+
+
+def _width(observer: ActivationObserver) -> float:
+    return observer.limit / BINS
+
+
+METHODS: dict[str, Callable[[ActivationObserver], float]] = {
+    "minmax": minmax,
+    "entropy": entropy,
+    "percentile": percentile,
+    "mse": mse,
+}
+
+
+def ranges(observer: ActivationObserver) -> dict[str, float]:
+    """The amax by method; all zero for a tensor that was always zero."""
+    if observer.amax == 0.0:
+        return dict.fromkeys(METHODS, 0.0)
+    return {name: method(observer) for name, method in METHODS.items()}

@@ -1,0 +1,134 @@
+"""Recipes: one TOML file per network with every knob, validated when it is read.
+
+The recipes of the project are ``models/<name>/recipe.toml`` in a checkout and ``alexdeploy/recipes/<name>.toml`` in an
+installed wheel. ``RECIPE`` on the command line is either such a name or the path of a file of the same form.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from alexdeploy.contract import Contract
+from alexdeploy.errors import InputError, UsageError, unknown_name
+
+_CHECKOUT = Path(__file__).resolve().parent.parent / "models"
+_INSTALLED = Path(__file__).resolve().parent / "recipes"
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which network of the zoo, and the switches it has."""
+
+    name: str
+    lrn: bool = True
+    dropout: float = 0.5
+
+
+class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Knobs of the training loop. The learning rate follows one cycle (up, then down) over all steps."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    augment: Literal["none", "crop-mirror"] = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError("epochs and batch_size must be >= 1")
+        if not self.learning_rate > 0:
+            raise ValueError("learning_rate must be > 0")
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole recipe. ``preprocess`` is the contract without labels; the data set brings those."""
+
+    network: NetworkSettings
+    preprocess: Contract
+    train: TrainSettings
+
+
+def recipe_names() -> list[str]:
+    """Names of the networks that this installation has a recipe for, sorted."""
+    return sorted(_bundled())
+
+
+def _bundled() -> dict[str, Path]:
+    if _INSTALLED.is_dir():
+        return {path.stem: path for path in _INSTALLED.glob("*.toml")}
+    return {path.parent.name: path for path in _CHECKOUT.glob("*/recipe.toml")}
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by network name or from a TOML file.
+
+    Raises:
+        UsageError: neither a known network nor a file that looks like a recipe.
+        InputError: the file is missing, not TOML, has an unknown key or a value of the wrong kind.
+    """
+    bundled = _bundled()
+    if name_or_path in bundled:
+        return parse_recipe(bundled[name_or_path].read_bytes(), str(bundled[name_or_path]))
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and not path.is_file():
+        raise UsageError(unknown_name("network", name_or_path, list(bundled)))
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe file; check the path, or name one of: {', '.join(sorted(bundled))}")
+    return parse_recipe(path.read_bytes(), str(path))
+
+
+def parse_recipe(text: bytes, origin: str) -> Recipe:
+    """Decode TOML bytes; ``origin`` is named in the message when that fails.
+
+    Raises:
+        InputError: see ``load_recipe``.
+    """
+    try:
+        recipe = msgspec.toml.decode(text, type=Recipe)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{origin}: {_explain(str(error))}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{origin}: not a TOML file: {error}") from error
+    if recipe.network.name not in _bundled():
+        raise InputError(f"{origin}: {unknown_name('network', recipe.network.name, list(_bundled()))}")
+    return recipe
+
+
+def with_train_options(recipe: Recipe, **options: Any) -> Recipe:
+    """The recipe with those ``[train]`` keys replaced that are not None.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        train = msgspec.convert({**msgspec.structs.asdict(recipe.train), **given}, TrainSettings)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"training options: {error}") from error
+    return msgspec.structs.replace(recipe, train=train)
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's message into one with the valid names of the section it points at."""
+    match = re.search(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<section>[^`]*)`)?", message)
+    if match is None:
+        return message
+    sections: dict[str, type[msgspec.Struct]] = {
+        "": Recipe,
+        "network": NetworkSettings,
+        "preprocess": Contract,
+        "train": TrainSettings,
+    }
+    section = match["section"] or ""
+    valid = [field.name for field in msgspec.structs.fields(sections.get(section, Recipe))]
+    near = difflib.get_close_matches(match["key"], valid, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    where = f"section [{section}]" if section else "the recipe"
+    return f"unknown key '{match['key']}' in {where}; {hint}valid: {', '.join(valid)}"

@@ -1,0 +1,1 @@
+"""One runner per runtime behind one contract (``base.Runner``)."""

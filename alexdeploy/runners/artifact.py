@@ -1,0 +1,110 @@
+"""From a file to what can run it: its kind, contract, precision, and the runtimes that take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from alexdeploy import artifacts
+from alexdeploy.contract import Contract
+from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.runners.base import Runner
+from alexdeploy.specs import Precision
+
+RUNTIMES_OF_KIND = {
+    "checkpoint": ("pytorch",),
+    "onnx": ("onnxruntime-cpu",),
+    "engine": ("tensorrt", "tensorrt-rtx"),
+}
+RUNTIMES = tuple(name for names in RUNTIMES_OF_KIND.values() for name in names)
+_KIND_OF_SUFFIX = {".safetensors": "checkpoint", ".onnx": "onnx", ".engine": "engine", ".plan": "engine"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that classifies images.
+
+    ``runtimes`` are those that can run this very file; ``classes`` is -1 where the file does not tell.
+    """
+
+    path: Path
+    kind: str
+    contract: Contract
+    precision: Precision
+    classes: int
+    size_bytes: int
+    runtimes: tuple[str, ...]
+
+
+def kind_of(path: Path) -> str:
+    """``checkpoint``, ``onnx`` or ``engine``, by suffix.
+
+    Raises:
+        InputError: missing or empty, or a suffix that says none of these.
+    """
+    artifacts.check_input(path)
+    kind = _KIND_OF_SUFFIX.get(path.suffix)
+    if kind is None:
+        raise InputError(f"{path}: unknown kind of file; expected {', '.join(_KIND_OF_SUFFIX)}")
+    return kind
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Read what the file says about itself; nothing is run and no engine is deserialised.
+
+    Raises:
+        InputError: not such a file, or without a preprocessing contract.
+        GateError: an engine without its sidecar, or with one that does not match.
+    """
+    kind = kind_of(path)
+    describe = {"checkpoint": _describe_checkpoint, "onnx": _describe_onnx, "engine": _describe_engine}[kind]
+    contract, precision, classes, runtimes = describe(path)
+    return Artifact(path, kind, contract, precision, classes, path.stat().st_size, runtimes)
+
+
+def open_runner(artifact: Artifact, runtime: str) -> Runner:
+    """Load the artifact into a runtime.
+
+    Raises:
+        UnavailableError: this machine or this version cannot run it; the message is the reason.
+    """
+    if runtime == "pytorch":
+        from alexdeploy.runners.pytorch import PyTorchRunner
+
+        return PyTorchRunner(artifact.path)
+    if runtime == "onnxruntime-cpu":
+        from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(artifact.path)
+    from alexdeploy.engine.versions import why_no_cuda
+
+    reason = why_no_cuda()
+    raise UnavailableError(reason or f"this version of alexdeploy builds {runtime} engines but cannot run them yet")
+
+
+_Description = tuple[Contract, Precision, int, tuple[str, ...]]
+
+
+def _describe_checkpoint(path: Path) -> _Description:
+    from alexdeploy.zoo.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    return checkpoint.contract, Precision.FP32, checkpoint.classes, RUNTIMES_OF_KIND["checkpoint"]
+
+
+def _describe_onnx(path: Path) -> _Description:
+    from alexdeploy.graph.model import class_count, contract_of, load_onnx, precision_of
+
+    model = load_onnx(path)
+    return contract_of(model, str(path)), precision_of(model), class_count(model), RUNTIMES_OF_KIND["onnx"]
+
+
+def _describe_engine(path: Path) -> _Description:
+    details = artifacts.read_sidecar(path).details
+    try:
+        contract = msgspec.convert(details["contract"], Contract)
+        return contract, Precision(details["precision"]), int(details["classes"]), (str(details["builder"]),)
+    except (KeyError, ValueError, msgspec.ValidationError) as error:
+        raise InputError(f"{path}: its sidecar does not describe an engine of alexdeploy ({error})") from error

@@ -1,0 +1,56 @@
+"""What every runner is: open once, ``infer`` many times, ``close``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from alexdeploy.errors import UsageError
+from alexdeploy.specs import TensorSpec
+
+_Self = TypeVar("_Self", bound="Runner")
+
+
+class Runner(ABC):
+    """A classifier on one runtime.
+
+    Attributes:
+        runtime: its name on the command line, such as ``onnxruntime-cpu``.
+        input: name, shape (batch first) and dtype that ``infer`` takes.
+        classes: columns of the result.
+    """
+
+    runtime: str
+    input: TensorSpec
+    classes: int
+
+    @abstractmethod
+    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(N, C, H, W) float32 → (N, classes) float32; the caller owns both arrays.
+
+        Raises:
+            UsageError: wrong shape or dtype.
+        """
+
+    def close(self) -> None:  # noqa: B027 (PyTorch and ONNX Runtime free with the object)
+        """Release what the runtime holds; the runner is unusable afterwards. Calling it twice is fine."""
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check_batch(self, batch: npt.NDArray[np.float32]) -> None:
+        """Refuse what is not a float32 batch of this runner's images."""
+        if batch.dtype != np.float32 or batch.shape[1:] != self.input.shape[1:] or not len(batch):
+            raise UsageError(
+                f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
+                f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) float32"
+            )

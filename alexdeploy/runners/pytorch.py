@@ -1,0 +1,32 @@
+"""PyTorch, eager, on the GPU when there is one and otherwise on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from alexdeploy.runners.base import Runner
+from alexdeploy.specs import TensorSpec
+from alexdeploy.zoo.checkpoint import load_checkpoint
+
+
+class PyTorchRunner(Runner):
+    """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does."""
+
+    runtime = "pytorch"
+
+    def __init__(self, path: Path, network: str | None = None) -> None:
+        checkpoint = load_checkpoint(path, network)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = checkpoint.model.to(self.device)
+        self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")
+        self.classes = checkpoint.classes
+
+    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        self.check_batch(batch)
+        with torch.inference_mode():
+            logits: npt.NDArray[np.float32] = self._model(torch.from_numpy(batch).to(self.device)).cpu().numpy()
+        return logits

@@ -1,0 +1,88 @@
+"""Small value types that every room shares: precision, tensor, batch profile, layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from alexdeploy.errors import UsageError
+
+
+class Precision(str, Enum):
+    """Arithmetic of the convolutions and matrix products of a graph or an engine."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT8_FP16 = "int8+fp16"
+
+    @classmethod
+    def of(cls, *, int8: bool, fp16: bool) -> Precision:
+        """``Precision.of(int8=True, fp16=False) is Precision.INT8``."""
+        if int8:
+            return cls.INT8_FP16 if fp16 else cls.INT8
+        return cls.FP16 if fp16 else cls.FP32
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and NumPy dtype name of a graph input or output.
+
+    A symbolic dimension is its name, or -1 where the runtime gives none: ``TensorSpec("input", ("batch", 3, 227,
+    227), "float32")``.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """Batch sizes an engine accepts, ``min:opt:max``; kernels are tuned for ``opt``."""
+
+    min: int = 1
+    opt: int = 8
+    max: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UsageError(f"batch profile {self}: expected 1 <= min <= opt <= max")
+
+    @classmethod
+    def parse(cls, text: str) -> BatchProfile:
+        """``"1:8:64"`` or ``"8"`` (a fixed batch).
+
+        Raises:
+            UsageError: not one or three whole numbers in ascending order.
+        """
+        try:
+            numbers = [int(part) for part in text.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 3
+        if len(numbers) != 3:
+            raise UsageError(f"batch profile '{text}': expected MIN:OPT:MAX such as 1:8:64, or one number")
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a layer table, for one image.
+
+    ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, INT8). ``output_shape`` excludes the batch;
+    ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without biases.
+    """
+
+    name: str
+    type: str
+    precision: str
+    output_shape: tuple[int, ...]
+    parameters: int = 0
+    connections: int = 0
+    macs: int = 0
+    memory_bytes: int = 0

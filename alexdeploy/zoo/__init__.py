@@ -1,0 +1,1 @@
+"""The networks as PyTorch modules, their registry, and checkpoints that carry contract and metrics."""
