@@ -118,6 +118,8 @@ class ImageDataset:
         Raises:
             InputError: another number of classes, or other names than the contract's labels.
         """
+        if outputs < 0:
+            raise InputError(f"{model} does not say how many classes it has; export it with a fixed output width")
         if len(self.classes) != outputs:
             raise InputError(
                 f"{self.name} has {len(self.classes)} classes but {model} has {outputs} outputs; "

@@ -22,7 +22,7 @@ _NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir
 
 
 def load_onnx(path: Path) -> ir.Model:
-    """Read an ONNX file with its external data, checked by ``onnx.checker``, constants lifted to initializers.
+    """Read an ONNX file with its external data: checked, constants as initializers, shapes inferred.
 
     Raises:
         InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
@@ -43,6 +43,7 @@ def load_onnx(path: Path) -> ir.Model:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     model = ir.from_proto(proto)
     common.LiftConstantsToInitializersPass()(model)
+    common.ShapeInferencePass()(model)
     return model
 
 

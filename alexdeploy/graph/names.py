@@ -39,8 +39,11 @@ def rename(model: ir.Model) -> ir.Model:
             if not output.is_graph_output():
                 output.name = node.name if len(node.outputs) == 1 else f"{node.name}.{output.index()}"
         for value, part in zip(node.inputs[1:], _PARAMETERS.get(node.op_type, ()), strict=False):
-            if value is not None and value.is_initializer() and len(value.uses()) == 1:
-                value.name = _unique(f"{node.name}.{part}", used)
+            if value is not None and value.const_value is not None and len(value.uses()) == 1:
+                name = _unique(f"{node.name}.{part}", used)
+                # the clone shares its tensors with the original, and renaming a value renames its tensor
+                value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
+                value.name = name
     return model
 
 

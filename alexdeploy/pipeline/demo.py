@@ -98,7 +98,8 @@ def _is_current(step: _Step) -> bool:
     except (InputError, GateError):
         return False
     same_parents = [parent.sha256 for parent in sidecar.parents] == [artifacts.sha256_file(p) for p in step.parents]
-    same_options = all(sidecar.options.get(key) == value for key, value in step.options.items())
+    options = msgspec.json.decode(msgspec.json.encode(step.options))  # as the sidecar stores them
+    same_options = all(sidecar.options.get(key) == value for key, value in options.items())
     return same_parents and same_options and sidecar.tool == __version__
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alexdeploy import artifacts
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
+from alexdeploy.graph.lower_lrn import lower_lrn
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import weighted_nodes
@@ -51,12 +53,16 @@ def calibrate(
     observers = {name: ActivationObserver(name) for name in tensors}
     inner = [name for name in tensors if name != spec.name]
     fed = 0
-    with OnnxRuntimeRunner(model_bytes(with_outputs(model, inner))) as runner:
-        for images, _ in chosen.batches(contract, batch_size):
-            activations = runner.run(images)
-            activations[spec.name] = images
-            for name, observer in observers.items():
-                observer.update(activations[name])
+    tapped = model_bytes(with_outputs(lower_lrn(model), inner))
+    with OnnxRuntimeRunner(tapped) as runner, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(2) as counters:
+        batches = chosen.batches(contract, batch_size)
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)  # decoded while this one is run and counted
+            images, _ = batch
+            activations = {**runner.run(images), spec.name: images}
+            seen = [activations[name] for name in observers]
+            list(counters.map(ActivationObserver.update, observers.values(), seen))
             fed += len(images)
             progress(fed, len(chosen))
     result = RangeFile(

@@ -1,0 +1,73 @@
+"""Small ONNX graphs, written with onnx.helper: independent of the passes they are used to test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def make_model(
+    nodes: Sequence[onnx.NodeProto],
+    weights: dict[str, Array],
+    *,
+    shape: Sequence[int | str] = ("batch", 3, 8, 8),
+    output: str = "logits",
+    rank: int = 4,
+) -> onnx.ModelProto:
+    """A checked model with input ``input`` (float) and one output of that rank."""
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None] * rank)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def conv_lrn_gemm(seed: int = 0, *, trans_b: int = 1, lrn_size: int = 5) -> onnx.ModelProto:
+    """conv1 (3→8, 3×3) relu1 lrn1 pool1 (2×2) flatten1 fc2 (→4)."""
+    random = np.random.default_rng(seed)
+    matrix = random.standard_normal((4, 8 * 4 * 4)).astype(np.float32) / 8
+    return make_model(
+        [
+            helper.make_node("Conv", ["input", "w1", "b1"], ["conv1"], "conv1", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["conv1"], ["relu1"], "relu1"),
+            helper.make_node("LRN", ["relu1"], ["lrn1"], "lrn1", size=lrn_size, alpha=1e-2, beta=0.75, bias=2.0),
+            helper.make_node("MaxPool", ["lrn1"], ["pool1"], "pool1", kernel_shape=[2, 2], strides=[2, 2]),
+            helper.make_node("Flatten", ["pool1"], ["flatten1"], "flatten1"),
+            helper.make_node("Gemm", ["flatten1", "w2", "b2"], ["logits"], "fc2", transB=trans_b),
+        ],
+        {
+            "w1": random.standard_normal((8, 3, 3, 3)).astype(np.float32) / 4,
+            "b1": random.standard_normal(8).astype(np.float32),
+            "w2": matrix if trans_b else np.ascontiguousarray(matrix.T),
+            "b2": random.standard_normal(4).astype(np.float32),
+        },
+        rank=2,
+    )
+
+
+def run(model: onnx.ModelProto | ir.Model, batch: Array, outputs: Sequence[str] | None = None) -> list[Array]:
+    """Outputs from ONNX Runtime without graph optimisation, so that what is written is what runs."""
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    onnx.checker.check_model(proto, full_check=True)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    results: list[Array] = session.run(outputs, {"input": batch})
+    return results
+
+
+def images(count: int = 5, shape: tuple[int, ...] = (3, 8, 8), seed: int = 1) -> Array:
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)

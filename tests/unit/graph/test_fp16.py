@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from alexdeploy.errors import InputError
+from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.model import precision_of
+from alexdeploy.graph.qdq import insert_qdq
+from alexdeploy.specs import Precision
+from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
+
+
+def types(model: ir.Model) -> dict[str, int]:
+    """Element type by value name, inferred by ONNX itself, strictly."""
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
+    return {v.name: v.type.tensor_type.elem_type for v in (*proto.graph.value_info, *proto.graph.output)}
+
+
+def test_close_to_fp32_with_float_ends_and_lrn_as_an_island() -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    half = to_fp16(model)
+    batch = images()
+    (expected,), (actual,) = run(model, batch), run(half, batch)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=5e-3, atol=5e-3)
+    assert precision_of(half) is Precision.FP16
+    found = types(half)
+    assert found["conv1"] == found["pool1"] == TensorProto.FLOAT16
+    assert found["lrn1"] == found["logits"] == TensorProto.FLOAT
+
+
+def test_lrn_survives_activations_whose_squares_overflow_fp16() -> None:
+    model = conv_lrn_gemm()
+    batch = images() * 300  # 300² is infinity in FP16
+    (expected,), (actual,) = run(model, batch), run(to_fp16(ir.from_proto(model)), batch)
+    assert np.isfinite(actual).all()
+    np.testing.assert_allclose(actual, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_int8_with_fp16_between_keeps_scales_in_fp32() -> None:
+    quantized = insert_qdq(ir.from_proto(conv_lrn_gemm()), {"input": 4.0, "flatten1": 2.0})
+    mixed = to_fp16(quantized)
+    assert precision_of(mixed) is Precision.INT8_FP16
+    for node in mixed.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale = node.inputs[1]
+            assert scale is not None
+            assert scale.dtype == ir.DataType.FLOAT
+    batch = images()
+    np.testing.assert_allclose(run(mixed, batch)[0], run(quantized, batch)[0], rtol=2e-2, atol=2e-2)
+    assert types(mixed)["conv1"] == TensorProto.FLOAT16
+
+
+def test_a_constant_beyond_fp16_makes_its_node_an_island() -> None:
+    nodes = [
+        helper.make_node("Mul", ["input", "big"], ["large"], "mul"),
+        helper.make_node("Mul", ["large", "small"], ["logits"], "back"),
+    ]
+    weights = {"big": np.asarray([1e6], np.float32), "small": np.asarray([1e-4], np.float32)}
+    model = make_model(nodes, weights)
+    half = to_fp16(ir.from_proto(model))
+    assert types(half)["large"] == TensorProto.FLOAT
+    big = half.graph.initializers["big"].const_value
+    assert big is not None
+    assert big.numpy()[0] == np.float32(1e6)
+
+
+def test_one_cast_serves_all_users_and_the_input_model_is_untouched() -> None:
+    nodes = [
+        helper.make_node("Relu", ["input"], ["a"], "a"),
+        helper.make_node("Neg", ["input"], ["b"], "b"),
+        helper.make_node("Add", ["a", "b"], ["logits"], "add"),
+    ]
+    model = ir.from_proto(make_model(nodes, {}))
+    before = ir.to_proto(model).SerializeToString()
+    half = to_fp16(model)
+    assert [node.op_type for node in half.graph].count("Cast") == 2, "one at the input, one at the output"
+    assert ir.to_proto(model).SerializeToString() == before
+    with pytest.raises(InputError, match="FP16"):
+        to_fp16(to_fp16(ir.from_proto(conv_lrn_gemm())))
