@@ -151,11 +151,11 @@ def write_sidecar(
     return sidecar
 
 
-def read_sidecar(path: Path) -> Sidecar:
+def read_sidecar(path: Path, kind: str | None = None) -> Sidecar:
     """The sidecar of ``path``, after checking that it belongs to these bytes.
 
     Raises:
-        InputError: ``path`` is missing or empty, or its sidecar is not one.
+        InputError: ``path`` is missing or empty, its sidecar is not one, or is of another kind than ``kind``.
         GateError: there is no sidecar, or the file was changed after its sidecar was written.
     """
     check_input(path)
@@ -164,10 +164,12 @@ def read_sidecar(path: Path) -> Sidecar:
         raise GateError(f"{path}: its sidecar {side.name} is missing; copy both files together or write it again")
     try:
         sidecar = msgspec.json.decode(side.read_bytes(), type=Sidecar)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{side}: not a sidecar of alexdeploy: {error}") from error
     if sidecar.schema > SCHEMA:
         raise InputError(f"{side}: schema {sidecar.schema} is newer than {SCHEMA}; upgrade alexdeploy")
+    if kind is not None and sidecar.kind != kind:
+        raise InputError(f"{path}: its sidecar says '{sidecar.kind}'; expected '{kind}'")
     found = sha256_file(path)
     if found != sidecar.sha256:
         raise GateError(

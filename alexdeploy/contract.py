@@ -8,6 +8,7 @@ is in ``alexdeploy.data.preprocess``.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal
 
 import msgspec
@@ -40,8 +41,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean and std need {self.channels} values each for color '{self.color}'")
-        if min(self.std) <= 0:
-            raise ValueError("std must be > 0")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ValueError("std must be > 0, and mean and std finite")
         if self.crop < 1 or (self.resize is not None and self.resize < 1):
             raise ValueError("crop and resize must be >= 1 pixel")
 
@@ -71,5 +72,5 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """
         try:
             return msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InputError(f"{origin}: its preprocessing contract is not readable: {error}") from error

@@ -44,6 +44,8 @@ class Parity:
 
 @dataclass(frozen=True)
 class ExportResult:
+    """What the written file holds, operator by operator, and how close it is to PyTorch."""
+
     ops: dict[str, int]
     parity: Parity
 

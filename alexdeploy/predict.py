@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from alexdeploy.data.dataset import UNREADABLE
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.data.sources import IMAGE_SUFFIXES
 from alexdeploy.errors import InputError, UnavailableError
@@ -80,6 +81,6 @@ def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
-    except OSError as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read image '{path}': {error}") from error
     return image

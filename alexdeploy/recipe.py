@@ -27,6 +27,10 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lrn: bool = True
     dropout: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout must be at least 0 and below 1")
+
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Knobs of the training loop. The learning rate follows one cycle (up, then down) over all steps."""
@@ -45,6 +49,8 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("epochs and batch_size must be >= 1")
         if not self.learning_rate > 0:
             raise ValueError("learning_rate must be > 0")
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ValueError("momentum must be at least 0 and below 1, weight_decay at least 0")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

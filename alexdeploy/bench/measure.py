@@ -86,6 +86,6 @@ def summarize(samples_ms: npt.NDArray[np.float64]) -> Latency:
         p90=float(p90),
         p99=float(p99),
         mean=float(np.mean(samples_ms)),
-        ci95=(float(ordered[low]), float(ordered[min(high, len(ordered) - 1)])),
+        ci95=(float(ordered[max(low - 1, 0)]), float(ordered[min(high, len(ordered) - 1)])),
         calls=len(samples_ms),
     )

@@ -6,7 +6,7 @@ import click
 
 from alexdeploy import artifacts
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data, output_option
-from alexdeploy.cli.output import print_json
+from alexdeploy.cli.output import note_skipped, print_json
 from alexdeploy.errors import UsageError
 
 
@@ -53,6 +53,8 @@ def command(
     parents = (artifacts.parent(checkpoint),) if checkpoint is not None else ()
     dataset = open_data(data, "val", data_root, skip_bad_images) if data else None
     images = real_images(loaded.contract, dataset)
+    if dataset is not None:
+        note_skipped(dataset)
     result = export_onnx(loaded.model, loaded.contract, output, real_images=images, parents=parents)
     if as_json:
         print_json({"model": str(output), "ops": result.ops, "parity": result.parity})

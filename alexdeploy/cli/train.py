@@ -42,9 +42,9 @@ def command(
     loaded = with_train_options(load_recipe(recipe), epochs=epochs, batch_size=batch_size, learning_rate=lr)
     from alexdeploy.train import Epoch, train
 
-    path = _checkpoint_path(out, loaded.network.name)
     learn = open_data(data, "train", data_root, skip_bad_images)
     judge = open_data(data, "val", data_root, skip_bad_images)
+    path = _checkpoint_path(out, loaded.network.name)
 
     def show(epoch: Epoch) -> None:
         note(
@@ -63,6 +63,7 @@ def command(
             on_step=lambda done, total: bar(f"training, step {done}/{total}", done / total),
         )
     note_skipped(learn)
+    note_skipped(judge)
     if as_json:
         print_json({"checkpoint": str(path), "top1": result.top1, "epochs": result.epochs})
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from PIL import Image
 from alexdeploy.contract import Contract
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError
+
+# what Pillow raises on files that are not, or not wholly, images
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class ImageDataset:
         try:
             image = self.read(index)
             image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise InputError(
                 f"{self.name}: cannot read image '{self.samples[index]}' ({error}); remove it, or use --skip-bad-images"
             ) from error
@@ -126,7 +130,7 @@ class ImageDataset:
                 "use the data set it was trained for"
             )
         if contract.labels and contract.labels != self.classes:
-            pairs = zip(contract.labels, self.classes, strict=True)
+            pairs = zip_longest(contract.labels, self.classes, fillvalue="nothing")
             ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
             raise InputError(f"{self.name} names class '{theirs}' where {model} has '{ours}'; the labels do not match")
 

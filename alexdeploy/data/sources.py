@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -89,7 +90,7 @@ def _read_idx(path: Path, dims: int) -> npt.NDArray[np.uint8]:
         if data[:4] != bytes([0, 0, 8, dims]):
             raise ValueError(f"header {data[:4].hex()}")
         return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(tuple(shape))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: not a gzipped IDX file of bytes ({error}); download it again") from error
 
 
@@ -99,7 +100,7 @@ def _folder(folder: Path, split: Split, skip_bad: bool) -> ImageDataset:
     if has_val and not has_train:
         raise InputError(f"{folder}: has 'val' but no 'train' folder; expected both, or only class folders")
     root = folder / split if has_val else folder / "train" if has_train else folder
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    classes = _class_folders(root)
     if not classes:
         loose = any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir())
         found = "images without class folders" if loose else "no class folders and no images"
@@ -129,8 +130,12 @@ def _folder(folder: Path, split: Split, skip_bad: bool) -> ImageDataset:
     )
 
 
+def _class_folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
 def _check_same_classes(folder: Path) -> None:
-    names = [{p.name for p in (folder / part).iterdir() if p.is_dir()} for part in ("train", "val")]
-    if names[0] != names[1]:
-        odd = sorted(names[0] ^ names[1])
+    train, val = _class_folders(folder / "train"), _class_folders(folder / "val")
+    if train != val:
+        odd = sorted(set(train) ^ set(val))
         raise InputError(f"{folder}: 'train' and 'val' hold different classes ({', '.join(odd[:5])})")

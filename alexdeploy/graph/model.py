@@ -42,7 +42,7 @@ def load_onnx(path: Path) -> ir.Model:
     except onnx.checker.ValidationError as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     model = ir.from_proto(proto)
-    common.LiftConstantsToInitializersPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass()(model)
     return model
 

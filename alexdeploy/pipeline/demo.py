@@ -44,6 +44,8 @@ class StepReport:
 
 @dataclass(frozen=True)
 class DemoReport:
+    """How long each step took, the benchmark at the end, and the files by step name."""
+
     steps: list[StepReport]
     bench: BenchReport
     artifacts: dict[str, Path]

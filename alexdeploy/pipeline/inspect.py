@@ -65,7 +65,7 @@ def _described(kind: str, layers: list[Layer], ops: dict[str, int] | None = None
 
 
 def _inspect_engine(path: Path) -> dict[str, Any]:
-    sidecar = artifacts.read_sidecar(path)
+    sidecar = artifacts.read_sidecar(path, "engine")
     kernels = sidecar.details["kernels"]
     return {
         "kind": "engine",

@@ -12,7 +12,7 @@ from alexdeploy.errors import InputError
 from alexdeploy.graph.lower_lrn import lower_lrn
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
 from alexdeploy.graph.taps import with_outputs
-from alexdeploy.graph.weighted import weighted_nodes
+from alexdeploy.graph.weighted import quantized_nodes, weighted_nodes
 from alexdeploy.quantize.methods import ranges
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
@@ -43,6 +43,8 @@ def calibrate(
         InputError: a model without contract or weighted layers, a fixed batch, an unreadable image, NaN or Inf.
     """
     model = load_onnx(model_path)
+    if quantized_nodes(model):
+        raise InputError(f"{model_path}: is quantized already; calibrate the float model it was made from")
     contract = contract_of(model, str(model_path))
     tensors = list(dict.fromkeys(str(node.activation.name) for node in weighted_nodes(model)))
     if not tensors:

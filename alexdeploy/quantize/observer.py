@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,12 +11,13 @@ from alexdeploy.errors import InputError
 
 BINS = 2048
 _BLOCK = 1 << 15
+_SMALLEST_LIMIT = 2.0**-100  # so that BINS / limit is a float32
 
 
 class ActivationObserver:
     """A histogram of |x| over ``BINS`` equal bins from 0 to ``limit``, its exact maximum, and the samples seen.
 
-    ``limit`` is the smallest power of two that holds every value so far. When a larger value arrives it doubles and
+    ``limit`` is the smallest power of two above every value so far. When a larger value arrives it doubles and
     neighbouring bins merge; with powers of two that is exact, so the histogram depends neither on the order of the
     samples nor on how they were batched.
 
@@ -60,16 +63,13 @@ class ActivationObserver:
             np.abs(block, out=into)
             np.multiply(into, np.float32(BINS / self.limit), out=into)
             np.copyto(index, into, casting="unsafe")
-            counts = np.bincount(index, minlength=BINS)
-            if len(counts) > BINS:  # |x| == limit belongs to the last bin
-                counts[BINS - 1] += counts[BINS]
-            self.counts += counts[:BINS]
+            self.counts += np.bincount(index, minlength=BINS)
 
     def _grow(self, largest: float) -> None:
         if self.limit == 0.0:
-            self.limit = float(2.0 ** np.ceil(np.log2(largest)))
+            self.limit = max(_SMALLEST_LIMIT, math.ldexp(1.0, math.frexp(largest)[1]))
             self.counts[0] += self._zeros
-        while largest > self.limit:
+        while largest >= self.limit:
             merged = self.counts.reshape(BINS // 2, 2).sum(axis=1)
             self.counts[: BINS // 2] = merged
             self.counts[BINS // 2 :] = 0

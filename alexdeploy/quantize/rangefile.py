@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def load_ranges(path: Path) -> RangeFile:
     artifacts.check_input(path)
     try:
         ranges = msgspec.json.decode(path.read_bytes(), type=RangeFile)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a range file of alexdeploy calibrate: {error}") from error
     if ranges.schema != SCHEMA:
         raise InputError(f"{path}: range file schema {ranges.schema}, expected {SCHEMA}; calibrate again")
@@ -93,5 +94,7 @@ def load_ranges(path: Path) -> RangeFile:
     for name, values in ranges.tensors.items():
         if needed - values.keys():
             raise InputError(f"{path}: tensor '{name}' lacks {', '.join(sorted(needed - values.keys()))}")
+        if not all(math.isfinite(value) and value >= 0 for value in values.values()):
+            raise InputError(f"{path}: tensor '{name}' has a range that is negative or not a number; calibrate again")
     ranges.check_receipt()
     return ranges

@@ -40,8 +40,8 @@ def quantize_onnx(
 
 def quantized(model_path: Path, ranges: RangeFile, *, method: str, fp16: bool) -> ir.Model:
     """The same in memory."""
-    ranges.check_model(model_path)
     model = load_onnx(model_path)
+    ranges.check_model(model_path)
     contract = contract_of(model, str(model_path))
     if contract.fingerprint != ranges.contract:
         raise GateError(f"the ranges were calibrated with other preprocessing than {model_path} names; calibrate again")

@@ -102,7 +102,7 @@ def _describe_onnx(path: Path) -> _Description:
 
 
 def _describe_engine(path: Path) -> _Description:
-    details = artifacts.read_sidecar(path).details
+    details = artifacts.read_sidecar(path, "engine").details
     try:
         contract = msgspec.convert(details["contract"], Contract)
         return contract, Precision(details["precision"]), int(details["classes"]), (str(details["builder"]),)

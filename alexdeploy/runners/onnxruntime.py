@@ -43,16 +43,26 @@ class OnnxRuntimeRunner(Runner):
         if len(inputs) != 1:
             raise InputError(f"expected a model with one input, found {len(inputs)}")
         self.input = TensorSpec(inputs[0].name, tuple(inputs[0].shape), _DTYPES.get(inputs[0].type, inputs[0].type))
+        if self.input.dtype != "float32":
+            raise InputError(f"the model takes {self.input.dtype} images; this runner feeds float32, so export it so")
         self.output_names = [output.name for output in self._session.get_outputs()]
         last = self._session.get_outputs()[0].shape[-1:]
         self.classes = last[0] if last and isinstance(last[0], int) else -1
 
     def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs by name."""
-        self.check_batch(batch)
-        return dict(zip(self.output_names, self._session.run(None, {self.input.name: batch}), strict=True))
+        return dict(zip(self.output_names, self._outputs(batch, self.output_names), strict=True))
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return self._outputs(batch, self.output_names[:1])[0]
+
+    def _outputs(self, batch: npt.NDArray[np.float32], names: list[str]) -> list[npt.NDArray[np.float32]]:
+        """Run the batch; where the model's batch is frozen, in pieces of that size, the last one filled with zeros."""
         self.check_batch(batch)
-        result: npt.NDArray[np.float32] = self._session.run(self.output_names[:1], {self.input.name: batch})[0]
-        return result
+        size = self.input.shape[0]
+        if not isinstance(size, int) or size == len(batch):
+            results: list[npt.NDArray[np.float32]] = self._session.run(names, {self.input.name: batch})
+            return results
+        padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
+        pieces = [self._session.run(names, {self.input.name: piece}) for piece in np.split(padded, len(padded) // size)]
+        return [np.concatenate(parts)[: len(batch)] for parts in zip(*pieces, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import safetensors
@@ -17,6 +18,7 @@ from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
 from alexdeploy.zoo.registry import build_network
 
+_Decoded = TypeVar("_Decoded")
 _RECIPE, _CONTRACT, _METRICS = "alexdeploy.recipe", "alexdeploy.contract", "alexdeploy.metrics"
 
 
@@ -65,9 +67,9 @@ def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
     """
     weights, metadata = _read(path)
     if _RECIPE in metadata and _CONTRACT in metadata:
-        recipe = _decode_recipe(metadata[_RECIPE], path)
+        recipe = _decode(metadata[_RECIPE], Recipe, f"{path}: the recipe")
         contract = Contract.from_json(metadata[_CONTRACT], str(path))
-        metrics: dict[str, float] = msgspec.json.decode(metadata.get(_METRICS, "{}"))
+        metrics = _decode(metadata.get(_METRICS, "{}"), dict[str, float], f"{path}: the metrics")
         if network not in (None, recipe.network.name):
             raise UsageError(f"{path} holds '{recipe.network.name}', not '{network}'; leave --network out")
     elif network is None:
@@ -98,11 +100,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}, metadata
 
 
-def _decode_recipe(text: str, path: Path) -> Recipe:
+def _decode(text: str, kind: type[_Decoded], what: str) -> _Decoded:
     try:
-        return msgspec.json.decode(text, type=Recipe)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{path}: the recipe in it is not readable: {error}") from error
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} in its metadata cannot be read: {error}") from error
 
 
 def _classes(weights: dict[str, Tensor], path: Path) -> int:

@@ -13,7 +13,7 @@ from tests.helpers.graphs import images, make_model, run
 @pytest.mark.parametrize("size", [1, 3, 5, 9, 15])
 @pytest.mark.parametrize("beta", [0.75, 0.5])
 def test_the_lowered_form_computes_the_literal_formula(size: int, beta: float) -> None:
-    """y = x / (bias + alpha/size · Σ x²)^beta over channels max(0, c-⌊(n-1)/2⌋) … min(C-1, c+⌈(n-1)/2⌉) (ONNX, LRN)."""
+    """The ONNX specification: x / (bias + alpha/size · Σ x²)^beta over channels c-⌊(n-1)/2⌋ … c+⌈(n-1)/2⌉."""
     node = helper.make_node("LRN", ["input"], ["logits"], "lrn1", size=size, alpha=2.0, beta=beta, bias=1.5)
     model = ir.from_proto(make_model([node], {}, shape=("batch", 12, 4, 4)))
     x = images(2, (12, 4, 4)).astype(np.float64)

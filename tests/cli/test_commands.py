@@ -1,0 +1,360 @@
+"""Every command does what its help says, and ``--json`` keeps the contract of outside tests."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from alexdeploy import artifacts
+from alexdeploy.cli import COMMANDS, cli
+from tests.cli.conftest import Result, Run
+
+OPS = {"Conv": 5, "Flatten": 1, "Gemm": 3, "LRN": 2, "MaxPool": 3, "Relu": 7}
+WEIGHTED = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+PARAMETERS = 4_412_810  # of alexnet-mnist with ten classes, by hand
+METHODS = {"minmax", "entropy", "percentile", "mse"}
+
+
+def json_of(result: Result) -> dict[str, Any]:
+    """The one object on stdout of a command that went well."""
+    assert result.code == 0, result.err
+    assert "Traceback" not in result.err
+    value = json.loads(result.out)
+    assert isinstance(value, dict)
+    return value
+
+
+def sidecar_of(path: Path, kind: str, *parents: Path) -> artifacts.Sidecar:
+    """The sidecar, which must match the file and name its parents."""
+    sidecar = artifacts.read_sidecar(path)
+    assert sidecar.kind == kind
+    assert [parent.sha256 for parent in sidecar.parents] == [artifacts.sha256_file(parent) for parent in parents]
+    return sidecar
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_has_an_example(command: str, option: str, run: Run) -> None:
+    result = run(command, option)
+    assert result.code == 0
+    assert f"Example: alexdeploy {command}" in " ".join(result.out.split())
+    assert result.err == ""
+
+
+def test_the_group_lists_every_command_and_tells_its_version(run: Run) -> None:
+    from alexdeploy import __version__
+
+    listed = run("--help")
+    assert listed.code == 0
+    assert all(f"\n  {command} " in listed.out for command in COMMANDS)
+    assert run("--version") == (0, f"alexdeploy, version {__version__}\n", "")
+
+
+def test_without_a_command_the_help_is_shown(run: Run) -> None:
+    result = run()
+    assert (result.code, result.out) == (2, "")
+    assert "Commands:" in result.err
+
+
+def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
+    from alexdeploy.quantize.methods import METHODS
+    from alexdeploy.quantize.write import DEFAULT_METHOD, DIALECTS
+    from alexdeploy.runners.artifact import RUNTIMES
+
+    def option(command: str, name: str) -> Any:
+        found = cli.get_command(click.Context(cli), command)
+        assert found is not None
+        return next(parameter for parameter in found.params if parameter.name == name)
+
+    for command in ("quantize", "build-engine"):
+        assert set(option(command, "method").type.choices) == set(METHODS)
+        assert option(command, "method").default == DEFAULT_METHOD
+    assert tuple(option("quantize", "target").type.choices) == DIALECTS
+    assert tuple(option("bench", "runtimes").type.choices) == RUNTIMES
+
+
+def test_train_writes_a_checkpoint_that_names_its_classes(run: Run, pictures: Path, out: Path) -> None:
+    result = json_of(run("train", "alexnet-mnist", "--data", pictures, "--epochs", 1, "--out", out, "--json"))
+    path = out / "alexnet-mnist.safetensors"
+    assert result["checkpoint"] == str(path)
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1]
+    assert 0 <= result["top1"] <= 1
+    assert sidecar_of(path, "checkpoint").options["recipe"]["train"]["epochs"] == 1
+    assert json_of(run("inspect", path, "--json"))["contract"]["labels"] == list("0123456789")
+
+
+def test_exported_ops_keep_lrn_native_and_the_checkpoint_is_the_parent(checkpoint: Path, model: Path) -> None:
+    import onnx
+
+    sidecar = sidecar_of(model, "onnx", checkpoint)
+    assert max(sidecar.details["parity"].values()) <= 1e-5
+    proto = onnx.load(model)
+    assert {op: sum(node.op_type == op for node in proto.graph.node) for op in OPS} == OPS
+    assert len(proto.graph.node) == sum(OPS.values())
+
+
+def test_fresh_weights_of_one_seed_export_to_the_same_bytes(run: Run, out: Path) -> None:
+    command = ["export", "--network", "alexnet-mnist", "--classes", 10, "--json"]
+    results = [
+        json_of(run(*command, "--seed", seed, "-o", out / f"{name}.onnx")) for name, seed in (("a", 0), ("b", 0))
+    ]
+    assert (out / "a.onnx").read_bytes() == (out / "b.onnx").read_bytes()
+    assert results[0] == {**results[1], "model": str(out / "a.onnx")}
+    assert results[0]["ops"] == OPS
+    parity = results[0]["parity"]
+    assert parity["batches"] == [1, 2, 5]
+    assert 0 <= max(parity["random_inputs"], parity["real_inputs"]) <= parity["tolerance"] == 1e-5
+
+
+def test_calibrate_writes_every_method_and_a_receipt_per_tensor(run: Run, model: Path, ranges: Path, out: Path) -> None:
+    path = out / "again.json"
+    shown = json_of(run("calibrate", model, "--data", "digits", "--samples", 32, "-o", path, "--json"))
+    written = json.loads(path.read_text())
+    assert path.read_bytes() == ranges.read_bytes()
+    assert (shown["ranges"], shown["samples"], shown["tensors"]) == (str(path), 32, written["tensors"])
+    assert written["schema"] == 1
+    assert written["model_sha256"] == artifacts.sha256_file(model)
+    assert written["samples"] == 32
+    assert len(written["tensors"]) == len(WEIGHTED)
+    for values in written["tensors"].values():
+        assert values.keys() == METHODS | {"samples"}
+        assert values["samples"] == 32
+        assert all(0 < values[method] <= values["minmax"] for method in METHODS)
+    sidecar_of(path, "ranges", model)
+
+
+def test_calibrate_says_when_there_are_fewer_images_than_asked_for(
+    run: Run, model: Path, pictures: Path, out: Path
+) -> None:
+    result = run("calibrate", model, "--data", pictures, "--samples", 99, "-o", out / "r.json", "--json")
+    assert json_of(result)["samples"] == 10
+    assert "99 samples asked for" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "precision"),
+    [
+        ([], "mse", "int8"),
+        (["--method", "entropy"], "entropy", "int8"),
+        (["--method", "percentile", "--fp16"], "percentile", "int8+fp16"),
+    ],
+)
+def test_quantize_puts_every_layer_between_q_and_dq(
+    options: list[str], method: str, precision: str, run: Run, model: Path, ranges: Path, out: Path
+) -> None:
+    path = out / "q.onnx"
+    result = json_of(run("quantize", model, "--ranges", ranges, *options, "--for", "tensorrt", "-o", path, "--json"))
+    assert (result["model"], result["method"], result["for"]) == (str(path), method, "tensorrt")
+    assert result["precision"] == precision
+    assert result["quantized"] == WEIGHTED
+    assert (result["ops"]["QuantizeLinear"], result["ops"]["DequantizeLinear"]) == (8, 16)
+    assert {op: result["ops"][op] for op in OPS} == OPS
+    assert sidecar_of(path, "onnx", model, ranges).options["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("options", "precisions"),
+    [
+        ("", {"INT8": 0, "HALF": 0, "FLOAT": 8}),
+        ("--fp16", {"INT8": 0, "HALF": 8, "FLOAT": 0}),
+        ("--int8 --ranges {ranges}", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
+        ("--int8 --fp16 --ranges {ranges}", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
+        ("--int8 --data {pictures} --samples 10", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
+    ],
+)
+def test_build_engine_computes_in_the_type_asked_for(
+    options: str,
+    precisions: dict[str, int],
+    run: Run,
+    model: Path,
+    ranges: Path,
+    pictures: Path,
+    tensorrt_rtx: str,
+    out: Path,
+) -> None:
+    path = out / "x.engine"
+    words = options.format(ranges=ranges, pictures=pictures).split()
+    common = ["--builder", tensorrt_rtx, "--batch", "1:2:4", "--strict", "-o", path, "--json"]
+    result = json_of(run("build-engine", model, *words, *common))
+    assert (result["engine"], result["builder"]) == (str(path), "tensorrt-rtx")
+    assert result["precisions"] == precisions
+    assert list(result["layer_precisions"]) == WEIGHTED
+    assert result["float_layers"] == []
+    assert result["size_bytes"] == path.stat().st_size > 0
+    sidecar = sidecar_of(path, "engine", model)
+    assert (sidecar.details["profile"], sidecar.details["classes"]) == ("1:2:4", 10)
+
+
+def test_build_engine_takes_a_quantized_model_as_it_is(int8: Path, engine: Path) -> None:
+    sidecar = sidecar_of(engine, "engine", int8)
+    assert sidecar.details["precisions"] == {"INT8": 8, "HALF": 0, "FLOAT": 0}
+    assert sidecar.options["ranges"] is None
+
+
+def test_bench_compares_what_runs_and_skips_what_does_not(
+    run: Run, checkpoint: Path, model: Path, int8: Path, engine: Path, pictures: Path
+) -> None:
+    from alexdeploy.engine.versions import why_no_cuda
+
+    paths = [checkpoint, model, int8, engine]
+    report = json_of(run("bench", *paths, "--data", pictures, "--batch", "1,2", "--seconds", 0.01, "--json"))
+    assert {"cpu", "cores", "python", "libraries", "cuda"} <= report["environment"].keys()
+    rows = report["rows"]
+    expected = [(str(path), batch) for path in paths for batch in (1, 2)]
+    assert [(row["artifact"], row["batch"]) for row in rows] == expected
+    runtimes = ["pytorch", "onnxruntime-cpu", "onnxruntime-cpu", "tensorrt-rtx"]
+    assert [row["runtime"] for row in rows[::2]] == runtimes
+    assert [row["precision"] for row in rows[::2]] == ["fp32", "fp32", "int8", "int8"]
+    assert [row["size_bytes"] for row in rows[::2]] == [path.stat().st_size for path in paths]
+    for row in rows[:6]:
+        assert (row["status"], row["reason"]) == ("ok", None)
+        latency = row["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert latency["mean"] > 0
+        assert latency["ci95"][0] <= latency["p50"] <= latency["ci95"][1]
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / latency["p50"])
+        assert 0 <= row["top1"] <= row["top5"] <= 1
+        assert 0 <= row["agreement"] <= 1
+    assert rows[0]["agreement"] == rows[2]["agreement"] == 1.0
+    for row in rows[6:]:
+        assert row["status"] == "skipped"
+        assert "no CUDA device" in row["reason"] or why_no_cuda() is None
+        figures = ("latency_ms", "images_per_s", "top1", "top5", "agreement")
+        assert [row[figure] for figure in figures] == [None] * 5
+
+
+def test_bench_on_one_runtime_shows_a_table_and_notes_go_to_stderr(run: Run, model: Path, pictures: Path) -> None:
+    result = run("bench", model, "--data", pictures, "--batch", 1, "--runtime", "onnxruntime-cpu", "--seconds", 0.01)
+    assert result.code == 0
+    assert "net.onnx" in result.out
+    assert "100.00%" in result.out
+    assert "Latency: median per batch" in result.err
+
+
+def test_a_skipped_row_of_the_table_shows_no_figure(run: Run, model: Path, engine: Path, pictures: Path) -> None:
+    result = run("bench", model, engine, "--data", pictures, "--batch", 1, "--seconds", 0.01)
+    (row,) = [line for line in result.out.splitlines() if engine.name in line]
+    cells = [cell.strip() for cell in row.strip("│┃| ").split("│")]
+    assert cells[1:3] == ["tensorrt-rtx", "int8"]
+    assert set(cells[4:]) == {"-", "skipped"}
+    assert "skipped on tensorrt-rtx: " in result.err
+
+
+def test_predict_labels_files_and_folders_in_order(run: Run, model: Path, pictures: Path) -> None:
+    first, folder = pictures / "val" / "7" / "digit-0.png", pictures / "train"
+    result = json_of(run("predict", model, first, folder, "--json"))
+    predictions = result["predictions"]
+    assert result["artifact"] == str(model)
+    assert [p["image"] for p in predictions] == [str(first), *map(str, sorted(folder.rglob("*.png")))]
+    assert {p["label"] for p in predictions} <= set("0123456789")
+    assert all(0.1 <= p["probability"] <= 1 for p in predictions)
+
+
+def test_predict_writes_csv_and_agrees_between_checkpoint_and_model(
+    run: Run, checkpoint: Path, model: Path, pictures: Path, out: Path
+) -> None:
+    tables = []
+    for artifact in (checkpoint, model):
+        path = out / f"{artifact.name}.csv"
+        result = run("predict", artifact, pictures, "--out", path)
+        assert (result.code, result.err) == (0, "")
+        assert result.out == f"{path}: 20 predictions\n"
+        tables.append(list(csv.DictReader(path.read_text().splitlines())))
+    assert tables[0][0].keys() == {"image", "label", "probability"}
+    assert [row["label"] for row in tables[0]] == [row["label"] for row in tables[1]]
+
+
+def test_predict_prints_a_line_per_image(run: Run, model: Path, pictures: Path) -> None:
+    result = run("predict", model, pictures / "val")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 10
+    assert result.out.startswith(f"{pictures / 'val' / '0' / 'digit-0.png'}: ")
+
+
+def test_predict_with_an_engine_says_why_it_cannot_run(run: Run, engine: Path, pictures: Path) -> None:
+    result = run("predict", engine, pictures)
+    assert (result.code, result.out) == (4, "")
+    assert result.err.startswith(f"error: {engine} cannot run here: tensorrt-rtx: ")
+
+
+def test_inspect_counts_the_same_in_checkpoint_network_and_model(run: Run, checkpoint: Path, model: Path) -> None:
+    network = ["--network", "alexnet-mnist", "--classes", 10]
+    found = {
+        "checkpoint": json_of(run("inspect", checkpoint, "--json")),
+        "onnx": json_of(run("inspect", model, "--json")),
+        "network": json_of(run("inspect", *network, "--json")),
+    }
+    for kind, result in found.items():
+        assert result["kind"] == kind
+        assert result["parameters"] == PARAMETERS
+        assert result["macs"] == found["onnx"]["macs"] == sum(layer["macs"] for layer in result["layers"])
+        assert {op: result["ops"][op] for op in ("Conv", "Gemm", "LRN", "MaxPool", "Relu")} == {
+            op: count for op, count in OPS.items() if op != "Flatten"
+        }
+        assert all({"name", "type", "precision", "output_shape"} <= layer.keys() for layer in result["layers"])
+    layers = found["onnx"]["layers"]
+    assert [layer["name"] for layer in layers if layer["macs"]] == WEIGHTED
+    assert layers[0]["output_shape"] == [64, 28, 28]
+    assert layers[0]["macs"] == 64 * 9 * 28 * 28
+
+
+def test_inspect_knows_the_published_size_of_alexnet(run: Run) -> None:
+    result = json_of(run("inspect", "--network", "alexnet", "--json"))
+    assert result["parameters"] == 60_965_224  # bvlc_alexnet, groups included
+    assert result["macs"] == 724_406_816
+    assert result["layers"][0]["output_shape"] == [96, 55, 55]
+
+
+def test_inspect_of_a_quantized_model_shows_int8_layers(run: Run, int8: Path) -> None:
+    layers = json_of(run("inspect", int8, "--json"))["layers"]
+    assert [layer["name"] for layer in layers if layer["precision"] == "INT8"] == WEIGHTED
+
+
+def test_inspect_of_an_engine_lists_its_kernels(run: Run, engine: Path) -> None:
+    result = json_of(run("inspect", engine, "--json"))
+    assert (result["kind"], result["builder"], result["profile"]) == ("engine", "tensorrt-rtx", "1:8:64")
+    assert result["precisions"] == {"INT8": 8, "HALF": 0, "FLOAT": 0}
+    assert result["layer_precisions"] == dict.fromkeys(WEIGHTED, "INT8")
+    assert result["size_bytes"] == engine.stat().st_size
+    assert sum(result["ops"].values()) == len(result["layers"]) > 0
+    assert all({"name", "type", "precision"} <= layer.keys() for layer in result["layers"])
+
+
+@pytest.mark.parametrize("fixture", ["checkpoint", "model", "int8", "engine"])
+def test_inspect_shows_a_table(fixture: str, run: Run, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(fixture)
+    result = run("inspect", path)
+    assert (result.code, result.err) == (0, "")
+    assert path.name in result.out
+    assert "precision" in result.out
+
+
+def test_doctor_tries_every_backend_and_finds_none_broken(run: Run) -> None:
+    findings = json_of(run("doctor", "--json"))["findings"]
+    status = {finding["backend"]: finding["status"] for finding in findings}
+    assert list(status) == [
+        "pytorch",
+        "onnxruntime-cpu",
+        "openvino",
+        "tensorrt-rtx (build)",
+        "tensorrt (build)",
+        "cuda device",
+    ]
+    assert (status["pytorch"], status["onnxruntime-cpu"]) == ("ok", "ok")
+    assert set(status.values()) <= {"ok", "missing"}, findings
+    assert all(finding["detail"] for finding in findings)
+
+
+def test_doctor_exits_4_when_a_backend_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alexdeploy.pipeline.doctor import Finding
+
+    finding = Finding("pytorch", "broken", "RuntimeError: no kernel [for] this")
+    monkeypatch.setattr("alexdeploy.pipeline.doctor.examine", lambda: [finding])
+    result = run("doctor")
+    assert result.code == 4
+    assert "no kernel [for] this" in result.out

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexdeploy.contract import Contract
+from alexdeploy.data.dataset import ImageDataset, split_by_name
+from alexdeploy.data.preprocess import preprocess
+from alexdeploy.errors import InputError
+
+CONTRACT = Contract(color="gray", crop=2, mean=(0.0,), std=(1.0,))
+
+
+def _dataset(count: int = 10, bad: Collection[int] = (), *, skip_bad: bool = False) -> ImageDataset:
+    """``count`` images of one gray each (10, 20, …) in two classes, one after the other."""
+
+    def read(index: int) -> Image.Image:
+        if index in bad:
+            raise OSError("truncated")
+        return Image.new("L", (3, 4), 10 * (index + 1))
+
+    labels = np.arange(count, dtype=np.int64) * 2 // count
+    samples = [f"{label}/{index}.png" for index, label in enumerate(labels)]
+    return ImageDataset("set/val", ("cat", "dog"), samples, labels, read, skip_bad)
+
+
+def _grays(dataset: ImageDataset) -> list[object]:
+    return [image.getpixel((0, 0)) for _, image in dataset.images()]
+
+
+def test_batches_hold_every_preprocessed_image_in_order() -> None:
+    dataset = _dataset(10)
+    batches = list(dataset.batches(CONTRACT, 4))
+    assert [len(images) for images, _ in batches] == [4, 4, 2]
+    expected = np.stack([preprocess(dataset.read(i), CONTRACT) for i in range(10)])
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), expected)
+    assert np.concatenate([labels for _, labels in batches]).tolist() == [0] * 5 + [1] * 5
+
+
+def test_a_full_last_batch_is_not_followed_by_an_empty_one() -> None:
+    assert [len(images) for images, _ in _dataset(8).batches(CONTRACT, 4)] == [4, 4]
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_an_image_asked_for_by_number_that_cannot_be_read_is_named(skip_bad: bool) -> None:
+    with pytest.raises(InputError, match=r"set/val: cannot read image '0/3\.png' \(truncated\)"):
+        _dataset(bad={3}, skip_bad=skip_bad).image(3)
+
+
+def test_an_unreadable_image_ends_the_reading() -> None:
+    with pytest.raises(InputError, match=r"0/3\.png"):
+        list(_dataset(bad={3}).batches(CONTRACT, 4))
+
+
+def test_skipped_images_take_their_labels_with_them() -> None:
+    batches = list(_dataset(bad={0, 1, 7}, skip_bad=True).batches(CONTRACT, 4))
+    pixels = [float(image.max()) * 255 for images, _ in batches for image in images]
+    assert np.round(pixels).tolist() == [30, 40, 50, 60, 70, 90, 100]
+    assert np.concatenate([labels for _, labels in batches]).tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_an_image_skipped_twice_is_counted_once() -> None:
+    dataset = _dataset(bad={1, 7}, skip_bad=True)
+    assert len(_grays(dataset)) == len(_grays(dataset)) == 8
+    assert dataset.skipped == ["0/1.png", "1/7.png"]
+
+
+def test_a_subset_counts_what_it_skips_with_the_whole() -> None:
+    dataset = _dataset(bad={0}, skip_bad=True)
+    assert len(_grays(dataset.subset(4))) == 3
+    assert dataset.skipped == ["0/0.png"]
+
+
+def test_a_data_set_without_one_readable_image_is_refused_even_when_bad_ones_are_skipped() -> None:
+    with pytest.raises(InputError, match="none of the 3 images can be read"):
+        list(_dataset(3, bad={0, 1, 2}, skip_bad=True).images())
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_a_subset_is_spread_over_the_whole_with_both_ends(count: int) -> None:
+    subset = _dataset(100).subset(count)
+    numbers = [int(sample.split("/")[1].removesuffix(".png")) for sample in subset.samples]
+    assert (len(subset), numbers[0], numbers[-1]) == (count, 0, 99)
+    assert np.ptp(np.diff(numbers)) <= 1
+    assert subset.labels.tolist() == [number // 50 for number in numbers]
+
+
+def test_a_subset_reads_the_images_that_it_names() -> None:
+    subset = _dataset(10).subset(4)
+    assert _grays(subset) == [10 * (int(sample[2:-4]) + 1) for sample in subset.samples]
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_a_subset_of_at_least_all_images_is_the_whole(count: int) -> None:
+    assert list(_dataset(10).subset(count).samples) == list(_dataset(10).samples)
+
+
+def test_the_fingerprint_is_the_sha256_of_names_and_labels() -> None:
+    text = "set/val\n0/0.png\t0\n0/1.png\t0\n1/2.png\t1\n1/3.png\t1"
+    assert _dataset(4).fingerprint == hashlib.sha256(text.encode()).hexdigest()
+
+
+def _contract_with(*labels: str) -> Contract:
+    return Contract(color="gray", crop=2, mean=(0.0,), std=(1.0,), labels=labels)
+
+
+def test_a_data_set_with_the_models_labels_is_accepted() -> None:
+    _dataset().check_labels(_contract_with("cat", "dog"), 2, "model.onnx")
+    _dataset().check_labels(_contract_with(), 2, "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "complaint"),
+    [
+        ((), 3, r"set/val has 2 classes but model\.onnx has 3 outputs"),
+        (("cat", "dog", "owl"), 3, r"set/val has 2 classes but model\.onnx has 3 outputs"),
+        (("cat", "cow"), 2, r"set/val names class 'dog' where model\.onnx has 'cow'"),
+        (("dog", "cat"), 2, r"set/val names class 'cat' where model\.onnx has 'dog'"),
+        (("cat", "dog", "owl"), 2, "labels do not match"),
+        (("cat",), 2, "labels do not match"),
+    ],
+)
+def test_a_data_set_of_other_classes_is_refused(labels: tuple[str, ...], outputs: int, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        _dataset().check_labels(_contract_with(*labels), outputs, "model.onnx")
+
+
+def test_the_held_out_names_are_those_with_the_smallest_hashes() -> None:
+    names = [f"photo-{i}.jpg" for i in range(50)]
+    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    held_out = {name for name, out in zip(names, split_by_name(names), strict=True) if out}
+    assert held_out == set(ranked[:10])
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_names() -> None:
+    names = [f"photo-{i}.jpg" for i in range(50)]
+    assert split_by_name(names[::-1]) == split_by_name(names)[::-1]
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(0, 0), (1, 0), (2, 1), (3, 1), (10, 2), (1797, 359)])
+def test_the_held_out_share_is_a_fifth_with_one_on_each_side(count: int, held_out: int) -> None:
+    assert sum(split_by_name([str(i) for i in range(count)])) == held_out
+
+
+def test_the_fingerprint_tells_splits_apart() -> None:
+    dataset = _dataset(4)
+    others = [replace(dataset, name="set/train"), replace(dataset, labels=1 - dataset.labels), dataset.subset(3)]
+    assert len({each.fingerprint for each in (dataset, *others)}) == 4
