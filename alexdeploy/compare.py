@@ -29,3 +29,13 @@ def topk_accuracy(logits: FloatArray, labels: npt.NDArray[np.integer], k: int) -
     k = min(k, logits.shape[1])
     best = np.argpartition(logits, -k, axis=1)[:, -k:]
     return float(np.mean(np.any(best == labels[:, None], axis=1)))
+
+
+def sqnr_db(actual: FloatArray, reference: FloatArray) -> float:
+    """Signal-to-quantization-noise ratio, 10·log10(Σ reference² / Σ (actual - reference)²); inf for no difference."""
+    exact = reference.astype(np.float64)
+    noise = float(np.sum((actual.astype(np.float64) - exact) ** 2))
+    signal = float(np.sum(exact**2))
+    if noise == 0.0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from alexdeploy.errors import InputError, UsageError, unknown_name
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "models"
 _INSTALLED = Path(__file__).resolve().parent / "recipes"
+_Decoded = TypeVar("_Decoded")
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +62,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: TrainSettings
 
 
+class _PreprocessOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    preprocess: Contract
+
+
 def recipe_names() -> list[str]:
     """Names of the networks that this installation has a recipe for, sorted."""
     return sorted(_bundled())
@@ -79,15 +84,34 @@ def load_recipe(name_or_path: str) -> Recipe:
         UsageError: neither a known network nor a file that looks like a recipe.
         InputError: the file is missing, not TOML, has an unknown key or a value of the wrong kind.
     """
+    path = _recipe_file(name_or_path)
+    return parse_recipe(path.read_bytes(), str(path))
+
+
+def load_contract(name_or_path: str) -> Contract:
+    """The preprocessing of a network's recipe, of a recipe file, or of a TOML file with nothing but [preprocess].
+
+    Raises:
+        UsageError, InputError: see ``load_recipe``.
+    """
+    path = _recipe_file(name_or_path)
+    text = path.read_bytes()
+    content = _decode(text, str(path), dict[str, Any])
+    if content.keys() & {"network", "train"}:
+        return parse_recipe(text, str(path)).preprocess
+    return _decode(text, str(path), _PreprocessOnly).preprocess
+
+
+def _recipe_file(name_or_path: str) -> Path:
     bundled = _bundled()
     if name_or_path in bundled:
-        return parse_recipe(bundled[name_or_path].read_bytes(), str(bundled[name_or_path]))
+        return bundled[name_or_path]
     path = Path(name_or_path)
     if path.suffix != ".toml" and not path.is_file():
         raise UsageError(unknown_name("network", name_or_path, list(bundled)))
     if not path.is_file():
         raise InputError(f"{path}: no such recipe file; check the path, or name one of: {', '.join(sorted(bundled))}")
-    return parse_recipe(path.read_bytes(), str(path))
+    return path
 
 
 def parse_recipe(text: bytes, origin: str) -> Recipe:
@@ -96,15 +120,19 @@ def parse_recipe(text: bytes, origin: str) -> Recipe:
     Raises:
         InputError: see ``load_recipe``.
     """
+    recipe = _decode(text, origin, Recipe)
+    if recipe.network.name not in _bundled():
+        raise InputError(f"{origin}: {unknown_name('network', recipe.network.name, list(_bundled()))}")
+    return recipe
+
+
+def _decode(text: bytes, origin: str, kind: type[_Decoded]) -> _Decoded:
     try:
-        recipe = msgspec.toml.decode(text, type=Recipe)
+        return msgspec.toml.decode(text, type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {_explain(str(error))}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: not a TOML file: {error}") from error
-    if recipe.network.name not in _bundled():
-        raise InputError(f"{origin}: {unknown_name('network', recipe.network.name, list(_bundled()))}")
-    return recipe
 
 
 def with_train_options(recipe: Recipe, **options: Any) -> Recipe:

@@ -7,12 +7,27 @@ import click
 from alexdeploy import artifacts
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data, output_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
+from alexdeploy.errors import UsageError
 
 
 @click.command("calibrate")
 @click.argument("model", type=FILE)
 @data_options(required=True)
 @click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Training images to feed.")
+@click.option(
+    "--percentile",
+    type=click.FloatRange(50, 100, min_open=True),
+    default=99.99,
+    show_default=True,
+    help="Percentage of magnitudes that the method percentile keeps unclipped.",
+)
+@click.option(
+    "--cache",
+    type=FILE,
+    metavar="FILE",
+    help="Also write the entropy ranges as a calibration cache, as IInt8EntropyCalibrator2 of TensorRT 10.16 would; "
+    "another version may ask for its own number in the first line.",
+)
 @output_option("ranges.json")
 @json_option
 def command(
@@ -21,6 +36,8 @@ def command(
     data_root: Path | None,
     skip_bad_images: bool,
     samples: int,
+    percentile: float,
+    cache: Path | None,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -33,7 +50,10 @@ def command(
     Example: alexdeploy calibrate model.onnx --data digits --samples 512 -o ranges.json
     """
     artifacts.check_output(output)
+    if cache is not None:
+        _check_cache(cache, output)
     artifacts.check_input(model)
+    from alexdeploy.quantize.cache import save_cache
     from alexdeploy.quantize.calibrate import calibrate
     from alexdeploy.quantize.rangefile import save_ranges
 
@@ -43,13 +63,34 @@ def command(
             model,
             dataset,
             samples=samples,
+            percentile=percentile,
             progress=lambda done, total: bar(f"calibrating {done}/{total}", done / total),
         )
-    save_ranges(output, ranges, (artifacts.parent(model),), {"data": data, "samples": samples})
+    options = {"data": data, "samples": samples, "percentile": percentile}
+    save_ranges(output, ranges, (artifacts.parent(model),), options)
+    if cache is not None:
+        save_cache(cache, ranges, (artifacts.parent(model),), options)
     note_skipped(dataset)
     if ranges.samples < samples:
         note(f"note: {samples} samples asked for, {dataset.name} has {ranges.samples} that can be read; all were used")
     if as_json:
-        print_json({"ranges": str(output), "samples": ranges.samples, "tensors": ranges.tensors})
+        print_json(
+            {
+                "ranges": str(output),
+                "cache": str(cache) if cache is not None else None,
+                "samples": ranges.samples,
+                "percentile": ranges.percentile,
+                "tensors": ranges.tensors,
+            }
+        )
     else:
         click.echo(f"{output}: {len(ranges.tensors)} tensors, each saw all {ranges.samples} images")
+        if cache is not None:
+            click.echo(f"{cache}: the ranges by entropy, for TensorRT")
+
+
+def _check_cache(cache: Path, output: Path) -> None:
+    artifacts.check_output(cache)
+    written = [output, artifacts.sidecar_path(output), cache, artifacts.sidecar_path(cache)]
+    if len({path.absolute() for path in written}) < len(written):
+        raise UsageError(f"--cache {cache} and -o {output} would overwrite each other; choose other names")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,12 +10,21 @@ from alexdeploy.cli.options import FILE, data_options, json_option, open_data, o
 from alexdeploy.cli.output import note_skipped, print_json
 from alexdeploy.errors import UsageError
 
+if TYPE_CHECKING:
+    from alexdeploy.data.dataset import ImageDataset
+    from alexdeploy.zoo.checkpoint import Checkpoint
+
 
 @click.command("export")
 @click.argument("checkpoint", type=FILE, required=False)
 @click.option("--network", help="Network of a bare state dict, or of fresh weights when no CHECKPOINT is given.")
 @click.option("--classes", type=click.IntRange(min=2), help="Classes of a network with fresh weights.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of fresh weights.")
+@click.option(
+    "--contract",
+    metavar="RECIPE|NETWORK",
+    help="Preprocessing of a foreign .onnx file: a network's, or a TOML file with a [preprocess] section.",
+)
 @data_options(required=False)
 @output_option("model.onnx")
 @json_option
@@ -23,35 +33,76 @@ def command(
     network: str | None,
     classes: int | None,
     seed: int,
+    contract: str | None,
     data: str | None,
     data_root: Path | None,
     skip_bad_images: bool,
     output: Path,
     as_json: bool,
 ) -> None:
-    """Write a checkpoint as ONNX with native LRN.
+    """Write a checkpoint as ONNX with native LRN, or adopt a foreign ONNX file.
 
     ONNX Runtime is compared with PyTorch at batch 1, 2 and 5 on noise and on real images (from --data, or
     photographs that scikit-learn brings); beyond a relative error of 1e-5 nothing is written (exit 5).
 
+    A foreign .onnx file gets the preprocessing of --contract, the class names of --data, and one LRN node for each
+    LRN that its exporter took apart; ONNX Runtime compares it with the original in the same way, on noise.
+
     \b
     Example: alexdeploy export alexnet-mnist.safetensors -o model.onnx
              alexdeploy export --network alexnet --classes 1000 --seed 0 -o untrained.onnx
+             alexdeploy export foreign.onnx --contract alexnet -o model.onnx
     """
     artifacts.check_output(output)
-    _check_arguments(checkpoint, network, classes)
-    from alexdeploy.export import export_onnx
-    from alexdeploy.pipeline.real_images import real_images
+    foreign = checkpoint is not None and checkpoint.suffix.lower() == ".onnx"
+    if foreign:
+        _check_foreign_arguments(network, classes, contract)
+    else:
+        _check_arguments(checkpoint, network, classes, contract)
+    dataset = open_data(data, "val", data_root, skip_bad_images) if data else None
+    if foreign:
+        assert checkpoint is not None
+        assert contract is not None
+        _adopt(checkpoint, contract, dataset, output, as_json)
+        return
+    _export(_load(checkpoint, network, classes, seed), checkpoint, dataset, output, as_json)
+
+
+def _check_arguments(checkpoint: Path | None, network: str | None, classes: int | None, contract: str | None) -> None:
+    if contract is not None:
+        raise UsageError("--contract is for a foreign .onnx file; a checkpoint and a network have their own")
+    if checkpoint is None and (network is None or classes is None):
+        raise UsageError("name a CHECKPOINT, or --network NAME and --classes N for fresh weights")
+    if checkpoint is not None and classes is not None:
+        raise UsageError("--classes is for fresh weights; a checkpoint has its own")
+
+
+def _check_foreign_arguments(network: str | None, classes: int | None, contract: str | None) -> None:
+    if network is not None or classes is not None:
+        raise UsageError("--network and --classes are for PyTorch weights; an .onnx file has its own graph")
+    if contract is None:
+        raise UsageError(
+            "an .onnx file needs --contract: a network (alexnet) or a TOML file with a [preprocess] section"
+        )
+
+
+def _load(checkpoint: Path | None, network: str | None, classes: int | None, seed: int) -> Checkpoint:
     from alexdeploy.zoo.checkpoint import load_checkpoint, untrained
 
     if checkpoint is not None:
-        loaded = load_checkpoint(checkpoint, network)
-    else:
-        assert network is not None
-        assert classes is not None
-        loaded = untrained(network, classes, seed)
+        return load_checkpoint(checkpoint, network)
+    assert network is not None
+    assert classes is not None
+    return untrained(network, classes, seed)
+
+
+def _export(
+    loaded: Checkpoint, checkpoint: Path | None, dataset: ImageDataset | None, output: Path, as_json: bool
+) -> None:
+    from alexdeploy.export import export_onnx
+    from alexdeploy.pipeline.real_images import real_images
+
     parents = (artifacts.parent(checkpoint),) if checkpoint is not None else ()
-    dataset = open_data(data, "val", data_root, skip_bad_images) if data else None
     images = real_images(loaded.contract, dataset)
     if dataset is not None:
         note_skipped(dataset)
@@ -59,13 +110,27 @@ def command(
     if as_json:
         print_json({"model": str(output), "ops": result.ops, "parity": result.parity})
         return
-    ops = ", ".join(f"{count} {name}" for name, count in result.ops.items())
     worst = max(result.parity.random_inputs, result.parity.real_inputs)
-    click.echo(f"{output}: {ops}; parity with PyTorch {worst:.1e} (relative, limit {result.parity.tolerance:.0e})")
+    _print_line(output, result.ops, f"parity with PyTorch {worst:.1e} (relative, limit {result.parity.tolerance:.0e})")
 
 
-def _check_arguments(checkpoint: Path | None, network: str | None, classes: int | None) -> None:
-    if checkpoint is None and (network is None or classes is None):
-        raise UsageError("name a CHECKPOINT, or --network NAME and --classes N for fresh weights")
-    if checkpoint is not None and classes is not None:
-        raise UsageError("--classes is for fresh weights; a checkpoint has its own")
+def _adopt(model: Path, name: str, dataset: ImageDataset | None, output: Path, as_json: bool) -> None:
+    import msgspec
+
+    from alexdeploy.adopt import adopt_onnx
+    from alexdeploy.recipe import load_contract
+
+    contract = load_contract(name)
+    if dataset is not None:
+        contract = msgspec.structs.replace(contract, labels=dataset.classes)
+    result = adopt_onnx(model, contract, output)
+    if as_json:
+        print_json({"model": str(output), "ops": result.ops, "fused_lrn": result.fused, "parity": result.parity})
+        return
+    lrn = f"LRN put back: {', '.join(result.fused)}; " if result.fused else ""
+    parity = f"parity with {model.name} {result.parity.random_inputs:.1e} (relative, limit "
+    _print_line(output, result.ops, f"{lrn}{parity}{result.parity.tolerance:.0e})")
+
+
+def _print_line(output: Path, ops: dict[str, int], rest: str) -> None:
+    click.echo(f"{output}: {', '.join(f'{count} {name}' for name, count in ops.items())}; {rest}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from alexdeploy.errors import UsageError
+
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
 
@@ -18,6 +20,21 @@ FILE = click.Path(path_type=Path)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; notes go to stderr."
 )
+
+
+lrn_option = click.option(
+    "--lrn",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of LRN under --fp16; fp16 only if the ranges prove that its sums stay in range (else exit 5).",
+)
+
+
+def check_lrn(lrn: str, fp16: bool) -> None:
+    """``--lrn fp16`` is about FP16 graphs."""
+    if lrn == "fp16" and not fp16:
+        raise UsageError("--lrn fp16 is for --fp16; add it or leave --lrn out")
 
 
 def output_option(example: str) -> Callable[[Command], Command]:
@@ -50,6 +67,19 @@ def data_options(*, required: bool) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+def method_for_ranges(ctx: click.Context, ranges: Path, method: str) -> str:
+    """The method to use with a range file; a calibration cache of TensorRT has only its own."""
+    from click.core import ParameterSource
+
+    from alexdeploy.quantize import cache
+
+    chosen = ctx.get_parameter_source("method") is not ParameterSource.DEFAULT
+    method = cache.method_for(ranges, method, chosen=chosen)
+    if method == cache.METHOD:
+        click.echo(cache.PROVES_NOTHING, err=True)
+    return method
 
 
 def open_data(data: str, split: Literal["train", "val"], data_root: Path | None, skip_bad_images: bool) -> ImageDataset:

@@ -2,25 +2,79 @@
 
 TensorRT 11 and TensorRT-RTX have no FP16 flag, and a strongly typed network does what the graph says; so do ONNX
 Runtime and OpenVINO. Inputs and outputs stay FP32. Islands are LRN (its sum of squares leaves FP16's range at
-activations of about 114 over five channels), Q/DQ (whose scales stay FP32, the form that every runtime accepts), and
-nodes whose constants do not fit FP16.
+activations of about 114 over five channels), Q/DQ (whose scales stay FP32, the form that every runtime accepts), nodes
+whose constants do not fit FP16, and nodes whose activations came too close to its limit on real data.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from alexdeploy.errors import InputError
+from alexdeploy.errors import GateError, InputError
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 # Cast keeps the type it names; Resize takes its scales as float32.
 _ISLANDS = frozenset({"LRN", "QuantizeLinear", "DequantizeLinear", "Cast", "Resize"})
+# operators whose output is never larger in magnitude than their input
+_NEVER_LARGER = frozenset(
+    {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Identity", "Dropout", "Clip", "LRN"}
+)
+LIMIT = float(np.finfo(np.float16).max)  # 65504
+MARGIN = 4.0  # unseen images may reach this many times what was measured
 
 
-def to_fp16(model: ir.Model) -> ir.Model:
+def largest_values(model: ir.Model) -> list[str]:
+    """Names of the values whose largest magnitude decides whether FP16 is safe.
+
+    They are the outputs of operators that can enlarge their input, and for an LRN, as its node's name, its sum of
+    squares.
+    """
+    return [
+        str(node.name) if node.op_type == "LRN" else str(node.outputs[0].name)
+        for node in model.graph
+        if node.op_type == "LRN" or (node.op_type not in _NEVER_LARGER and node.outputs[0].dtype in (None, _FLOAT))
+    ]
+
+
+def headroom(largest: Mapping[str, float]) -> dict[str, float]:
+    """How many times each value fits below 65504; inf for a value that was always zero."""
+    return {name: LIMIT / value if value > 0 else float("inf") for name, value in largest.items()}
+
+
+def certify_lrn(model: ir.Model, largest: Mapping[str, float]) -> dict[str, float]:
+    """Headroom of every LRN's sum of squares, when all have at least ``MARGIN``.
+
+    Raises:
+        GateError: one has less, or was not measured; named with its figure.
+    """
+    room = headroom(largest)
+    names = [str(node.name) for node in model.graph if node.op_type == "LRN"]
+    for name in names:
+        if name not in room:
+            raise GateError(
+                f"LRN '{name}': its sum of squares was not measured; calibrate, and give --ranges"
+            )
+        if room[name] < MARGIN:
+            raise GateError(
+                f"LRN '{name}': its sum of squares reached {largest[name]:.4g} on real data, {room[name]:.2f} times "
+                f"below FP16's 65504; at least {MARGIN:g} times is asked for, so leave LRN in FP32"
+            )
+    return {name: room[name] for name in names}
+
+
+def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType({}), lrn: bool = False) -> ir.Model:
     """The same function with FP16 arithmetic outside the islands; input and output names and types unchanged.
+
+    Args:
+        model: not changed.
+        largest: largest magnitude on real data, by the names of ``largest_values``; a node whose result has less than
+            ``MARGIN`` times headroom becomes an island.
+        lrn: FP16 inside LRN too; ``certify_lrn`` says whether that is safe.
 
     Raises:
         InputError: the graph already holds FP16 values.
@@ -32,8 +86,10 @@ def to_fp16(model: ir.Model) -> ir.Model:
         raise InputError("the graph already holds FP16 weights; use --fp16 on the float model")
     outputs = list(graph.outputs)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    tight = {name for name, room in headroom(largest).items() if room < MARGIN}
     for node in list(graph):
-        wanted = _FLOAT if node.op_type in _ISLANDS or _overflows(node) else _HALF
+        island = (node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")) or _overflows(node)
+        wanted = _FLOAT if island or str(node.outputs[0].name) in tight else _HALF
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FLOAT, _HALF) and value.dtype != wanted:
                 node.replace_input_with(index, _as_type(graph, node, value, wanted, casts))
@@ -49,11 +105,10 @@ def to_fp16(model: ir.Model) -> ir.Model:
 
 def _overflows(node: ir.Node) -> bool:
     """Whether a constant of the node leaves FP16's range (±65504)."""
-    limit = float(np.finfo(np.float16).max)
     for value in node.inputs:
         if value is not None and value.const_value is not None and value.dtype == _FLOAT:
             array = value.const_value.numpy()
-            if array.size and float(np.max(np.abs(array))) > limit:
+            if array.size and float(np.max(np.abs(array))) > LIMIT:
                 return True
     return False
 

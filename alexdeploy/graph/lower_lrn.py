@@ -32,12 +32,30 @@ def band(channels: int, size: int) -> npt.NDArray[np.float32]:
     return ((offset >= -((size - 1) // 2)) & (offset <= size // 2)).astype(np.float32)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, source: ir.Value, channels: int) -> None:
-    size = node.attributes["size"].as_int()
+def sum_of_squares(lrn: str) -> str:
+    """Name of the tensor in the lowered graph that holds k + alpha/size · Σ x² of an LRN node."""
+    return f"{lrn}.base"
+
+
+def squares_from_base(lrn: ir.Node, base: float) -> float:
+    """Σ x² from the value of ``sum_of_squares``; 0 when alpha is 0, where the lowered graph does not tell."""
+    size = lrn.attributes["size"].as_int()
+    alpha, _, bias = _coefficients(lrn)
+    return max(0.0, (base - bias) * size / alpha) if alpha else 0.0
+
+
+def _coefficients(node: ir.Node) -> tuple[float, float, float]:
+    """Alpha, beta and bias with ONNX's defaults."""
     alpha, beta, bias = (
         node.attributes[name].as_float() if name in node.attributes else default
         for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
+    return alpha, beta, bias
+
+
+def _replace(graph: ir.Graph, node: ir.Node, source: ir.Value, channels: int) -> None:
+    size = node.attributes["size"].as_int()
+    alpha, beta, bias = _coefficients(node)
 
     def constant(part: str, array: npt.NDArray[np.float32]) -> ir.Value:
         value = ir.val(f"{node.name}.{part}", const_value=ir.tensor(array, name=f"{node.name}.{part}"))
@@ -54,6 +72,7 @@ def _replace(graph: ir.Graph, node: ir.Node, source: ir.Value, channels: int) ->
     weight = (band(channels, size) * np.float32(alpha / size)).reshape(channels, channels, 1, 1)
     squares = add("Mul", source, source)
     base = add("Conv", squares, constant("band", weight), constant("k", np.full(channels, bias, np.float32)))
+    base.name = sum_of_squares(str(node.name))
     if beta == 0.75:
         root = add("Sqrt", base)
         power = add("Mul", root, add("Sqrt", root))

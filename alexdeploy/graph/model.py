@@ -109,7 +109,8 @@ def contract_of(model: ir.Model, origin: str) -> Contract:
     text = model.metadata_props.get(METADATA_KEY)
     if text is None:
         raise InputError(
-            f"{origin}: carries no preprocessing contract (metadata '{METADATA_KEY}'); export it with alexdeploy export"
+            f"{origin}: carries no preprocessing contract (metadata '{METADATA_KEY}'); give it one: "
+            "alexdeploy export MODEL.onnx --contract NETWORK -o out.onnx"
         )
     return Contract.from_json(text, origin)
 

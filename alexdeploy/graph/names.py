@@ -33,8 +33,7 @@ def rename(model: ir.Model) -> ir.Model:
     weighted = 0
     for node in model.graph:
         weighted += node.op_type in _WEIGHTED
-        base = f"{_SHORT.get(node.op_type, node.op_type.lower())}{max(weighted, 1)}"
-        node.name = _unique(base, used)
+        node.name = _unique(_short_name(node, weighted), used)
         for output in node.outputs:
             if not output.is_graph_output():
                 output.name = node.name if len(node.outputs) == 1 else f"{node.name}.{output.index()}"
@@ -45,6 +44,26 @@ def rename(model: ir.Model) -> ir.Model:
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
                 value.name = name
     return model
+
+
+def name_unnamed(model: ir.Model) -> ir.Model:
+    """Give each node without a name one as ``rename`` would; a name that is there twice gets a suffix, others stay."""
+    model = model.clone()
+    used = {str(node.name) for node in model.graph if node.name}
+    seen: set[str] = set()
+    weighted = 0
+    for node in model.graph:
+        weighted += node.op_type in _WEIGHTED
+        if not node.name:
+            node.name = _unique(_short_name(node, weighted), used)
+        elif node.name in seen:
+            node.name = _unique(node.name, used)
+        seen.add(node.name)
+    return model
+
+
+def _short_name(node: ir.Node, weighted: int) -> str:
+    return f"{_SHORT.get(node.op_type, node.op_type.lower())}{max(weighted, 1)}"
 
 
 def _unique(base: str, used: set[str]) -> str:

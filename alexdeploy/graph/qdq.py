@@ -1,13 +1,19 @@
-"""Writing QuantizeLinear/DequantizeLinear (Q/DQ) into a float graph, in TensorRT's dialect.
+"""Writing QuantizeLinear/DequantizeLinear (Q/DQ) into a float graph, in the dialect of the runtime that is to run it.
 
-TensorRT fuses a Conv or Gemm into an INT8 kernel when both its inputs come through Q/DQ, per-tensor for the
-activation, per output channel for the weight, symmetric, with explicit int8 zero points, and nothing on its bias or
-output. LRN and the rest stay float between DQ and the next Q.
+All dialects quantize the activation per tensor and the weight per output channel of each Conv, Gemm and MatMul, the
+weight symmetric int8. They differ in what the runtime's integer kernels ask for besides:
+
+``tensorrt``: symmetric int8 activations, explicit zero points, nothing on bias or output; LRN and the rest stay float
+between DQ and the next Q.
+``openvino``: the same places; activations that are never negative as uint8, which doubles their resolution.
+``onnxruntime``: uint8 activations, the output quantized too and the bias int32, or its CPU kernels stay float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +23,17 @@ from onnx_ir.passes import common
 from alexdeploy.errors import InputError
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 
-INT8_MAX = 127
+Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
+
+INT8_MAX, UINT8_MAX = 127, 255
+_FIRST_OPSET = 13
+_MONOTONE = frozenset({"MaxPool", "Flatten", "Reshape", "Identity", "Dropout"})  # commute with quantization
 _UNUSED_SCALE = 1.0  # for a channel or tensor of zeros, where any positive scale is exact
 
 
-def symmetric_scale(amax: npt.NDArray[np.floating] | float) -> npt.NDArray[np.float32]:
+def symmetric_scale(amax: npt.NDArray[np.floating] | float, levels: int = INT8_MAX) -> npt.NDArray[np.float32]:
     """amax/127 as float32, so that ±amax map to ±127 (TensorRT's symmetric int8). Zero amax gives scale 1."""
-    scale = np.asarray(amax, dtype=np.float64) / INT8_MAX
+    scale = np.asarray(amax, dtype=np.float64) / levels
     # below the smallest normal float32 the division by the scale would overflow
     return np.where(scale < np.finfo(np.float32).tiny, _UNUSED_SCALE, scale).astype(np.float32)
 
@@ -40,71 +50,192 @@ def quantize_weight(
     return np.clip(levels, -INT8_MAX, INT8_MAX).astype(np.int8), scale
 
 
-def insert_qdq(model: ir.Model, amax: Mapping[str, float]) -> ir.Model:
+@dataclass(frozen=True)
+class TensorRange:
+    """What quantization must represent of an activation: |x| up to ``amax``, and whether x is ever negative."""
+
+    amax: float
+    nonnegative: bool = False
+
+
+def calibration_tensors(model: ir.Model) -> list[str]:
+    """Activations whose ranges the dialects need.
+
+    They are the input of every weighted node, and those outputs that do not become such an input by pooling alone.
+    """
+    nodes = weighted_nodes(model)
+    names = {str(node.activation.name) for node in nodes}
+    outputs = [out for node in nodes if (out := _output_of(node)) is not None and _range_name(out, names) is None]
+    return list(dict.fromkeys([str(node.activation.name) for node in nodes] + [str(out.name) for out in outputs]))
+
+
+def insert_qdq(
+    model: ir.Model,
+    ranges: Mapping[str, TensorRange],
+    *,
+    dialect: Dialect = "tensorrt",
+    keep_float: Collection[str] = (),
+) -> ir.Model:
     """Quantize every Conv, Gemm and MatMul that has constant weights.
 
     Args:
         model: a float graph; not changed.
-        amax: largest |activation| to represent, by tensor name, for the input of each of those nodes.
+        ranges: by tensor name, for at least ``calibration_tensors(model)``.
+        dialect: see the module.
+        keep_float: names of nodes to leave alone.
 
     Raises:
-        InputError: the graph is quantized already, has nothing to quantize, or ``amax`` lacks a tensor.
+        InputError: the graph is quantized already, has nothing to quantize, or ``ranges`` lacks a tensor.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph):
         raise InputError("the graph already holds QuantizeLinear/DequantizeLinear; quantize the float model instead")
+    opset = model.opset_imports.get("", 0)
+    if opset < _FIRST_OPSET:
+        raise InputError(
+            f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file with "
+            "alexdeploy export MODEL.onnx --contract NETWORK -o out.onnx, which raises it"
+        )
     model = model.clone()
     nodes = weighted_nodes(model)
     if not nodes:
         raise InputError("the graph has no Conv, Gemm or MatMul with constant weights; nothing to quantize")
-    missing = sorted({str(w.activation.name) for w in nodes} - amax.keys())
+    needed = {str(node.activation.name) for node in nodes}
+    missing = sorted(needed - ranges.keys())
     if missing:
         raise InputError(f"the ranges lack tensor '{missing[0]}' ({len(missing)} missing); calibrate this model again")
-    dequantized: dict[ir.Value, ir.Value] = {}
-    for weighted in nodes:
-        activation = weighted.activation
-        if activation not in dequantized:
-            dequantized[activation] = _quantize_activation(weighted, float(amax[str(activation.name)]))
-        weighted.node.replace_input_with(0, dequantized[activation])
-        weighted.node.replace_input_with(1, _dequantized_weight(model.graph, weighted))
+    writer = _Writer(model.graph, ranges, dialect)
+    chosen = [node for node in nodes if node.name not in keep_float]
+    for weighted in chosen:
+        activation, weight = writer.activation(weighted), writer.weight(weighted)
+        weighted.node.replace_input_with(0, activation)
+        weighted.node.replace_input_with(1, weight)
+    if dialect == "onnxruntime":
+        for weighted in chosen:
+            writer.integer_bias(weighted)
+            writer.quantize_output(weighted, needed)
     common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
     return model
 
 
-def _quantize_activation(weighted: WeightedNode, amax: float) -> ir.Value:
-    """Q → DQ in front of ``weighted``; returns the dequantized activation."""
-    graph, source = weighted.node.graph, weighted.activation
-    assert isinstance(graph, ir.Graph)
-    scale = _initializer(graph, f"{source.name}.scale", symmetric_scale(amax))
-    zero = _initializer(graph, f"{source.name}.zero_point", np.zeros((), np.int8))
-    quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{source.name}.quantize")
-    quantize.outputs[0].name = f"{source.name}.q"
-    quantize.outputs[0].type = ir.TensorType(ir.DataType.INT8)
-    dequantize = _dequantize(quantize.outputs[0], scale, zero, str(source.name), axis=None)
-    graph.insert_before(weighted.node, [quantize, dequantize])
-    return dequantize.outputs[0]
+class _Writer:
+    """Adds Q/DQ to one graph; each tensor is quantized once."""
+
+    def __init__(self, graph: ir.Graph, ranges: Mapping[str, TensorRange], dialect: Dialect) -> None:
+        self._graph, self._ranges, self._dialect = graph, ranges, dialect
+        self._dequantized: dict[ir.Value, ir.Value] = {}
+        self._scales: dict[str, tuple[float, npt.NDArray[np.float32]]] = {}
+
+    def activation(self, weighted: WeightedNode) -> ir.Value:
+        """The dequantized activation of ``weighted``; remembers its scale for the bias."""
+        source = weighted.activation
+        self._scales[weighted.name] = (self._scale_and_zero(str(source.name))[0], np.ones(1, np.float32))
+        return self._dequantized.get(source) or self._quantize(source, str(source.name))
+
+    def weight(self, weighted: WeightedNode) -> ir.Value:
+        levels, scales = quantize_weight(weighted.weight_array(), weighted.channel_axis)
+        self._scales[weighted.name] = (self._scales[weighted.name][0], scales)
+        base = f"{weighted.name}.weight"  # the weight's own name may be shared; the node's is unique
+        value = self._initializer(f"{base}.q", levels)
+        return self._dequantize(value, scales, np.zeros(scales.shape, np.int8), base, weighted.channel_axis)
+
+    def integer_bias(self, weighted: WeightedNode) -> None:
+        """Bias as int32 in units of activation scale × weight scale."""
+        node = weighted.node
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None or bias.const_value is None:
+            return
+        scale, weight_scales = self._scales[weighted.name]
+        units = (np.float64(scale) * weight_scales).astype(np.float32)
+        limit = np.iinfo(np.int32).max
+        levels = np.clip(np.rint(bias.const_value.numpy() / units.astype(np.float64)), -limit, limit).astype(np.int32)
+        base = f"{weighted.name}.bias"
+        value = self._initializer(f"{base}.q", levels)
+        node.replace_input_with(2, self._dequantize(value, units, np.zeros(units.shape, np.int32), base, 0))
+
+    def quantize_output(self, weighted: WeightedNode, activations: set[str]) -> None:
+        """Q/DQ behind the node, or behind its ReLU, for every user; with the range of the input that it becomes."""
+        output = _output_of(weighted)
+        if output is None or output in self._dequantized:
+            return
+        name = _range_name(output, activations) or str(output.name)
+        if name not in self._ranges:
+            return
+        users = list(output.uses())
+        dequantized = self._quantize(output, name)
+        for user, index in users:
+            user.replace_input_with(index, dequantized)
+
+    def _scale_and_zero(self, name: str) -> tuple[float, npt.NDArray[np.integer]]:
+        """Scale and zero point of an activation: uint8 from 0, uint8 around 128, or int8, as the dialect has it."""
+        seen = self._ranges[name]
+        if self._dialect != "tensorrt" and seen.nonnegative:
+            return float(symmetric_scale(seen.amax, UINT8_MAX)), np.zeros((), np.uint8)
+        if self._dialect == "onnxruntime":
+            return float(symmetric_scale(seen.amax)), np.full((), 128, np.uint8)
+        return float(symmetric_scale(seen.amax)), np.zeros((), np.int8)
+
+    def _quantize(self, source: ir.Value, range_name: str) -> ir.Value:
+        """Q → DQ behind ``source``; the nodes go to the end of the graph, which is sorted when all are written."""
+        scale, zero = self._scale_and_zero(range_name)
+        name = str(source.name)
+        scale_value = self._initializer(f"{name}.scale", np.asarray(scale, np.float32))
+        zero_value = self._initializer(f"{name}.zero_point", zero)
+        node = ir.node("QuantizeLinear", [source, scale_value, zero_value], name=f"{name}.quantize")
+        node.outputs[0].name = f"{name}.q"
+        node.outputs[0].type = ir.TensorType(zero_value.dtype or ir.DataType.INT8)
+        self._graph.append(node)
+        self._dequantized[source] = self._append_dequantize(node.outputs[0], scale_value, zero_value, name, None)
+        return self._dequantized[source]
+
+    def _dequantize(
+        self,
+        value: ir.Value,
+        scales: npt.NDArray[np.float32],
+        zeros: npt.NDArray[np.integer],
+        base: str,
+        axis: int,
+    ) -> ir.Value:
+        scale_value, zero_value = (
+            self._initializer(f"{base}.scale", scales),
+            self._initializer(f"{base}.zero_point", zeros),
+        )
+        return self._append_dequantize(value, scale_value, zero_value, base, axis)
+
+    def _append_dequantize(
+        self, value: ir.Value, scale: ir.Value, zero: ir.Value, base: str, axis: int | None
+    ) -> ir.Value:
+        attributes = {} if axis is None else {"axis": axis}
+        node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{base}.dequantize")
+        node.outputs[0].name = f"{base}.dq"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        self._graph.append(node)
+        return node.outputs[0]
+
+    def _initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        self._graph.register_initializer(value)
+        return value
 
 
-def _dequantized_weight(graph: ir.Graph, weighted: WeightedNode) -> ir.Value:
-    levels, scales = quantize_weight(weighted.weight_array(), weighted.channel_axis)
-    # the weight may be shared by name with another node; the node's name is unique
-    base = f"{weighted.name}.weight"
-    quantized = _initializer(graph, f"{base}.q", levels)
-    scale = _initializer(graph, f"{base}.scale", scales)
-    zero = _initializer(graph, f"{base}.zero_point", np.zeros(scales.shape, np.int8))
-    dequantize = _dequantize(quantized, scale, zero, base, axis=weighted.channel_axis)
-    graph.insert_before(weighted.node, [dequantize])
-    return dequantize.outputs[0]
+def _output_of(weighted: WeightedNode) -> ir.Value | None:
+    """Where the node's output can be quantized: behind its ReLU when that is its only user; None at a graph output."""
+    output = weighted.node.outputs[0]
+    users = output.consumers()
+    if len(users) == 1 and users[0].op_type == "Relu" and not output.is_graph_output():
+        output = users[0].outputs[0]
+    return None if output.is_graph_output() else output
 
 
-def _dequantize(value: ir.Value, scale: ir.Value, zero: ir.Value, base: str, axis: int | None) -> ir.Node:
-    attributes = {} if axis is None else {"axis": axis}
-    node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{base}.dequantize")
-    node.outputs[0].name = f"{base}.dq"
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    return node
+def _range_name(output: ir.Value, activations: Collection[str]) -> str | None:
+    """The quantized input that ``output`` becomes through pooling and reshaping alone.
 
-
-def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
-    return value
+    Its range serves both, since clipping and rounding commute with taking a maximum.
+    """
+    value = output
+    while str(value.name) not in activations:
+        users = value.consumers()
+        if len(users) != 1 or users[0].op_type not in _MONOTONE or value.is_graph_output():
+            return None
+        value = users[0].outputs[0]
+    return str(value.name)

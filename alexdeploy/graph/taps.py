@@ -1,4 +1,4 @@
-"""Making inner tensors visible: the same graph with chosen activations as its outputs."""
+"""Making inner tensors visible: the same graph with chosen activations, or their largest magnitudes, as its outputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from onnx_ir.passes import common
 from alexdeploy.errors import InputError
 
 
-def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy whose outputs are exactly the named tensors; what does not lead to them is removed.
+def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[str] = ()) -> ir.Model:
+    """A copy whose outputs are the named tensors; what does not lead to them is removed.
+
+    Args:
+        model: not changed.
+        names: tensors to show whole.
+        magnitudes: tensors of which only the largest |x| per run is shown, as a scalar named ``<tensor>.amax``.
 
     Raises:
         InputError: a name that the graph does not have.
@@ -19,9 +24,19 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     model = model.clone()
     common.ShapeInferencePass()(model)
     values = {str(output.name): output for node in model.graph for output in node.outputs}
-    missing = [name for name in names if name not in values]
+    missing = [name for name in (*names, *magnitudes) if name not in values]
     if missing:
         raise InputError(f"the graph has no tensor '{missing[0]}'")
-    model.graph.outputs[:] = [values[name] for name in names]
+    largest = [_largest(model.graph, values[name]) for name in magnitudes]
+    model.graph.outputs[:] = [*(values[name] for name in names), *largest]
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _largest(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    absolute = ir.node("Abs", [value], name=f"{value.name}.abs")
+    maximum = ir.node("ReduceMax", absolute.outputs, {"keepdims": 0}, name=f"{value.name}.reduce")
+    graph.extend([absolute, maximum])
+    output = maximum.outputs[0]
+    output.name, output.type, output.shape = f"{value.name}.amax", ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    return output

@@ -12,12 +12,10 @@ from alexdeploy.contract import METADATA_KEY
 from alexdeploy.engine import build as engine
 from alexdeploy.engine.versions import Builder, load_library
 from alexdeploy.errors import GateError, UsageError
-from alexdeploy.graph.fp16 import to_fp16
-from alexdeploy.graph.legality import check_tensorrt
+from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, model_bytes, precision_of
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
-from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.quantize.write import DEFAULT_METHOD, quantized
+from alexdeploy.quantize.write import DEFAULT_METHOD, Ranges, quantized, with_fp16
 from alexdeploy.specs import BatchProfile
 
 
@@ -26,12 +24,16 @@ class BuildSettings:
     """How to build.
 
     Attributes:
+        int8: quantize the float model with the ranges given.
         fp16: write FP16 into the float parts of the graph.
+        lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
         method: which of the range file's methods gives the INT8 ranges.
         strict: a Conv/Gemm that Q/DQ asks for in INT8 and that is built in float is an error, not a warning.
     """
 
+    int8: bool = False
     fp16: bool = False
+    lrn_fp16: bool = False
     method: str = DEFAULT_METHOD
     profile: BatchProfile = BatchProfile()
     builder: Builder = "auto"
@@ -39,9 +41,13 @@ class BuildSettings:
 
 
 def build_engine(
-    model_path: Path, output: Path, *, ranges: RangeFile | None = None, settings: BuildSettings = BuildSettings()
+    model_path: Path,
+    output: Path,
+    *,
+    ranges: Ranges | None = None,
+    settings: BuildSettings = BuildSettings(),
 ) -> engine.EngineReport:
-    """Build ``output`` and its sidecar; with ``ranges`` the float model is quantized first.
+    """Build ``output`` and its sidecar; ``ranges`` are for INT8, and for FP16 to know its islands.
 
     Raises:
         InputError: a graph outside TensorRT's limits, or refused by its parser or builder.
@@ -50,7 +56,7 @@ def build_engine(
     """
     artifacts.check_output(output)
     library = load_library(settings.builder)
-    model = _with_precision(model_path, ranges, settings)
+    model, certificate = _with_precision(model_path, ranges, settings)
     check_tensorrt(model, str(model_path))
     graph = _graph(model, model_path, settings.profile)
     plan, report = engine.build(graph, settings.profile, library)
@@ -69,8 +75,9 @@ def build_engine(
         options={
             "precision": graph.precision.value,
             "batch": str(settings.profile),
-            "method": settings.method if ranges is not None else None,
-            "ranges": ranges.dataset | {"samples": ranges.samples} if ranges is not None else None,
+            "method": settings.method if settings.int8 else None,
+            "lrn_fp16_headroom": certificate,
+            "ranges": ranges.origin if ranges is not None else None,
         },
     )
     return report
@@ -84,11 +91,17 @@ def int8_verdict(report: engine.EngineReport) -> str:
     return verdict
 
 
-def _with_precision(model_path: Path, ranges: RangeFile | None, settings: BuildSettings) -> ir.Model:
-    if ranges is not None:
-        return quantized(model_path, ranges, method=settings.method, fp16=settings.fp16)
-    model = load_onnx(model_path)
-    return to_fp16(model) if settings.fp16 else model
+def _with_precision(
+    model_path: Path, ranges: Ranges | None, settings: BuildSettings
+) -> tuple[ir.Model, dict[str, float]]:
+    """The graph to build, and the certificate of ``lrn_fp16``."""
+    if settings.int8 and ranges is not None:
+        model = quantized(model_path, ranges, method=settings.method)
+    else:
+        model = load_onnx(model_path)
+        if ranges is not None:
+            ranges.check_fits(model, model_path)
+    return with_fp16(model, ranges, lrn=settings.lrn_fp16) if settings.fp16 else (model, {})
 
 
 def _graph(model: ir.Model, model_path: Path, profile: BatchProfile) -> engine.Graph:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+import onnx_ir as ir
 
 from alexdeploy import artifacts
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import InputError
-from alexdeploy.graph.lower_lrn import lower_lrn
+from alexdeploy.errors import InputError, UsageError
+from alexdeploy.graph.fp16 import largest_values
+from alexdeploy.graph.lower_lrn import lower_lrn, squares_from_base, sum_of_squares
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
+from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
-from alexdeploy.graph.weighted import quantized_nodes, weighted_nodes
-from alexdeploy.quantize.methods import ranges
+from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -26,27 +31,32 @@ def calibrate(
     dataset: ImageDataset,
     *,
     samples: int,
+    percentile: float = PERCENTILE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RangeFile:
-    """Observe the input of every Conv, Gemm and MatMul with constant weights.
+    """Observe what quantization needs: the inputs of Conv, Gemm and MatMul, and some of their outputs.
 
     Args:
         model_path: float ONNX with a preprocessing contract.
         dataset: images to learn from.
         samples: how many of them to take, spread evenly; all when there are fewer.
+        percentile: share of |x| in percent that the method of that name keeps unclipped; above 50, at most 100.
         progress: called with (images done, images planned) after each batch.
 
     Returns:
         The ranges by every method. Memory does not grow with the number of images.
 
     Raises:
+        UsageError: ``percentile`` out of bounds.
         InputError: a model without contract or weighted layers, a fixed batch, an unreadable image, NaN or Inf.
     """
+    if not 50 < percentile <= 100:
+        raise UsageError(f"percentile {percentile:g}: expected more than 50 and at most 100, as in {PERCENTILE}")
     model = load_onnx(model_path)
     if quantized_nodes(model):
         raise InputError(f"{model_path}: is quantized already; calibrate the float model it was made from")
     contract = contract_of(model, str(model_path))
-    tensors = list(dict.fromkeys(str(node.activation.name) for node in weighted_nodes(model)))
+    tensors = calibration_tensors(model)
     if not tensors:
         raise InputError(f"{model_path}: has no Conv, Gemm or MatMul with constant weights; nothing to calibrate")
     spec = image_input(model, str(model_path))
@@ -55,7 +65,8 @@ def calibrate(
     observers = {name: ActivationObserver(name) for name in tensors}
     inner = [name for name in tensors if name != spec.name]
     fed = 0
-    tapped = model_bytes(with_outputs(lower_lrn(model), inner))
+    tapped, measured = _tapped(model, inner)
+    largest = dict.fromkeys(measured, 0.0)
     with OnnxRuntimeRunner(tapped) as runner, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(2) as counters:
         batches = chosen.batches(contract, batch_size)
         following = reader.submit(next, batches, None)
@@ -63,6 +74,8 @@ def calibrate(
             following = reader.submit(next, batches, None)  # decoded while this one is run and counted
             images, _ = batch
             activations = {**runner.run(images), spec.name: images}
+            for name, (output, from_amax) in measured.items():
+                largest[name] = max(largest[name], from_amax(float(activations[output])))
             seen = [activations[name] for name in observers]
             list(counters.map(ActivationObserver.update, observers.values(), seen))
             fed += len(images)
@@ -70,9 +83,28 @@ def calibrate(
     result = RangeFile(
         model_sha256=artifacts.sha256_file(model_path),
         contract=contract.fingerprint,
-        dataset={"name": Path(dataset.name).name, "fingerprint": chosen.fingerprint},
+        dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,
-        tensors={name: {**ranges(o), "samples": o.samples} for name, o in observers.items()},
+        percentile=percentile,
+        largest=largest,
+        tensors={
+            name: {**ranges(o, percentile), "min": o.minimum, "samples": o.samples} for name, o in observers.items()
+        },
     )
     result.check_receipt()
     return result
+
+
+def _tapped(model: ir.Model, names: list[str]) -> tuple[bytes, dict[str, tuple[str, Callable[[float], float]]]]:
+    """The graph to run, and where it shows each of ``largest_values``: (output, function of that output)."""
+    lowered = lower_lrn(model)
+    present = {str(value.name) for node in lowered.graph for value in node.outputs}
+    lrn = {str(node.name): node for node in model.graph if node.op_type == "LRN"}
+    measured: dict[str, tuple[str, Callable[[float], float]]] = {}
+    for name in largest_values(model):
+        if name not in lrn:
+            measured[name] = (f"{name}.amax", float)
+        elif sum_of_squares(name) in present and squares_from_base(lrn[name], 1e9):  # alpha 0 shows nothing
+            measured[name] = (f"{sum_of_squares(name)}.amax", partial(squares_from_base, lrn[name]))
+    shown = [output.removesuffix(".amax") for output, _ in measured.values()]
+    return model_bytes(with_outputs(lowered, names, magnitudes=shown)), measured

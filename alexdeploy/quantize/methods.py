@@ -61,7 +61,7 @@ def _divergence(counts: Floats, kept: int) -> float:
     sizes = np.diff(np.append(starts, kept))
     approximation = np.repeat(spread, sizes)[filled]
     reference = reference[filled]
-    if np.any(approximation == 0):
+    if np.any(approximation == 0) or filled.sum() < 2:  # a single bin is always like itself, which says nothing
         return float("inf")
     reference = reference / reference.sum()
     approximation = approximation / approximation.sum()
@@ -92,8 +92,8 @@ METHODS: dict[str, Callable[[ActivationObserver], float]] = {
 }
 
 
-def ranges(observer: ActivationObserver) -> dict[str, float]:
-    """The amax by method; all zero for a tensor that was always zero."""
+def ranges(observer: ActivationObserver, share: float = PERCENTILE) -> dict[str, float]:
+    """The amax by method, ``percentile`` at ``share``; all zero for a tensor that was always zero."""
     if observer.amax == 0.0:
         return dict.fromkeys(METHODS, 0.0)
-    return {name: method(observer) for name, method in METHODS.items()}
+    return {name: method(observer) for name, method in METHODS.items()} | {"percentile": percentile(observer, share)}

@@ -26,6 +26,7 @@ class ActivationObserver:
         counts: int64 (BINS,), values per bin.
         limit: upper edge of the last bin; 0 before the first non-zero value.
         amax: largest |x| so far, exact.
+        minimum: smallest x so far, exact; 0 when none is negative.
         samples: images seen so far.
     """
 
@@ -34,6 +35,7 @@ class ActivationObserver:
         self.counts = np.zeros(BINS, dtype=np.int64)
         self.limit = 0.0
         self.amax = 0.0
+        self.minimum = 0.0
         self.samples = 0
         self._zeros = 0  # values seen while limit is still 0
 
@@ -43,11 +45,13 @@ class ActivationObserver:
         Raises:
             InputError: NaN or Inf, naming tensor and sample.
         """
-        largest = max(float(batch.max()), -float(batch.min())) if batch.size else 0.0
+        low, high = (float(batch.min()), float(batch.max())) if batch.size else (0.0, 0.0)
+        largest = max(high, -low)
         if not np.isfinite(largest):
             self._refuse(batch)
         self.samples += len(batch)
         self.amax = max(self.amax, largest)
+        self.minimum = min(self.minimum, low)
         if self.amax == 0.0:
             self._zeros += batch.size
             return

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import onnx_ir as ir
 
 from alexdeploy import __version__, artifacts
 from alexdeploy.errors import GateError, InputError, UsageError, unknown_name
-from alexdeploy.quantize.methods import METHODS
+from alexdeploy.graph.model import contract_of
+from alexdeploy.graph.qdq import TensorRange
+from alexdeploy.quantize.methods import METHODS, PERCENTILE
 
 SCHEMA = 1
 
@@ -23,7 +26,10 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         contract: fingerprint of the preprocessing contract.
         dataset: name of the data set and fingerprint of its sample list.
         samples: images fed.
-        tensors: per tensor the amax of each method, and ``samples``, the images that its observer saw.
+        largest: largest |x| of every value that decides whether FP16 is safe (``alexdeploy.graph.fp16``).
+        percentile: share of |x| that the method of that name kept unclipped.
+        tensors: per tensor the amax of each method, ``min``, its smallest value or 0, and ``samples``, the images that
+            its observer saw.
     """
 
     model_sha256: str
@@ -31,18 +37,25 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     dataset: dict[str, str]
     samples: int
     tensors: dict[str, dict[str, float]]
+    largest: dict[str, float] = {}
+    percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = PERCENTILE
     tool: str = __version__
     schema: int = SCHEMA
 
-    def amax(self, method: str) -> dict[str, float]:
-        """The amax per tensor.
+    def of(self, method: str) -> dict[str, TensorRange]:
+        """The range per tensor by one method.
 
         Raises:
             UsageError: a method that the file does not hold.
         """
         if method not in METHODS:
             raise UsageError(unknown_name("method", method, list(METHODS)))
-        return {name: values[method] for name, values in self.tensors.items()}
+        return {name: TensorRange(values[method], values["min"] >= 0) for name, values in self.tensors.items()}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What an engine's sidecar says of its ranges."""
+        return self.dataset | {"samples": self.samples}
 
     def check_receipt(self) -> None:
         """Samples seen must equal samples fed for every tensor.
@@ -69,6 +82,16 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 f"{found[:12]}…); run alexdeploy calibrate on this one"
             )
 
+    def check_fits(self, model: ir.Model, path: Path) -> None:
+        """The file must belong to ``model``, read from ``path``, and to the preprocessing that it names.
+
+        Raises:
+            GateError: it was made from another model or with other preprocessing.
+        """
+        self.check_model(path)
+        if contract_of(model, str(path)).fingerprint != self.contract:
+            raise GateError(f"the ranges were calibrated with other preprocessing than {path} names; calibrate again")
+
 
 def save_ranges(path: Path, ranges: RangeFile, parents: tuple[artifacts.Parent, ...], options: dict[str, Any]) -> None:
     """Write the file, indented and sorted, with its sidecar."""
@@ -90,11 +113,11 @@ def load_ranges(path: Path) -> RangeFile:
         raise InputError(f"{path}: not a range file of alexdeploy calibrate: {error}") from error
     if ranges.schema != SCHEMA:
         raise InputError(f"{path}: range file schema {ranges.schema}, expected {SCHEMA}; calibrate again")
-    needed = {*METHODS, "samples"}
+    needed = {*METHODS, "min", "samples"}
     for name, values in ranges.tensors.items():
         if needed - values.keys():
             raise InputError(f"{path}: tensor '{name}' lacks {', '.join(sorted(needed - values.keys()))}")
-        if not all(math.isfinite(value) and value >= 0 for value in values.values()):
+        if not all(math.isfinite(value) and (value >= 0 or key == "min") for key, value in values.items()):
             raise InputError(f"{path}: tensor '{name}' has a range that is negative or not a number; calibrate again")
     ranges.check_receipt()
     return ranges

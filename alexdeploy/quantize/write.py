@@ -2,48 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from alexdeploy import artifacts
-from alexdeploy.errors import GateError
-from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.errors import UsageError
+from alexdeploy.graph.fp16 import certify_lrn, to_fp16
 from alexdeploy.graph.model import contract_of, load_onnx, save_onnx
-from alexdeploy.graph.qdq import insert_qdq
-from alexdeploy.quantize.rangefile import RangeFile, load_ranges
+from alexdeploy.graph.qdq import Dialect, insert_qdq
+from alexdeploy.quantize import cache
+from alexdeploy.quantize.rangefile import RangeFile
+from alexdeploy.quantize.search import BudgetResult, Judge, MethodChoice, choose_methods, meet_budget
 
-DIALECTS = ("tensorrt",)
 DEFAULT_METHOD = "mse"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How to quantize.
+
+    Attributes:
+        method: which of the range file's methods, or ``auto``: measured on images, then per tensor.
+        dialect: see ``alexdeploy.graph.qdq``.
+        fp16: FP16 instead of FP32 between the INT8 layers.
+        lrn_fp16: FP16 inside LRN too, if calibration proves that its sums stay in range.
+        max_drop: largest loss of top-1 in points; layers are kept in float until it is met. None: no budget.
+    """
+
+    method: str = DEFAULT_METHOD
+    dialect: Dialect = "tensorrt"
+    fp16: bool = False
+    lrn_fp16: bool = False
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """The model written, and what was found on the way: the methods chosen (``auto``), the budget search."""
+
+    model: ir.Model
+    choice: MethodChoice | None
+    budget: BudgetResult | None
 
 
 def quantize_onnx(
-    model_path: Path, ranges_path: Path, output: Path, *, method: str = DEFAULT_METHOD, fp16: bool = False
-) -> ir.Model:
-    """Write ``model_path`` as INT8 Q/DQ in TensorRT's dialect; with ``fp16``, FP16 between the INT8 layers.
+    model_path: Path,
+    ranges_path: Path,
+    output: Path,
+    *,
+    settings: QuantizeSettings = QuantizeSettings(),
+    choose_on: ImageDataset | None = None,
+    judge_on: ImageDataset | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> QuantizeResult:
+    """Write ``model_path`` as INT8 Q/DQ.
+
+    Args:
+        model_path: the float model that was calibrated.
+        ranges_path: what calibrate wrote, or a calibration cache of TensorRT.
+        output: written atomically with its sidecar.
+        settings: see there.
+        choose_on: images for ``auto``, kept in memory.
+        judge_on: labelled images for ``max_drop``, kept in memory.
+        progress: told, in words, what the budget search finds.
 
     Raises:
-        InputError: an unusable model or range file.
-        GateError: the ranges belong to another model or contract.
+        InputError: an unusable model, range file or calibration cache.
+        UsageError: ``auto`` or ``max_drop`` without images, or ``auto`` with a calibration cache.
+        GateError: the ranges belong to another model or contract, or the budget cannot be met.
     """
     artifacts.check_output(output)
-    ranges = load_ranges(ranges_path)
-    model = quantized(model_path, ranges, method=method, fp16=fp16)
+    ranges = cache.load(ranges_path)
+    model = load_onnx(model_path)
+    ranges.check_fits(model, model_path)
+    contract = contract_of(model, str(model_path))
+    choice = budget = None
+    certificate: dict[str, float] = {}
+    if settings.method == AUTO:
+        if not isinstance(ranges, RangeFile) or choose_on is None:
+            raise UsageError("--method auto needs a range file with every method, and images to measure on (--data)")
+        choice = choose_methods(Judge(model, contract, choose_on), ranges)
+    tensor_ranges = choice.ranges if choice is not None else ranges.of(settings.method)
+    if settings.max_drop is not None:
+        if judge_on is None:
+            raise UsageError("--max-drop needs labelled images to judge on; name them with --data")
+        judge_on.check_labels(contract, len(judge_on.classes), str(model_path))
+        judge = Judge(model, contract, judge_on)
+        budget = meet_budget(judge, tensor_ranges, settings.max_drop, progress=progress)
+    kept = budget.chosen.kept_float if budget is not None else ()
+    model = insert_qdq(model, tensor_ranges, dialect=settings.dialect, keep_float=kept)
+    if settings.fp16:
+        model, certificate = with_fp16(model, ranges, lrn=settings.lrn_fp16)
     save_onnx(
         model,
         output,
         parents=(artifacts.parent(model_path), artifacts.parent(ranges_path)),
-        options={"method": method, "for": DIALECTS[0], "fp16": fp16},
+        options={
+            "method": settings.method,
+            "for": settings.dialect,
+            "fp16": settings.fp16,
+            "lrn": "fp16" if settings.lrn_fp16 else "fp32",
+            "max_drop": settings.max_drop,
+        },
+        details={
+            "kept_float": list(kept),
+            "method_of": choice.method_of if choice is not None else None,
+            "lrn_fp16_headroom": certificate,
+        },
     )
-    return model
+    return QuantizeResult(model, choice, budget)
 
 
-def quantized(model_path: Path, ranges: RangeFile, *, method: str, fp16: bool) -> ir.Model:
-    """The same in memory."""
+Ranges = RangeFile | cache.CalibrationCache
+
+
+def quantized(model_path: Path, ranges: Ranges, *, method: str) -> ir.Model:
+    """INT8 in TensorRT's dialect, by one method, in memory.
+
+    Raises:
+        InputError: an unusable model.
+        GateError: the ranges belong to another model or contract.
+    """
     model = load_onnx(model_path)
-    ranges.check_model(model_path)
-    contract = contract_of(model, str(model_path))
-    if contract.fingerprint != ranges.contract:
-        raise GateError(f"the ranges were calibrated with other preprocessing than {model_path} names; calibrate again")
-    model = insert_qdq(model, ranges.amax(method))
-    return to_fp16(model) if fp16 else model
+    ranges.check_fits(model, model_path)
+    return insert_qdq(model, ranges.of(method))
+
+
+def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.Model, dict[str, float]]:
+    """FP16 in the float parts, with islands where calibration saw values close to its limit.
+
+    Returns:
+        The model, and with ``lrn`` the certificate: how many times each LRN's sum of squares fits below 65504.
+
+    Raises:
+        GateError: ``lrn``, and the ranges do not prove it safe.
+    """
+    largest = ranges.largest if isinstance(ranges, RangeFile) else {}
+    certificate = certify_lrn(model, largest) if lrn else {}
+    return to_fp16(model, largest=largest, lrn=lrn), certificate

@@ -65,4 +65,7 @@ class OnnxRuntimeRunner(Runner):
             return results
         padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
         pieces = [self._session.run(names, {self.input.name: piece}) for piece in np.split(padded, len(padded) // size)]
-        return [np.concatenate(parts)[: len(batch)] for parts in zip(*pieces, strict=True)]
+        return [  # a scalar is a maximum over the batch (alexdeploy.graph.taps)
+            np.concatenate(parts)[: len(batch)] if parts[0].ndim else np.max(parts, axis=0)
+            for parts in zip(*pieces, strict=True)
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -62,8 +62,9 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 
 
 def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
+    from alexdeploy.graph.qdq import Dialect
     from alexdeploy.quantize.methods import METHODS
-    from alexdeploy.quantize.write import DEFAULT_METHOD, DIALECTS
+    from alexdeploy.quantize.write import AUTO, DEFAULT_METHOD
     from alexdeploy.runners.artifact import RUNTIMES
 
     def option(command: str, name: str) -> Any:
@@ -71,10 +72,10 @@ def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
         assert found is not None
         return next(parameter for parameter in found.params if parameter.name == name)
 
-    for command in ("quantize", "build-engine"):
-        assert set(option(command, "method").type.choices) == set(METHODS)
+    for command, methods in (("quantize", {*METHODS, AUTO}), ("build-engine", set(METHODS))):
+        assert set(option(command, "method").type.choices) == methods
         assert option(command, "method").default == DEFAULT_METHOD
-    assert tuple(option("quantize", "target").type.choices) == DIALECTS
+    assert tuple(option("quantize", "target").type.choices) == get_args(Dialect)
     assert tuple(option("bench", "runtimes").type.choices) == RUNTIMES
 
 
@@ -120,9 +121,9 @@ def test_calibrate_writes_every_method_and_a_receipt_per_tensor(run: Run, model:
     assert written["schema"] == 1
     assert written["model_sha256"] == artifacts.sha256_file(model)
     assert written["samples"] == 32
-    assert len(written["tensors"]) == len(WEIGHTED)
+    assert len(written["tensors"]) == len(WEIGHTED) + 2, "the inputs of all, and what the LRNs are fed"
     for values in written["tensors"].values():
-        assert values.keys() == METHODS | {"samples"}
+        assert values.keys() == METHODS | {"samples", "min"}
         assert values["samples"] == 32
         assert all(0 < values[method] <= values["minmax"] for method in METHODS)
     sidecar_of(path, "ranges", model)

@@ -43,7 +43,7 @@ USAGE = {
     "inspect": "--network",
     "build-engine {model} --int8 -o {out}/x.engine": "--int8 needs either --ranges ranges.json or --data DATASET",
     # values that contradict each other
-    "build-engine {model} --int8 --ranges {ranges} --data digits -o {out}/x.engine": "either --ranges",
+    "build-engine {model} --int8 --ranges {ranges} --data digits -o {out}/x.engine": "both name",
     "build-engine {model} --ranges {ranges} -o {out}/x.engine": "--ranges and --data are for --int8",
     "export {checkpoint} --classes 10 -o {out}/x.onnx": "--classes is for fresh weights",
     "export {checkpoint} --network alexnet -o {out}/x.onnx": "holds 'alexnet-mnist', not 'alexnet'",

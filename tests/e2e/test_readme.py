@@ -22,7 +22,19 @@ def _run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_every_console_command_ends_well(home: Path) -> None:
     commands = console_commands()
     verbs = {command.split()[1] for command in commands if command.startswith("alexdeploy ")}
-    shown = {"train", "export", "calibrate", "quantize", "build-engine", "bench", "predict", "inspect", "doctor"}
+    shown = {
+        "train",
+        "export",
+        "calibrate",
+        "quantize",
+        "lint",
+        "build-engine",
+        "bench",
+        "compare",
+        "predict",
+        "inspect",
+        "doctor",
+    }
     assert verbs == shown, "demo is what the fixture has run"
     for command in commands:
         result = _run(command, home)

@@ -30,10 +30,11 @@ def python_blocks() -> list[str]:
 def reference() -> str:
     """``alexdeploy COMMAND --help`` of every command, folded."""
     parts = []
+    parent = click.Context(cli, info_name="alexdeploy", **cli.context_settings)
     for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
+        command = cli.get_command(parent, name)
         assert command is not None
-        context = click.Context(command, info_name=f"alexdeploy {name}", terminal_width=110, max_content_width=110)
+        context = click.Context(command, parent, info_name=name, terminal_width=110, max_content_width=110)
         text = command.get_help(context)
         parts.append(f"<details><summary><code>alexdeploy {name}</code></summary>\n\n```\n{text}\n```\n\n</details>\n")
     return "\n".join(parts)

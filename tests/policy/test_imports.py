@@ -29,7 +29,7 @@ for arguments in ([], *([command] for command in COMMANDS)):
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("pipeline",),
-    ("train", "export", "quantize", "bench", "predict"),
+    ("train", "export", "adopt", "quantize", "bench", "predict", "divergence"),
     ("runners",),
     ("engine", "graph", "data", "zoo"),
     ("vocabulary",),

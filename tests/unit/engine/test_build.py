@@ -15,13 +15,13 @@ from alexdeploy.engine.versions import load_library, why_no_cuda
 from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes, precision_of
-from alexdeploy.graph.qdq import insert_qdq
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.specs import BatchProfile
 from tests.helpers.graphs import conv_lrn_gemm
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-AMAX = {"input": 4.0, "flatten1": 2.0}
+AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
 
 
 def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> Graph:

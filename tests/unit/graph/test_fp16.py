@@ -6,10 +6,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from alexdeploy.errors import InputError
-from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.errors import GateError, InputError
+from alexdeploy.graph.fp16 import LIMIT, certify_lrn, largest_values, to_fp16
 from alexdeploy.graph.model import precision_of
-from alexdeploy.graph.qdq import insert_qdq
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
 
@@ -42,7 +42,7 @@ def test_lrn_survives_activations_whose_squares_overflow_fp16() -> None:
 
 
 def test_int8_with_fp16_between_keeps_scales_in_fp32() -> None:
-    quantized = insert_qdq(ir.from_proto(conv_lrn_gemm()), {"input": 4.0, "flatten1": 2.0})
+    quantized = insert_qdq(ir.from_proto(conv_lrn_gemm()), {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)})
     mixed = to_fp16(quantized)
     assert precision_of(mixed) is Precision.INT8_FP16
     for node in mixed.graph:
@@ -82,3 +82,24 @@ def test_one_cast_serves_all_users_and_the_input_model_is_untouched() -> None:
     assert ir.to_proto(model).SerializeToString() == before
     with pytest.raises(InputError, match="FP16"):
         to_fp16(to_fp16(ir.from_proto(conv_lrn_gemm())))
+
+
+def test_values_that_come_near_the_limit_on_real_data_make_their_node_an_island() -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    assert set(largest_values(model)) == {"conv1", "lrn1", "logits"}
+    found = types(to_fp16(model, largest={"conv1": LIMIT / 2, "logits": LIMIT / 100}))
+    assert found["conv1"] == TensorProto.FLOAT
+    assert found["relu1"] == TensorProto.FLOAT16
+    assert types(to_fp16(model, largest={"conv1": LIMIT / 5}))["conv1"] == TensorProto.FLOAT16
+
+
+def test_lrn_becomes_fp16_only_with_a_certificate() -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    assert certify_lrn(model, {"lrn1": 655.04}) == {"lrn1": pytest.approx(100.0)}
+    with pytest.raises(GateError, match=r"'lrn1'.*3e\+04.*2\.18 times"):
+        certify_lrn(model, {"lrn1": 3e4})
+    with pytest.raises(GateError, match="not measured"):
+        certify_lrn(model, {"conv1": 1.0})
+    half, batch = to_fp16(model, lrn=True), images()
+    assert types(half)["lrn1"] == TensorProto.FLOAT16
+    np.testing.assert_allclose(run(half, batch)[0], run(model, batch)[0], rtol=2e-2, atol=2e-2)

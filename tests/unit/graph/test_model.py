@@ -9,7 +9,6 @@ from onnx import helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError
-from alexdeploy.graph.legality import check_tensorrt
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, op_counts, precision_of, save_onnx
 from alexdeploy.graph.names import rename
 from alexdeploy.graph.table import layer_table
@@ -48,14 +47,6 @@ def test_a_graph_that_the_checker_refuses_is_an_input_error(tmp_path: Path) -> N
     onnx.save(model, path)
     with pytest.raises(InputError, match="nowhere"):
         load_onnx(path)
-
-
-@pytest.mark.parametrize(("size", "words"), [(4, "even window"), (17, "window of 17")])
-def test_lrn_outside_tensorrt_is_refused_with_node_and_fix(size: int, words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
-        check_tensorrt(ir.from_proto(conv_lrn_gemm(lrn_size=size)), "model.onnx")
-    assert "'lrn1'" in str(caught.value)
-    check_tensorrt(ir.from_proto(conv_lrn_gemm(lrn_size=15)), "model.onnx")
 
 
 def test_names_follow_caffe_and_are_unique() -> None:

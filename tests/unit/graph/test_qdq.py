@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from alexdeploy.errors import InputError
-from alexdeploy.graph.qdq import insert_qdq, quantize_weight, symmetric_scale
+from alexdeploy.graph.qdq import (
+    Dialect,
+    TensorRange,
+    calibration_tensors,
+    insert_qdq,
+    quantize_weight,
+    symmetric_scale,
+)
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import quantized_nodes, weighted_nodes
 from tests.helpers.graphs import Array, conv_lrn_gemm, images, make_model, run
 
-AMAX = {"input": 4.0, "flatten1": 2.0}
+AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
 
 
 def fake_quantize(x: Array, scale: Array | float, low: int = -128) -> Array:
@@ -80,6 +91,59 @@ def test_the_tensorrt_dialect() -> None:
     assert bias.dtype == ir.DataType.FLOAT, "TensorRT refuses a quantized bias"
 
 
+def _kernels(model: ir.Model, path: Path) -> set[str]:
+    """Operators after ONNX Runtime's own fusion for the CPU."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4
+    ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_the_onnxruntime_dialect_runs_in_integer_kernels_and_the_tensorrt_one_does_not(tmp_path: Path) -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    ranges = {"input": TensorRange(4.0), "relu1": TensorRange(5.0, True), "flatten1": TensorRange(2.0, True)}
+    assert set(calibration_tensors(model)) == ranges.keys()
+    integer = _kernels(insert_qdq(model, ranges, dialect="onnxruntime"), tmp_path / "ort.onnx")
+    assert {"QLinearConv", "QGemm"} <= integer
+    assert not integer & {"Conv", "FusedConv", "Gemm", "FusedGemm"}
+    assert "QLinearConv" not in _kernels(insert_qdq(model, ranges), tmp_path / "trt.onnx")
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "onnxruntime", "openvino"])
+def test_every_dialect_is_close_to_the_float_model(dialect: Dialect) -> None:
+    model, batch = ir.from_proto(conv_lrn_gemm()), images(32)
+    relu, flat = run(with_outputs(model, ["relu1", "flatten1"]), batch)
+    ranges = {
+        "input": TensorRange(float(np.abs(batch).max())),
+        "relu1": TensorRange(float(relu.max()), True),
+        "flatten1": TensorRange(float(flat.max()), True),
+    }
+    (expected,) = run(model, batch)
+    (actual,) = run(insert_qdq(model, ranges, dialect=dialect), batch)
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.02
+
+
+def test_openvino_gets_twice_the_resolution_where_nothing_is_negative() -> None:
+    ranges = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0, True)}
+    model = insert_qdq(ir.from_proto(conv_lrn_gemm()), ranges, dialect="openvino")
+    found = {}
+    for name in ("input", "flatten1"):
+        scale = model.graph.initializers[f"{name}.scale"].const_value
+        zero = model.graph.initializers[f"{name}.zero_point"].const_value
+        assert scale is not None
+        assert zero is not None
+        found[name] = (round(float(scale.numpy()), 6), zero.dtype)
+    assert found["input"] == (round(4 / 127, 6), ir.DataType.INT8)
+    assert found["flatten1"] == (round(2 / 255, 6), ir.DataType.UINT8)
+
+
+def test_a_layer_kept_in_float_is_untouched_and_the_rest_is_quantized() -> None:
+    model = insert_qdq(ir.from_proto(conv_lrn_gemm()), AMAX, keep_float=["conv1"])
+    assert [node.name for node in quantized_nodes(model)] == ["fc2"]
+    assert "w1" in model.graph.initializers
+
+
 def test_a_tensor_with_two_users_is_quantized_once() -> None:
     weight = images(1, (4, 3, 1, 1))[0]
     nodes = [
@@ -87,7 +151,7 @@ def test_a_tensor_with_two_users_is_quantized_once() -> None:
         helper.make_node("Conv", ["input", "w"], ["b"], "b"),
         helper.make_node("Add", ["a", "b"], ["logits"], "add"),
     ]
-    model = insert_qdq(ir.from_proto(make_model(nodes, {"w": weight})), {"input": 3.0})
+    model = insert_qdq(ir.from_proto(make_model(nodes, {"w": weight})), {"input": TensorRange(3.0)})
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == 1
     names = [node.name for node in model.graph]
     assert len(set(names)) == len(names)
@@ -104,7 +168,7 @@ def test_the_input_model_is_untouched_and_a_second_call_gives_the_same() -> None
 def test_refusals_name_what_is_missing() -> None:
     model = ir.from_proto(conv_lrn_gemm())
     with pytest.raises(InputError, match="flatten1"):
-        insert_qdq(model, {"input": 1.0})
+        insert_qdq(model, {"input": TensorRange(1.0)})
     with pytest.raises(InputError, match="already"):
         insert_qdq(insert_qdq(model, AMAX), AMAX)
     relu = make_model([helper.make_node("Relu", ["input"], ["logits"], "relu")], {})

@@ -132,6 +132,20 @@ def test_ranges_holds_every_method() -> None:
     assert methods.ranges(observer) == expected
 
 
+@pytest.mark.parametrize("share", [50.1, 99.0, 99.9, 100.0])
+def test_the_share_of_the_percentile_changes_no_other_range(share: float) -> None:
+    observer = _observer(_values("heavy-tail"))
+    default = methods.ranges(observer)
+    assert methods.ranges(observer, share) == {**default, "percentile": methods.percentile(observer, share)}
+
+
+def test_a_larger_share_never_gives_a_smaller_range() -> None:
+    observer = _observer(_values("heavy-tail"))
+    found = [methods.ranges(observer, share)["percentile"] for share in np.linspace(50.5, 100, 100)]
+    assert found == sorted(found)
+    assert (found[0] < found[-1], found[-1]) == (True, observer.amax)
+
+
 def test_a_tensor_that_is_always_zero_has_zero_ranges() -> None:
     ranges = methods.ranges(_observer(np.zeros((4, 9), np.float32)))
     assert ranges == {"minmax": 0.0, "entropy": 0.0, "percentile": 0.0, "mse": 0.0}

@@ -10,6 +10,7 @@ import pytest
 
 from alexdeploy import artifacts
 from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.graph.qdq import TensorRange
 from alexdeploy.quantize.rangefile import RangeFile, load_ranges, save_ranges
 
 RANGES = RangeFile(
@@ -18,8 +19,8 @@ RANGES = RangeFile(
     dataset={"name": "digits/train", "fingerprint": "d" * 64},
     samples=32,
     tensors={
-        "relu1": {"minmax": 6.5, "entropy": 4.25, "percentile": 5.1, "mse": 4.9, "samples": 32},
-        "image": {"minmax": 2.64, "entropy": 2.5, "percentile": 2.6, "mse": 2.61, "samples": 32},
+        "relu1": {"minmax": 6.5, "entropy": 4.25, "percentile": 5.1, "mse": 4.9, "min": 0.0, "samples": 32},
+        "image": {"minmax": 2.64, "entropy": 2.5, "percentile": 2.6, "mse": 2.61, "min": -2.1, "samples": 32},
     },
 )
 
@@ -53,13 +54,13 @@ def test_a_range_file_needs_no_sidecar_to_be_read(tmp_path: Path) -> None:
 
 
 def test_amax_is_by_tensor_for_one_method() -> None:
-    assert RANGES.amax("entropy") == {"relu1": 4.25, "image": 2.5}
+    assert RANGES.of("entropy") == {"relu1": TensorRange(4.25, nonnegative=True), "image": TensorRange(2.5)}
 
 
 @pytest.mark.parametrize("method", ["entropie", "samples"])
 def test_an_unknown_method_is_refused_with_the_valid_ones(method: str) -> None:
     with pytest.raises(UsageError, match=f"unknown method '{method}'.*valid: entropy, minmax, mse, percentile"):
-        RANGES.amax(method)
+        RANGES.of(method)
 
 
 @pytest.mark.parametrize("seen", [31, 33, 0])

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from alexdeploy import artifacts
+from alexdeploy.cli.options import FILE, data_options, json_option, open_data
+from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+
+
+@click.command("analyze")
+@click.argument("model", type=FILE)
+@click.option("--ranges", type=FILE, required=True, metavar="ranges.json", help="What calibrate wrote.")
+@click.option(
+    "--method",
+    type=click.Choice(["minmax", "entropy", "percentile", "mse"]),
+    default="mse",
+    show_default=True,
+    help="How the clipping range was chosen.",
+)
+@data_options(required=True)
+@click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True, help="Held-out images to use.")
+@json_option
+def command(
+    model: Path,
+    ranges: Path,
+    method: str,
+    data: str,
+    data_root: Path | None,
+    skip_bad_images: bool,
+    samples: int,
+    as_json: bool,
+) -> None:
+    """Rank the layers by what quantizing each costs.
+
+    Each layer is quantized alone and the whole network run on held-out images: the signal-to-noise ratio of its
+    logits, their agreement with the float model, and the loss of top-1. The most harmful layer comes first.
+
+    \b
+    Example: alexdeploy analyze model.onnx --ranges ranges.json --data digits
+    """
+    artifacts.check_input(model)
+    from rich.table import Table
+
+    from alexdeploy.graph.model import class_count, contract_of, load_onnx
+    from alexdeploy.quantize.rangefile import load_ranges
+    from alexdeploy.quantize.search import Judge, analyze
+
+    loaded, seen = load_onnx(model), load_ranges(ranges)
+    seen.check_fits(loaded, model)
+    dataset = open_data(data, "val", data_root, skip_bad_images)
+    contract = contract_of(loaded, str(model))
+    dataset.check_labels(contract, class_count(loaded), str(model))
+    chosen = dataset.subset(samples)
+    with progress() as bar:
+        judge = Judge(loaded, contract, chosen)
+        whole = judge.score(seen.of(method))
+        found = analyze(judge, seen.of(method), progress=lambda share: bar("analyzing", share))
+    note_skipped(dataset)
+    if as_json:
+        print_json({"model": str(model), "method": method, "images": judge.images, "all": whole, "layers": found})
+        return
+    table = Table(title=f"each layer alone in INT8, {judge.images} held-out images")
+    for name in ("layer", "SQNR dB", "agreement", "top-1 drop", "MACs"):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for row in found:
+        score = row.score
+        cells = f"{score.sqnr_db:.1f}", f"{score.agreement:.2%}", f"{score.drop:+.2f}", f"{row.macs_share:.1%}"
+        table.add_row(row.layer, *cells)
+    print_table(table)
+    note(f"all layers in INT8: SQNR {whole.sqnr_db:.1f} dB, agreement {whole.agreement:.2%}, drop {whole.drop:+.2f}")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from alexdeploy.cli.options import FILE, data_options, json_option, open_data
+from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+from alexdeploy.errors import GateError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from alexdeploy.divergence import Divergence
+
+
+@click.command("compare")
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@data_options(required=True)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Held-out images to run both on."
+)
+@json_option
+def command(
+    a: Path, b: Path, data: str, data_root: Path | None, skip_bad_images: bool, samples: int, as_json: bool
+) -> None:
+    """Find the first layer where B leaves A.
+
+    A, the reference, and B are two versions of one network: a checkpoint or ONNX in FP32, FP16 or INT8. Both run on
+    the same images, and the error is shown layer by layer.
+
+    Exit code 5 when a layer's error is beyond what is normal for the precision. Where INT8 is wrong, the first
+    such layer has the wrong range on its input, or its own weights are at fault.
+
+    \b
+    Example: alexdeploy compare model.onnx int8.onnx --data digits
+    """
+    dataset = open_data(data, "val", data_root, skip_bad_images)
+    from alexdeploy.divergence import compare
+
+    with progress() as bar:
+        result = compare(a, b, dataset, samples=samples, progress=bar)
+    note_skipped(dataset)
+    if as_json:
+        print_json(result)
+    else:
+        print_table(divergence_table(result))
+    note(verdict(result))
+    if result.first is not None:
+        sys.exit(GateError.exit_code)
+
+
+def divergence_table(result: Divergence) -> Table:
+    """One line per layer, those beyond the band in red, the first of them with an arrow."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{Path(result.b).name} against {Path(result.a).name}: {result.images} held-out images")
+    for name in ("layer", "type"):
+        table.add_column(name, no_wrap=True)
+    for name in ("relative error", "max error", "SQNR, dB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    marks = iter(["<-- first beyond the band"])
+    for row in result.layers:
+        beyond = row.relative_l2 > result.band
+        sqnr = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
+        cells = (row.layer, row.type, f"{row.relative_l2:.2e}", f"{row.max_abs:.2e}", sqnr)
+        mark = next(marks, "") if beyond else ""
+        table.add_row(*map(Text, (*cells, mark)), style="red" if beyond else None)
+    return table
+
+
+def verdict(result: Divergence) -> str:
+    """What the table says, in words."""
+    band = f"the {result.band:g} that is normal for {result.precision.value}"
+    if result.first is None:
+        worst = max(result.layers, key=lambda row: row.relative_l2)
+        return f"every layer is within {band}; the largest error is {worst.relative_l2:.2g}, at {worst.layer}"
+    found = next(row for row in result.layers if row.layer == result.first)
+    cause = "its input range, or its weights" if "int8" in result.precision.value else "its arithmetic and its weights"
+    return (
+        f"error: {Path(result.b).name} leaves {Path(result.a).name} at layer {found.layer}: its relative error "
+        f"{found.relative_l2:.2g} is beyond {band}; look at {cause}"
+    )

@@ -1,0 +1,340 @@
+"""An ONNX graph judged by TensorRT's rules before its parser does, with node, rule and fix for each breach.
+
+Errors are what the parser or the builder refuses, or silently reads otherwise than ONNX means it. Warnings are what
+builds and costs speed or accuracy, such as a layer that Q/DQ asks to run in INT8 and that stays float. The verdicts
+are those of TensorRT-RTX 1.7.1, which the tests ask again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from alexdeploy.errors import InputError
+from alexdeploy.graph.weighted import dequantize_of, is_weighted
+
+Severity = Literal["error", "warning"]
+Breach = tuple[str, str] | None  # what is wrong, said of the node, and how to fix it
+
+LRN_MAX_SIZE = 15
+_LRN_RANGES = {"alpha": (1e-4, -1e20, 1e20), "beta": (0.75, 0.01, 1e5), "bias": (1.0, 1e-5, 1e10)}  # default first
+_LEVELS = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
+_SHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Q/DQ commutes with these: a layer behind them is INT8 all the same.
+_MOVES = _SHAPES | {"Cast", "Concat", "DepthToSpace", "Dropout", "Identity", "MaxPool", "Pad", "Slice", "Split"}
+_TO_INT8 = "quantize to symmetric int8 (alexdeploy quantize; onnxruntime: QuantType.QInt8, {}Symmetric)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One breach: the node's name, the rule's, what was found there and what to do about it."""
+
+    node: str
+    rule: str
+    found: str
+    fix: str
+    severity: Severity
+
+
+def lint(model: ir.Model) -> list[Finding]:
+    """Every breach in the graph and its subgraphs, in graph order. The model is not changed."""
+    model = model.clone()
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return [finding for node in model.graph.all_nodes() for finding in _judge(node)]
+
+
+def check_tensorrt(model: ir.Model, origin: str) -> None:
+    """Refuse a graph that TensorRT would refuse or misread.
+
+    Raises:
+        InputError: with node, rule and fix of the first error, and how many more there are.
+    """
+    errors = [finding for finding in lint(model) if finding.severity == "error"]
+    if errors:
+        first = errors[0]
+        more = f"; {len(errors) - 1} more, see alexdeploy lint" if errors[1:] else ""
+        raise InputError(f"{origin}: node '{first.node}' {first.found}; {first.fix} (rule {first.rule}{more})")
+
+
+def _judge(node: ir.Node) -> Iterator[Finding]:
+    for name, severity, operators, check in _RULES:
+        if node.op_type in operators:  # in any domain: the parser does not look at it
+            breach = check(node)
+            if breach is not None:
+                found, fix = breach
+                yield Finding(str(node.name or node.outputs[0].name), name, found, fix, severity)
+
+
+# Rules on single operators
+
+
+def _lrn_window(node: ir.Node) -> Breach:
+    """ILRNLayer::setWindowSize (NvInfer.h)."""
+    size = node.attributes.get_int("size", 0)
+    takes = f"TensorRT takes odd windows from 1 to {LRN_MAX_SIZE}"
+    if size % 2 == 0:
+        found = f"has an even window ({size}); {takes}, and PyTorch and ONNX place even ones differently"
+        return found, f"retrain or fine-tune with size {size - 1} or {size + 1}"
+    if not 1 <= size <= LRN_MAX_SIZE:
+        found = f"has a window of {size}; {takes}"
+        return found, "fine-tune with a smaller window, or run the ONNX file in ONNX Runtime"
+    return None
+
+
+def _lrn_range(node: ir.Node) -> Breach:
+    """ILRNLayer::setAlpha, setBeta and setK (NvInfer.h)."""
+    for name, (default, low, high) in _LRN_RANGES.items():
+        value = node.attributes.get_float(name, default)
+        if not np.float32(low) <= np.float32(value) <= np.float32(high):
+            return f"has {name} {value:g}; TensorRT takes {low:g} to {high:g}", f"fine-tune with {name} in that range"
+    return None
+
+
+def _lrn_rank(node: ir.Node) -> Breach:
+    shape = _input(node, 0).shape
+    if shape is None or len(shape) >= 4:
+        return None
+    return f"has an input of rank {len(shape)}; TensorRT takes (N, C, H, W)", "reshape to rank 4 before it"
+
+
+def _pool_dilations(node: ir.Node) -> Breach:
+    dilations = node.attributes.get_ints("dilations", ())
+    if all(step == 1 for step in dilations):
+        return None
+    return f"has dilations {list(dilations)}; TensorRT pools without", "retrain with dilation 1 and a larger window"
+
+
+def _pool_indices(node: ir.Node) -> Breach:
+    """The parser refuses the second output even where nothing uses it."""
+    if len(node.outputs) < 2 or not node.outputs[1].name:
+        return None
+    return "has the output Indices, which TensorRT lacks", "export without return_indices"
+
+
+def _mixed_types(node: ir.Node) -> Breach:
+    """A strongly typed network casts nothing by itself."""
+    types = {value.dtype.name for value in node.inputs if value is not None and value.dtype is not None}
+    if len(types) < 2:
+        return None
+    return f"mixes {' and '.join(sorted(types))} at its inputs; TensorRT casts nothing", "put a Cast before it"
+
+
+def _integer_operator(node: ir.Node) -> Breach:
+    found = f"is {node.op_type}; TensorRT takes quantization as QuantizeLinear/DequantizeLinear around float operators"
+    return found, "quantize statically in that form (onnxruntime: QuantFormat.QDQ, no QOperator, no quantize_dynamic)"
+
+
+# Rules on QuantizeLinear and DequantizeLinear
+
+
+def _zero_point(node: ir.Node) -> Breach:
+    zero = _array(_input(node, 2))
+    if zero is None or not np.any(zero.astype(np.float32)):
+        return None
+    what = "Weight" if _array(_input(node, 0)) is not None else "Activation"
+    return f"has a zero point of {zero.flat[np.flatnonzero(zero)[0]]}; TensorRT takes 0", _TO_INT8.format(what)
+
+
+def _unsigned(node: ir.Node) -> Breach:
+    """Parsed with a warning in the log at most; 128 to 255 saturate at 127."""
+    if _level_type(node) != ir.DataType.UINT8 or _zero_point(node) is not None:
+        return None
+    declared = _input(node, 2).dtype is not None or "output_dtype" in node.attributes
+    how = "quantizes to uint8" if declared else "has no zero point, which in ONNX means uint8"
+    return f"{how}; TensorRT reads int8 and saturates at half the range", _TO_INT8.format("Activation")
+
+
+def _levels(node: ir.Node) -> Breach:
+    made = _behind(_input(node, 0), "QuantizeLinear") if node.op_type == "DequantizeLinear" else None
+    levels = _level_type(node)
+    if made is not None or levels is None or levels in _LEVELS:
+        return None  # a breach of the QuantizeLinear is told there
+    if node.op_type == "QuantizeLinear" and levels == ir.DataType.UINT8:
+        return None  # _unsigned tells it
+    fix = _TO_INT8.format("Weight")
+    if levels == ir.DataType.INT32:
+        fix = 'leave the bias in float (onnxruntime: extra_options={"QuantizeBias": False})'
+    return f"has {levels.name} levels; TensorRT takes INT8, FP8, INT4 and FP4", fix
+
+
+def _scale_value(node: ir.Node) -> Breach:
+    """The parser refuses 0, negative and NaN; an infinite scale passes and gives NaN."""
+    scale = _array(_input(node, 1))
+    if scale is None:
+        return None
+    bad = [value for value in scale.astype(np.float32).flat if not 0 < value < np.inf]
+    if not bad:
+        return None
+    return (
+        f"has a scale of {bad[0]:g}; scales are finite and above 0",
+        "calibrate again; give a tensor of zeros scale 1",
+    )
+
+
+def _scale_count(node: ir.Node) -> Breach:
+    scale, shape = _array(_input(node, 1)), _input(node, 0).shape
+    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    if scale is None or scale.size == 1 or shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    dims = [dim if isinstance(dim, int) else None for dim in shape]  # None: not known before run time
+    channels = dims[axis]
+    if block and channels is not None:
+        dims[axis] = -(-channels // block)
+    expected = tuple(dims) if block else (channels,)
+    if len(expected) == scale.ndim and all(dim in (None, n) for dim, n in zip(expected, scale.shape, strict=True)):
+        return None
+    found = f"has scales of shape {scale.shape} where axis {axis} asks for {expected}"
+    return found, "give one scale per channel (or block), and the axis they run along"
+
+
+def _computed_scale(node: ir.Node) -> Breach:
+    """The parser takes it; the builder refuses such zero points and crashes where a Conv follows such a scale."""
+    names = [name for index, name in ((1, "scale"), (2, "zero point")) if _depends_on_input(_input(node, index))]
+    if not names:
+        return None
+    return f"has a {names[0]} computed at run time; TensorRT needs a constant", "calibrate and quantize statically"
+
+
+# Rules on the placement of Q/DQ: what breaks them builds, and runs slower or less exactly
+
+
+def _one_sided(node: ir.Node) -> Breach:
+    sources = [_behind(value, "DequantizeLinear") for value in node.inputs[:2]]
+    levels = {_input(source, 0).dtype for source in sources if source is not None}
+    if None not in sources or not levels & {ir.DataType.INT8, ir.DataType.UINT8}:
+        return None  # INT4 and FP4 are for weights alone
+    side, other = ("activation", "weight") if sources[1] is None else ("weight", "activation")
+    return f"has Q/DQ on its {side} only and computes in float", f"put Q/DQ on its {other} too, or on neither"
+
+
+def _activation_scales(node: ir.Node) -> Breach:
+    """A Conv asks for a scalar; for Gemm and MatMul a list of one is as good."""
+    source = _behind(node.inputs[0], "DequantizeLinear")
+    scale = _array(_input(source, 1)) if source is not None else None
+    if source is None or scale is None or (scale.size == 1 and (scale.ndim == 0 or node.op_type != "Conv")):
+        return None
+    found = f"has {scale.size} activation scales ('{source.name}'), of shape {scale.shape}, and computes in float"
+    return found, "give the activation one scalar scale"
+
+
+def _channel_axis(node: ir.Node) -> Breach:
+    weight = _input(node, 1)
+    if weight.shape is None:
+        return None
+    axis = len(weight.shape) - 1
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1):
+        axis = 0
+    source = weight.producer()
+    while source is not None and source.op_type in ("Cast", "Identity", "Transpose"):
+        if source.op_type == "Transpose":
+            axis = source.attributes.get_ints("perm", range(len(weight.shape))[::-1])[axis]
+        source = _input(source, 0).producer()
+    scale = _array(_input(source, 1)) if source is not None and source.op_type == "DequantizeLinear" else None
+    if source is None or scale is None or scale.size == 1 or scale.ndim > 1:
+        return None  # scales of blocks run along the other axis
+    actual = source.attributes.get_int("axis", 1) % len(weight.shape)
+    if actual == axis:
+        return None
+    found = f"has weight scales along axis {actual} ('{source.name}') and computes in float"
+    return found, f"give one scale per output channel, axis {axis}"
+
+
+def _before_activation(node: ir.Node) -> Breach:
+    """NVIDIA's guide, Working with Quantized Types: quantize behind the activation, where it fuses with the Conv."""
+    value = _quantized(node)
+    source = value.producer() if value is not None else None
+    if source is None or not is_weighted(source):
+        return None
+    found = f"has Q/DQ between it and '{source.name}', which rounds twice, at half the resolution"
+    return found, f"put the Q/DQ behind '{node.name}'"
+
+
+def _before_lrn(node: ir.Node) -> Breach:
+    if _quantized(node) is None:
+        return None
+    return "has Q/DQ before it; LRN has no INT8 kernel, so that costs time and accuracy", "put the Q/DQ behind the LRN"
+
+
+# What the rules look at
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    """The input; a value without name, type and producer where it is left out."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return value if value is not None else ir.Value()
+
+
+def _array(value: ir.Value) -> npt.NDArray[np.generic] | None:
+    tensor = ir.convenience.get_const_tensor(value)
+    return tensor.numpy() if tensor is not None else None
+
+
+def _level_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the levels that a QuantizeLinear makes or a DequantizeLinear takes; None where it is not known."""
+    if node.op_type == "DequantizeLinear":
+        return _input(node, 0).dtype
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return node.inputs[2].dtype
+    return ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+
+
+def _behind(value: ir.Value | None, operator: str) -> ir.Node | None:
+    """The node of that type which makes ``value``, seen through nodes that only move values about."""
+    while value is not None:
+        producer = value.producer()
+        if producer is None or producer.op_type == operator:
+            return producer
+        value = producer.inputs[0] if producer.op_type in _MOVES else None
+    return None
+
+
+def _quantized(node: ir.Node) -> ir.Value | None:
+    """The float value that comes to the node's first input through Q/DQ."""
+    dequantize = dequantize_of(node.inputs[0])
+    quantize = _behind(_input(dequantize, 0), "QuantizeLinear") if dequantize is not None else None
+    return _input(quantize, 0) if quantize is not None else None
+
+
+def _depends_on_input(value: ir.Value) -> bool:
+    """Whether the value changes from run to run; what is computed from constants alone is folded by the parser."""
+    values, seen = [value], {value}
+    while values:
+        value = values.pop()
+        producer = value.producer()
+        if producer is None and value.name and not value.is_initializer():
+            return True
+        more = {v for v in producer.inputs if v is not None} - seen if producer is not None else set()
+        seen |= more
+        values += more
+    return False
+
+
+_INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"})
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]], ...] = (
+    ("lrn-window", "error", frozenset({"LRN"}), _lrn_window),
+    ("lrn-range", "error", frozenset({"LRN"}), _lrn_range),
+    ("lrn-rank", "error", frozenset({"LRN"}), _lrn_rank),
+    ("pool-dilations", "error", frozenset({"MaxPool"}), _pool_dilations),
+    ("pool-indices", "error", frozenset({"MaxPool"}), _pool_indices),
+    ("mixed-types", "error", _WEIGHTED, _mixed_types),
+    ("integer-operator", "error", _INTEGER, _integer_operator),
+    ("zero-point", "error", _QUANTIZERS, _zero_point),
+    ("unsigned", "error", frozenset({"QuantizeLinear"}), _unsigned),
+    ("level-type", "error", _QUANTIZERS, _levels),
+    ("scale-value", "error", _QUANTIZERS, _scale_value),
+    ("scale-count", "error", _QUANTIZERS, _scale_count),
+    ("computed-scale", "error", _QUANTIZERS, _computed_scale),
+    ("one-sided", "warning", _WEIGHTED, _one_sided),
+    ("activation-scales", "warning", _WEIGHTED, _activation_scales),
+    ("channel-axis", "warning", _WEIGHTED, _channel_axis),
+    ("qdq-before-relu", "warning", frozenset({"Relu", "Clip"}), _before_activation),
+    ("qdq-before-lrn", "warning", frozenset({"LRN"}), _before_lrn),
+)

@@ -1,0 +1,215 @@
+"""What quantization costs, measured: layer by layer, method against method, and down to an accuracy budget.
+
+Every answer here comes from running the quantized graph on images and comparing its logits with the float model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from alexdeploy.compare import agreement, sqnr_db, topk_accuracy
+from alexdeploy.contract import Contract
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.errors import GateError
+from alexdeploy.graph.lower_lrn import lower_lrn
+from alexdeploy.graph.model import model_bytes
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.graph.table import layer_table
+from alexdeploy.graph.weighted import weighted_nodes
+from alexdeploy.quantize.methods import METHODS
+from alexdeploy.quantize.rangefile import RangeFile
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+
+_BATCH = 32
+_CANDIDATES = (
+    16  # layers tried per round of the budget search: all of an AlexNet's, the most sensitive of a large net's
+)
+
+Ranges = Mapping[str, TensorRange]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How close a quantized model is to the float one on the same images.
+
+    Attributes:
+        sqnr_db: power of the float logits over power of the error, in dB; more is better.
+        agreement: share of images with the same top-1.
+        drop: top-1 of the float model minus that of the quantized one, in points (1 = 1 %).
+    """
+
+    sqnr_db: float
+    agreement: float
+    drop: float
+
+
+class Judge:
+    """The float model's answers on a set of images, held in memory, and the scores of quantized versions of it.
+
+    Args:
+        model: float model; not changed.
+        images: data set to judge on; every image of it is preprocessed and kept (600 KB each at 3×224×224).
+
+    Raises:
+        InputError: an image that cannot be read.
+    """
+
+    def __init__(self, model: ir.Model, contract: Contract, images: ImageDataset) -> None:
+        self.model = model
+        batches = list(images.batches(contract, _BATCH))
+        self._batches = [batch for batch, _ in batches]
+        self._labels = np.concatenate([labels for _, labels in batches])
+        self._reference = self._logits(model)
+        self.images = len(self._labels)
+        self.top1 = topk_accuracy(self._reference, self._labels, 1)
+        self.layers = [node.name for node in weighted_nodes(model)]
+        macs = {layer.name: layer.macs for layer in layer_table(model)}
+        total = sum(macs.get(name, 0) for name in self.layers) or 1
+        self.macs_share = {name: macs.get(name, 0) / total for name in self.layers}
+
+    def score(self, ranges: Ranges, keep_float: Collection[str] = ()) -> Score:
+        """Quantize every layer but those in ``keep_float``, and compare."""
+        if set(keep_float) >= set(self.layers):
+            return Score(float("inf"), 1.0, 0.0)
+        logits = self._logits(insert_qdq(self.model, ranges, keep_float=keep_float))
+        return Score(
+            sqnr_db=sqnr_db(logits, self._reference),
+            agreement=agreement(logits, self._reference),
+            drop=100 * (self.top1 - topk_accuracy(logits, self._labels, 1)),
+        )
+
+    def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
+        with OnnxRuntimeRunner(model_bytes(lower_lrn(model))) as runner:
+            return np.concatenate([runner.infer(batch) for batch in self._batches])
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantizing one layer alone costs; ``macs_share`` is its part of the multiply-accumulates."""
+
+    layer: str
+    score: Score
+    macs_share: float
+
+
+def analyze(
+    judge: Judge, ranges: Ranges, *, progress: Callable[[float], None] = lambda share: None
+) -> list[Sensitivity]:
+    """Quantize each layer alone; the most harmful first (by SQNR, which resolves more than top-1 does)."""
+    found = []
+    for number, layer in enumerate(judge.layers, start=1):
+        others = [name for name in judge.layers if name != layer]
+        found.append(Sensitivity(layer, judge.score(ranges, others), judge.macs_share[layer]))
+        progress(number / len(judge.layers))
+    return sorted(found, key=lambda sensitivity: sensitivity.score.sqnr_db)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One set of layers kept in float and what that gave; ``int8_macs`` is the share of MACs left in INT8."""
+
+    kept_float: tuple[str, ...]
+    score: Score
+    int8_macs: float
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """The chosen attempt and everything that was tried before it."""
+
+    chosen: Attempt
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+def meet_budget(
+    judge: Judge,
+    ranges: Ranges,
+    max_drop: float,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> BudgetResult:
+    """Keep as few layers in float as bring the top-1 drop to ``max_drop`` points or less.
+
+    With one layer every choice is tried, so one layer is found when one suffices; of several that do, the one with the
+    least MACs. Beyond that the best layer so far is kept and the next is searched beside it.
+
+    Raises:
+        GateError: even with every layer but one in float the budget is not met.
+    """
+    attempts = [_attempt(judge, ranges, ())]
+    progress(_describe(attempts[-1]))
+    kept: tuple[str, ...] = ()
+    while attempts[-1].score.drop > max_drop and len(kept) < len(judge.layers) - 1:
+        open_layers = [layer for layer in judge.layers if layer not in kept]
+        if len(open_layers) > _CANDIDATES:
+            open_layers = [s.layer for s in analyze(judge, ranges) if s.layer not in kept][:_CANDIDATES]
+        tried = [_attempt(judge, ranges, (*kept, layer)) for layer in open_layers]
+        attempts += tried
+        enough = [attempt for attempt in tried if attempt.score.drop <= max_drop]
+        best = (
+            max(enough, key=lambda attempt: attempt.int8_macs)
+            if enough
+            else min(tried, key=lambda attempt: (attempt.score.drop, -attempt.score.sqnr_db))
+        )
+        attempts.append(best)
+        kept = best.kept_float
+        progress(_describe(best))
+    if attempts[-1].score.drop > max_drop:
+        raise GateError(
+            f"--max-drop {max_drop:g}: with {len(kept)} of {len(judge.layers)} layers in float the top-1 drop is still "
+            f"{attempts[-1].score.drop:.2f} points on {judge.images} images; nothing was written"
+        )
+    return BudgetResult(attempts[-1], attempts)
+
+
+def _attempt(judge: Judge, ranges: Ranges, kept: tuple[str, ...]) -> Attempt:
+    int8 = sum(share for name, share in judge.macs_share.items() if name not in kept)
+    return Attempt(kept, judge.score(ranges, kept), int8)
+
+
+def _describe(attempt: Attempt) -> str:
+    kept = ", ".join(attempt.kept_float) or "nothing"
+    return (
+        f"float: {kept} · drop {attempt.score.drop:+.2f} points · SQNR {attempt.score.sqnr_db:.1f} dB · "
+        f"{attempt.int8_macs:.1%} of MACs in INT8"
+    )
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """The ranges chosen, the method of each tensor, and the score of each method used alone and of the choice."""
+
+    ranges: dict[str, TensorRange]
+    method_of: dict[str, str]
+    scores: dict[str, Score]
+    chosen: Score
+
+
+def choose_methods(
+    judge: Judge, seen: RangeFile, *, progress: Callable[[float], None] = lambda share: None
+) -> MethodChoice:
+    """Measure each method end to end, take the best, then change single tensors to another method where that helps.
+
+    Best is the higher agreement with the float model, then the higher SQNR. A tensor is changed only when the SQNR
+    rises and the agreement does not fall.
+    """
+    by_method = {method: seen.of(method) for method in METHODS}
+    scores = {method: judge.score(ranges) for method, ranges in by_method.items()}
+    best = max(scores, key=lambda method: (scores[method].agreement, scores[method].sqnr_db))
+    ranges, current = dict(by_method[best]), scores[best]
+    method_of = dict.fromkeys(ranges, best)
+    tensors = [name for name in ranges if name in {str(n.activation.name) for n in weighted_nodes(judge.model)}]
+    for number, tensor in enumerate(tensors, start=1):
+        for method, alternative in by_method.items():
+            if alternative[tensor] == ranges[tensor]:
+                continue
+            score = judge.score({**ranges, tensor: alternative[tensor]})
+            if score.sqnr_db > current.sqnr_db and score.agreement >= current.agreement:
+                ranges[tensor], method_of[tensor], current = alternative[tensor], method, score
+        progress(number / len(tensors))
+    return MethodChoice(ranges, method_of, scores, current)

@@ -1,0 +1,116 @@
+"""The pass over the data: one test per defect seen in the field (style.md), besides its numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from PIL import Image
+
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.errors import InputError
+from alexdeploy.graph.model import save_onnx
+from alexdeploy.quantize.calibrate import BATCH, calibrate
+from tests.helpers.graphs import Array, conv_lrn_gemm, run
+
+CONTRACT = Contract(color="rgb", crop=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+COUNT = 2 * BATCH + 5
+
+
+def pixels(bright: int | None = None, count: int = COUNT) -> Array:
+    """Dim images, one of them bright."""
+    found = np.random.default_rng(0).integers(0, 100, (count, 8, 8, 3), dtype=np.uint8)
+    if bright is not None:
+        found[bright] = 255
+    return found
+
+
+def dataset(images: Array, *, skip_bad: bool = False, unreadable: frozenset[int] = frozenset()) -> ImageDataset:
+    def read(index: int) -> Image.Image:
+        if index in unreadable:
+            raise OSError("truncated")
+        return Image.fromarray(images[index])
+
+    labels = np.zeros(len(images), np.int64)
+    return ImageDataset("dim/train", ("a", "b"), [str(i) for i in range(len(images))], labels, read, skip_bad)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return store(conv_lrn_gemm(), tmp_path)
+
+
+def store(proto: onnx.ModelProto, folder: Path) -> Path:
+    loaded = ir.from_proto(proto)
+    loaded.metadata_props[METADATA_KEY] = CONTRACT.to_json()
+    save_onnx(loaded, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("bright", [0, BATCH - 1, BATCH, 2 * BATCH, COUNT - 1])
+def test_any_one_image_shows_in_the_ranges(model: Path, bright: int) -> None:
+    seen = calibrate(model, dataset(pixels(bright)), samples=COUNT)
+    assert seen.tensors["input"]["minmax"] == 1.0
+    assert calibrate(model, dataset(pixels()), samples=COUNT).tensors["input"]["minmax"] < 0.4
+
+
+def test_ranges_and_receipt_are_those_of_the_float_graph_on_all_images(model: Path) -> None:
+    seen = calibrate(model, dataset(pixels(7)), samples=COUNT)
+    batch = pixels(7).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    proto = conv_lrn_gemm()
+    for name in ("conv1", "relu1", "flatten1"):
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    del proto.graph.value_info[:]
+    session = dict(zip(("logits", "conv1", "relu1", "flatten1"), _all_outputs(proto, batch), strict=True))
+    assert seen.samples == COUNT
+    assert seen.tensors.keys() == {"input", "relu1", "flatten1"}
+    for name, values in seen.tensors.items():
+        expected = batch if name == "input" else session[name]
+        assert values["samples"] == COUNT
+        assert values["minmax"] == pytest.approx(np.abs(expected).max(), rel=1e-5)
+        assert values["min"] == pytest.approx(min(0.0, expected.min()), rel=1e-5)
+    squares = np.pad(session["relu1"].astype(np.float64) ** 2, ((0, 0), (2, 2), (0, 0), (0, 0)))
+    sums = sum(squares[:, i : i + 8] for i in range(5))
+    assert seen.largest["lrn1"] == pytest.approx(np.max(sums), rel=1e-3)
+    assert seen.largest["conv1"] == pytest.approx(np.abs(session["conv1"]).max(), rel=1e-5)
+    assert seen.largest["logits"] == pytest.approx(np.abs(session["logits"]).max(), rel=1e-5)
+
+
+def _all_outputs(proto: onnx.ModelProto, batch: Array) -> list[Array]:
+    shaped = onnx.shape_inference.infer_shapes(proto)
+    return run(shaped, batch)
+
+
+def test_the_same_call_twice_gives_the_same(model: Path) -> None:
+    assert calibrate(model, dataset(pixels(3)), samples=20) == calibrate(model, dataset(pixels(3)), samples=20)
+
+
+def test_a_nan_is_named_with_tensor_and_sample(tmp_path: Path) -> None:
+    proto = conv_lrn_gemm()
+    bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "b1")
+    bias.raw_data = np.full(8, np.nan, np.float32).tobytes()
+    with pytest.raises(InputError, match=r"tensor '(relu1|flatten1)' holds NaN or Inf at sample 0"):
+        calibrate(store(proto, tmp_path), dataset(pixels()), samples=COUNT)
+
+
+def test_an_image_that_cannot_be_read_ends_calibration_with_its_name(model: Path) -> None:
+    with pytest.raises(InputError, match=f"cannot read image '{BATCH + 3}'"):
+        calibrate(model, dataset(pixels(), unreadable=frozenset({BATCH + 3})), samples=COUNT)
+
+
+def test_skipped_images_are_not_in_the_receipt(model: Path) -> None:
+    images = dataset(pixels(), skip_bad=True, unreadable=frozenset({0, 40}))
+    seen = calibrate(model, images, samples=COUNT)
+    assert seen.samples == COUNT - 2
+    assert {values["samples"] for values in seen.tensors.values()} == {COUNT - 2}
+    assert images.skipped == ["0", "40"]
+
+
+def test_no_readable_image_at_all_is_an_error_not_a_random_calibration(model: Path) -> None:
+    images = dataset(pixels(count=3), skip_bad=True, unreadable=frozenset({0, 1, 2}))
+    with pytest.raises(InputError, match="none of the 3 images"):
+        calibrate(model, images, samples=3)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+from PIL import Image
+
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.errors import GateError, UsageError
+from alexdeploy.graph.model import save_onnx
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.quantize.calibrate import calibrate
+from alexdeploy.quantize.rangefile import RangeFile, save_ranges
+from alexdeploy.quantize.search import Judge, analyze, choose_methods, meet_budget
+from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
+from tests.helpers.graphs import Array, make_model, run
+
+CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+LAYERS = ["conv1", "conv2", "conv3", "fc4"]
+
+
+def chain(scaled: str | None = None) -> onnx.ModelProto:
+    """Three convolutions and a Gemm; in front of ``scaled`` one channel is 200 times the others and is not used."""
+    random = np.random.default_rng(3)
+    nodes, weights, source = [], {}, "input"
+    for number, (inputs, outputs) in enumerate([(3, 8), (8, 8), (8, 8)], start=1):
+        name = f"conv{number}"
+        kernel = random.standard_normal((outputs, inputs, 3, 3)) / np.sqrt(inputs * 9)
+        weights[f"w{number}"] = kernel.astype(np.float32)
+        nodes.append(helper.make_node("Conv", [source, f"w{number}"], [name], name, pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [name], [f"relu{number}"], f"relu{number}"))
+        source = f"relu{number}"
+    nodes.append(helper.make_node("GlobalAveragePool", [source], ["pool"], "pool"))
+    nodes.append(helper.make_node("Flatten", ["pool"], ["flat"], "flat"))
+    weights["w4"] = random.standard_normal((5, 8)).astype(np.float32)
+    nodes.append(helper.make_node("Gemm", ["flat", "w4"], ["logits"], "fc4", transB=1))
+    if scaled is not None:
+        number = int(scaled[-1])
+        weights[f"w{number - 1}"][0] = np.abs(weights[f"w{number - 1}"][0]) * 200
+        weights[f"w{number}"][:, 0] = 0
+    return make_model(nodes, weights, rank=2)
+
+
+def pictures(count: int, seed: int, labels: Array | None = None) -> ImageDataset:
+    random = np.random.default_rng(seed)
+    colour, noise = random.uniform(0, 256, (count, 1, 1, 3)), random.normal(0, 40, (count, 8, 8, 3))
+    pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+    return ImageDataset(
+        name="noise/val",
+        classes=tuple("abcde"),
+        samples=[str(i) for i in range(count)],
+        labels=np.zeros(count, np.int64) if labels is None else labels.astype(np.int64),
+        read=lambda i: Image.fromarray(pixels[i]),
+    )
+
+
+def labelled(model: onnx.ModelProto, count: int = 200, seed: int = 5) -> ImageDataset:
+    """Images whose labels are what the float model says, so that its top-1 is 100 %."""
+    images = pictures(count, seed)
+    (batch, _) = next(images.batches(CONTRACT, count))
+    return pictures(count, seed, run(model, batch)[0].argmax(1))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Callable[[onnx.ModelProto], tuple[Path, RangeFile]]:
+    def store(proto: onnx.ModelProto) -> tuple[Path, RangeFile]:
+        model = ir.from_proto(proto)
+        model.metadata_props[METADATA_KEY] = CONTRACT.to_json()
+        save_onnx(model, tmp_path / "model.onnx")
+        seen = calibrate(tmp_path / "model.onnx", pictures(64, 9), samples=64)
+        save_ranges(tmp_path / "ranges.json", seen, (), {})
+        return tmp_path / "model.onnx", seen
+
+    return store
+
+
+Stored = Callable[[onnx.ModelProto], tuple[Path, RangeFile]]
+
+
+def test_scores_are_those_of_the_quantized_graph(stored: Stored) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    assert judge.top1 == 1.0
+    assert len(set(labelled(proto).labels.tolist())) >= 2, "the images differ enough for top-1 to mean something"
+    (batch, labels) = next(labelled(proto).batches(CONTRACT, 200))
+    expected, actual = run(proto, batch)[0], run(insert_qdq(ir.from_proto(proto), seen.of("minmax")), batch)[0]
+    score = judge.score(seen.of("minmax"))
+    noise = np.sum((actual - expected) ** 2, dtype=np.float64)
+    assert score.sqnr_db == pytest.approx(10 * np.log10(np.sum(expected**2, dtype=np.float64) / noise), abs=0.2)
+    assert score.drop == pytest.approx(100 * np.mean(actual.argmax(1) != labels), abs=1.0)
+    assert judge.score(seen.of("minmax"), LAYERS).sqnr_db == float("inf"), "nothing is quantized"
+
+
+@pytest.mark.parametrize("layer", ["conv2", "conv3"])
+def test_the_layer_that_was_made_hard_to_quantize_is_ranked_first(layer: str, stored: Stored) -> None:
+    proto = chain(layer)
+    _, seen = stored(proto)
+    found = analyze(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), seen.of("minmax"))
+    assert found[0].layer == layer
+    assert {row.layer for row in found} == set(LAYERS)
+    assert sum(row.macs_share for row in found) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("wrong", [100.0, 0.01])
+def test_a_range_wrong_by_a_hundred_is_ranked_first(wrong: float, stored: Stored) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    ranges = dict(seen.of("minmax"))
+    ranges["relu1"] = TensorRange(ranges["relu1"].amax * wrong)
+    assert analyze(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), ranges)[0].layer == "conv2"
+
+
+@pytest.mark.parametrize("layer", ["conv2", "conv3"])
+def test_the_budget_is_met_with_the_fewest_float_layers_as_brute_force_finds_them(layer: str, stored: Stored) -> None:
+    proto = chain(layer)
+    _, seen = stored(proto)
+    ranges = seen.of("minmax")
+    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    budget = judge.score(ranges, [layer]).drop + 0.5
+    assert judge.score(ranges).drop > budget, "all layers in INT8 must not do, or the test shows nothing"
+    result = meet_budget(judge, ranges, budget)
+    enough = [single for single in LAYERS if judge.score(ranges, [single]).drop <= budget]
+    assert enough
+    (kept,) = result.chosen.kept_float
+    assert kept == min(enough, key=lambda name: judge.macs_share[name])
+    assert result.chosen.score.drop <= budget
+    assert result.chosen.int8_macs == pytest.approx(1 - judge.macs_share[kept])
+    assert len(result.attempts) >= 1 + len(LAYERS), "the search is shown"
+
+
+def test_nothing_is_kept_in_float_when_int8_is_good_enough(stored: Stored) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    result = meet_budget(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), seen.of("minmax"), 100.0)
+    assert result.chosen.kept_float == ()
+    assert len(result.attempts) == 1
+
+
+def test_a_budget_that_cannot_be_met_is_a_gate_error_and_writes_nothing(stored: Stored, tmp_path: Path) -> None:
+    proto = chain()
+    model, seen = stored(proto)
+    spoilt = {name: {**values, "minmax": values["minmax"] / 1000} for name, values in seen.tensors.items()}
+    save_ranges(tmp_path / "bad.json", msgspec.structs.replace(seen, tensors=spoilt), (), {})
+    settings = QuantizeSettings(method="minmax", max_drop=0.0)
+    with pytest.raises(GateError, match=r"--max-drop 0: with 3 of 4 layers in float"):
+        quantize_onnx(model, tmp_path / "bad.json", tmp_path / "o.onnx", settings=settings, judge_on=labelled(proto))
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_auto_is_at_least_as_good_as_every_single_method_on_the_images_it_measured(stored: Stored) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    choice = choose_methods(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), seen)
+    best = max(choice.scores.values(), key=lambda score: (score.agreement, score.sqnr_db))
+    assert (choice.chosen.agreement, choice.chosen.sqnr_db) >= (best.agreement, best.sqnr_db)
+    for tensor, method in choice.method_of.items():
+        assert choice.ranges[tensor] == seen.of(method)[tensor]
+
+
+def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored: Stored, tmp_path: Path) -> None:
+    from alexdeploy.artifacts import read_sidecar
+
+    proto = chain("conv2")
+    model, seen = stored(proto)
+    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    settings = QuantizeSettings(method="minmax", max_drop=judge.score(seen.of("minmax"), ["conv2"]).drop + 0.5)
+    output = tmp_path / "int8.onnx"
+    result = quantize_onnx(model, tmp_path / "ranges.json", output, settings=settings, judge_on=labelled(proto))
+    kept = read_sidecar(output).details["kept_float"]
+    assert len(kept) == 1
+    assert {node.name for node in quantized_nodes(result.model)} == set(LAYERS) - set(kept)
+
+
+@pytest.mark.parametrize("settings", [QuantizeSettings(method="auto"), QuantizeSettings(max_drop=1.0)])
+def test_what_is_measured_needs_images(settings: QuantizeSettings, stored: Stored, tmp_path: Path) -> None:
+    model, _ = stored(chain())
+    with pytest.raises(UsageError, match="--data"):
+        quantize_onnx(model, tmp_path / "ranges.json", tmp_path / "o.onnx", settings=settings)
+
+
+def test_the_hard_networks_of_these_tests_differ() -> None:
+    for one, other in itertools.combinations([chain(), chain("conv2"), chain("conv3")], 2):
+        assert one.SerializeToString() != other.SerializeToString()
