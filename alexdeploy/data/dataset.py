@@ -46,8 +46,8 @@ class ImageDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over split name, sample names and labels: which images, not their pixels."""
-        lines = [self.name, *(f"{name}\t{label}" for name, label in zip(self.samples, self.labels, strict=True))]
+        """SHA-256 (hex) over sample names and labels: which images, not their pixels nor where the folder lies."""
+        lines = [f"{name}\t{label}" for name, label in zip(self.samples, self.labels, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def subset(self, count: int) -> ImageDataset:

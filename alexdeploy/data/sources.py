@@ -74,7 +74,7 @@ def _mnist(split: Split, root: Path) -> ImageDataset:
     return ImageDataset(
         name=f"mnist/{split}",
         classes=tuple(str(i) for i in range(10)),
-        samples=[str(i) for i in range(len(labels))],
+        samples=[f"{split}-{i}" for i in range(len(labels))],
         labels=labels,
         read=lambda i: Image.fromarray(pixels[i]),
     )
