@@ -23,7 +23,7 @@ from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
-BATCH = 32
+BATCH = 8
 
 
 def calibrate(

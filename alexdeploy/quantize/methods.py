@@ -42,30 +42,38 @@ def entropy(observer: ActivationObserver) -> float:
     """
     counts = observer.counts.astype(np.float64)
     counts[0] = counts[1]
-    candidates = range(LEVELS, BINS + 1)
-    divergences = [_divergence(counts, kept) for kept in candidates]
-    best = candidates[int(np.argmin(divergences))]
+    kept = np.arange(LEVELS, BINS + 1)
+    best = int(kept[np.argmin(_divergences(counts, kept))])
     return min((best + 0.5) * _width(observer), observer.amax)
 
 
-def _divergence(counts: Floats, kept: int) -> float:
-    """KL(P‖Q) of the first ``kept`` bins against their 128-level version; inf where Q is empty and P is not."""
-    reference = counts[:kept].copy()
-    reference[-1] += counts[kept:].sum()
-    starts = np.arange(LEVELS) * kept // LEVELS
-    inside = counts[:kept]
-    totals = np.add.reduceat(inside, starts)
-    filled = reference > 0
-    members = np.add.reduceat(filled.astype(np.float64), starts)
-    spread = np.divide(totals, members, out=np.zeros(LEVELS), where=members > 0)
-    sizes = np.diff(np.append(starts, kept))
-    approximation = np.repeat(spread, sizes)[filled]
-    reference = reference[filled]
-    if np.any(approximation == 0) or filled.sum() < 2:  # a single bin is always like itself, which says nothing
-        return float("inf")
-    reference = reference / reference.sum()
-    approximation = approximation / approximation.sum()
-    return float(np.sum(reference * np.log(reference / approximation)))
+def _divergences(counts: Floats, kept: npt.NDArray[np.int64]) -> Floats:
+    """KL(P‖Q) of the first ``kept`` bins against their 128-level version, for every entry of ``kept`` at once.
+
+    Inf where Q is empty and P is not, and for a single non-empty bin, which is always like itself. With c the counts,
+    S and m the sum and the number of non-empty bins of a level: KL = Σ P·log P - Σ over levels of P·log(S/m/ΣS).
+    """
+    below = np.append(0.0, np.cumsum(counts))
+    filled = np.append(0, np.cumsum(counts > 0))
+    last, outliers = counts[kept - 1], below[-1] - below[kept]
+    edges = np.arange(LEVELS + 1)[None, :] * kept[:, None] // LEVELS
+    sums = np.diff(below[edges], axis=1)
+    # an outlier makes the last bin of P non-empty whatever was counted in it
+    members = np.diff(filled[edges], axis=1)
+    members[:, -1] += (last == 0) & (outliers > 0)
+    reference = sums.copy()  # P summed over each level
+    reference[:, -1] += outliers
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_q = np.log(sums / members / below[kept][:, None])
+        cross = np.where(reference > 0, reference * log_q, 0.0).sum(axis=1)
+    entropies = np.append(0.0, np.cumsum(_x_log_x(counts)))[kept] - _x_log_x(last) + _x_log_x(last + outliers)
+    total = below[-1]
+    divergence = (entropies - cross) / total - np.log(total)
+    return np.where(members.sum(axis=1) < 2, np.inf, divergence)
+
+
+def _x_log_x(x: Floats) -> Floats:
+    return x * np.log(np.where(x > 0, x, 1.0))
 
 
 def mse(observer: ActivationObserver) -> float:

@@ -24,6 +24,7 @@ def test_every_console_command_ends_well(home: Path) -> None:
     verbs = {command.split()[1] for command in commands if command.startswith("alexdeploy ")}
     shown = {
         "train",
+        "analyze",
         "export",
         "calibrate",
         "quantize",
