@@ -103,11 +103,11 @@ def test_an_image_that_cannot_be_read_ends_calibration_with_its_name(model: Path
 
 
 def test_skipped_images_are_not_in_the_receipt(model: Path) -> None:
-    images = dataset(pixels(), skip_bad=True, unreadable=frozenset({0, 40}))
+    images = dataset(pixels(), skip_bad=True, unreadable=frozenset({0, BATCH + 2}))
     seen = calibrate(model, images, samples=COUNT)
     assert seen.samples == COUNT - 2
     assert {values["samples"] for values in seen.tensors.values()} == {COUNT - 2}
-    assert images.skipped == ["0", "40"]
+    assert images.skipped == ["0", str(BATCH + 2)]
 
 
 def test_no_readable_image_at_all_is_an_error_not_a_random_calibration(model: Path) -> None:
