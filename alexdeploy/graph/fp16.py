@@ -56,9 +56,7 @@ def certify_lrn(model: ir.Model, largest: Mapping[str, float]) -> dict[str, floa
     names = [str(node.name) for node in model.graph if node.op_type == "LRN"]
     for name in names:
         if name not in room:
-            raise GateError(
-                f"LRN '{name}': its sum of squares was not measured; calibrate, and give --ranges"
-            )
+            raise GateError(f"LRN '{name}': its sum of squares was not measured; calibrate, and give --ranges")
         if room[name] < MARGIN:
             raise GateError(
                 f"LRN '{name}': its sum of squares reached {largest[name]:.4g} on real data, {room[name]:.2f} times "

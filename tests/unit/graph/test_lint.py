@@ -75,7 +75,9 @@ def matrix(operator: str, axis: int, *, scale: Array | None = None, **attributes
     }
     arrays["zero"] = np.zeros_like(arrays["scale"], i8)
     nodes = [helper.make_node("Flatten", ["input"], ["flat"]), *quantized("flat", "x"), dequantized("w", axis)]
-    return make_model([*nodes, helper.make_node(operator, ["x", "w"], ["logits"], "layer", **attributes)], arrays, rank=2)
+    return make_model(
+        [*nodes, helper.make_node(operator, ["x", "w"], ["logits"], "layer", **attributes)], arrays, rank=2
+    )
 
 
 def int32_bias() -> onnx.ModelProto:
@@ -206,6 +208,4 @@ ERRORS = (
         "not asked",
     ),
 )
-WARNINGS = (
-    Case("one-sided", lambda: conv(w=[], w=np.ones((8, 3, 3, 3), f32)), "activation only", verdict="float"),
-)
+WARNINGS = (Case("one-sided", lambda: conv(w=[], w=np.ones((8, 3, 3, 3), f32)), "activation only", verdict="float"),)
