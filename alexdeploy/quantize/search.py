@@ -26,9 +26,8 @@ from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 _BATCH = 32
-_CANDIDATES = (
-    16  # layers tried per round of the budget search: all of an AlexNet's, the most sensitive of a large net's
-)
+_WORTH_DB = 0.25  # less is noise of the images measured on, and does not carry over to others
+_CANDIDATES = 16  # layers tried per round of the budget search; in a larger net, the most sensitive ones
 
 Ranges = Mapping[str, TensorRange]
 
@@ -196,7 +195,7 @@ def choose_methods(
     """Measure each method end to end, take the best, then change single tensors to another method where that helps.
 
     Best is the higher agreement with the float model, then the higher SQNR. A tensor is changed only when the SQNR
-    rises and the agreement does not fall.
+    rises by 0.25 dB or more and the agreement does not fall.
     """
     by_method = {method: seen.of(method) for method in METHODS}
     scores = {method: judge.score(ranges) for method, ranges in by_method.items()}
@@ -209,7 +208,7 @@ def choose_methods(
             if alternative[tensor] == ranges[tensor]:
                 continue
             score = judge.score({**ranges, tensor: alternative[tensor]})
-            if score.sqnr_db > current.sqnr_db and score.agreement >= current.agreement:
+            if score.sqnr_db > current.sqnr_db + _WORTH_DB and score.agreement >= current.agreement:
                 ranges[tensor], method_of[tensor], current = alternative[tensor], method, score
         progress(number / len(tensors))
     return MethodChoice(ranges, method_of, scores, current)
