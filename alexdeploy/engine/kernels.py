@@ -46,10 +46,13 @@ def parse_report(message: str) -> list[Kernel]:
 def _kernel(match: re.Match[str]) -> Kernel:
     inputs = _TENSOR.findall(match["inputs"])
     constants = _TENSOR.findall(match["constants"])
+    precision = inputs[0][1].upper() if inputs else "NONE"
+    if precision == "INT8" and match["type"] == "runtime_fusion":
+        precision = "FLOAT"  # it takes INT8 in, dequantizes, and multiplies in float
     return Kernel(
         name=match["name"],
         type=match["type"],
-        precision=inputs[0][1].upper() if inputs else "NONE",
+        precision=precision,
         onnx_layers=tuple(_ONNX_LAYER.findall(match["metadata"])),
         weighted=any(sum(int(dim) > 1 for dim in dims.split(",") if dim) >= 2 for dims, _ in constants),
     )

@@ -44,9 +44,11 @@ class Finding:
 
 def lint(model: ir.Model) -> list[Finding]:
     """Every breach in the graph and its subgraphs, in graph order. The model is not changed."""
-    model = model.clone()
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    return [finding for node in model.graph.all_nodes() for finding in _judge(node)]
+    inferred = model.clone()
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+    pairs = zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True)
+    # a clone has invented names for nameless nodes
+    return [finding for node, judged in pairs for finding in _judge(judged, str(node.name or node.outputs[0].name))]
 
 
 def check_tensorrt(model: ir.Model, origin: str) -> None:
@@ -62,13 +64,13 @@ def check_tensorrt(model: ir.Model, origin: str) -> None:
         raise InputError(f"{origin}: node '{first.node}' {first.found}; {first.fix} (rule {first.rule}{more})")
 
 
-def _judge(node: ir.Node) -> Iterator[Finding]:
-    for name, severity, operators, check in _RULES:
+def _judge(node: ir.Node, name: str) -> Iterator[Finding]:
+    for rule, severity, operators, check in _RULES:
         if node.op_type in operators:  # in any domain: the parser does not look at it
             breach = check(node)
             if breach is not None:
                 found, fix = breach
-                yield Finding(str(node.name or node.outputs[0].name), name, found, fix, severity)
+                yield Finding(name, rule, found, fix, severity)
 
 
 # Rules on single operators
