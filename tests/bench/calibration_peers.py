@@ -101,7 +101,7 @@ def install(root: Path) -> dict[str, dict[str, str]]:
             say(f"installing {', '.join(packages)} into {root / name}")
             if not python.exists():
                 venv.create(root / name, with_pip=True, symlinks=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-qq", *packages], check=True)
             done.write_text("\n".join(packages))
         listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True)
         found = {package["name"]: package["version"] for package in json.loads(listed.stdout)}

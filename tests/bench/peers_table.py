@@ -69,7 +69,7 @@ def _head(report: Report) -> list[str]:
         f"(FP32 top-1 {report['fp32_top1']:.2%}); medians of {settings['repeats']}, fresh processes, from start to "
         "file written.",
         f"{machine['cpu']}, {machine['cores']} cores, {report['memory_gib']} GiB, no GPU used; load average before "
-        f"the runs {load['lowest']:.1f} to {load['highest']:.1f} ; alexdeploy {report['commit']}.",
+        f"the runs {load['lowest']:.1f} to {load['highest']:.1f}; alexdeploy {report['commit']}.",
         f"{', '.join(versions)}.",
     ]
 
