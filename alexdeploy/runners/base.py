@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -35,6 +37,17 @@ class Runner(ABC):
         Raises:
             UsageError: wrong shape or dtype.
         """
+
+    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+        """A call on ``batch`` in the runtime's own memory, without host copies, that returns when the result is there.
+
+        A runtime on the CPU computes where the batch already lies, so its whole ``infer`` is that call.
+
+        Raises:
+            UsageError: wrong shape or dtype.
+        """
+        self.check_batch(batch)
+        return partial(self.infer, batch)
 
     def close(self) -> None:  # noqa: B027 (PyTorch and ONNX Runtime free with the object)
         """Release what the runtime holds; the runner is unusable afterwards. Calling it twice is fine."""
