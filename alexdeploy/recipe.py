@@ -22,10 +22,10 @@ _Decoded = TypeVar("_Decoded")
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which network of the zoo, and the switches it has."""
+    """Which network of the zoo, and the switches it has; ``lrn`` None is with LRN where the network has one."""
 
     name: str
-    lrn: bool = True
+    lrn: bool | None = None
     dropout: float = 0.5
 
     def __post_init__(self) -> None:

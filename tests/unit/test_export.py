@@ -11,9 +11,6 @@ from torch import nn
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import GateError, InputError
 from alexdeploy.export import export_onnx
-from alexdeploy.graph.model import load_onnx
-from alexdeploy.recipe import NetworkSettings, load_recipe
-from alexdeploy.zoo.registry import NETWORKS, build_network
 from tests.helpers.graphs import run
 
 TINY = Contract(color="rgb", crop=16, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -27,19 +24,6 @@ def tiny(lrn: nn.Module) -> nn.Module:
 @pytest.fixture
 def images() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
-
-
-@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"alexnet"}))  # alexnet: tests/e2e
-def test_networks_leave_with_native_lrn_and_nothing_decomposed(network: str, tmp_path: Path) -> None:
-    contract = load_recipe(network).preprocess
-    module = build_network(NetworkSettings(network), 10).eval()
-    noise = np.random.default_rng(1).random((2, *contract.input_shape), dtype=np.float32)
-    result = export_onnx(module, contract, tmp_path / "model.onnx", real_images=noise)
-    assert result.ops == {"Conv": 5, "Flatten": 1, "Gemm": 3, "LRN": 2, "MaxPool": 3, "Relu": 7}
-    names = [str(node.name) for node in load_onnx(tmp_path / "model.onnx").graph]
-    assert names[:4] == ["conv1", "relu1", "lrn1", "pool1"]
-    assert names[-1] == "fc8"
-    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 15, 17])

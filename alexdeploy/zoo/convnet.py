@@ -1,0 +1,35 @@
+"""The form that all networks share: ``features`` (convolutions), flatten, ``classifier`` (fully connected layers)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNet(nn.Module):
+    """Feature extractor, flatten, classifier."""
+
+    def __init__(self, features: Iterable[nn.Module], classifier: nn.Sequential) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*features)
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images → (N, classes) logits."""
+        logits: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return logits
+
+
+def classifier(*widths: int, dropout: float, dropout_first: bool = False) -> nn.Sequential:
+    """Fully connected layers with ReLU between them: ``classifier(9216, 4096, 4096, classes, dropout=0.5)``.
+
+    Dropout follows each ReLU or, with ``dropout_first``, stands before every layer but the last.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths[:-1]):
+        dense = [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
+        layers += [nn.Dropout(dropout), *dense] if dropout_first else [*dense, nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
