@@ -14,7 +14,7 @@ _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-r
 
 def environment() -> dict[str, Any]:
     """CPU, cores this process may use, system, Python, library versions, CUDA device or why there is none."""
-    from alexdeploy.engine.versions import why_no_cuda
+    from alexdeploy.engine.driver import why_no_cuda
 
     return {
         "alexdeploy": __version__,

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Exit code and error message."""
     try:
-        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False)
+        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=arguments)
     except AlexdeployError as error:
         return error.exit_code, str(error)
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def command(
         builder=builder,
         strict=strict,
     )
-    report = build_engine(model, output, ranges=seen, settings=settings)
+    report = build_engine(model, output, ranges=seen, settings=settings, rebuild=shlex.join(["alexdeploy", *ctx.obj]))
     if report.float_layers:
         warn(int8_verdict(report))
     _show(output, report, as_json)

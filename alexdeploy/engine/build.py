@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from alexdeploy import artifacts
-from alexdeploy.contract import Contract
 from alexdeploy.engine.kernels import Kernel, count_precisions, parse_report, precisions_of_layers
-from alexdeploy.engine.versions import Library, process_logger
+from alexdeploy.engine.trust import EngineDetails
+from alexdeploy.engine.versions import BuilderName, Library, process_logger
 from alexdeploy.errors import InputError
-from alexdeploy.specs import BatchProfile, Precision
+from alexdeploy.specs import BatchProfile, Precision, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt  # the stubs of TensorRT serve for TensorRT-RTX too
@@ -52,8 +52,10 @@ class EngineReport:
 
     size_bytes: int
     seconds: float
-    builder: str
+    builder: BuilderName
     builder_version: str
+    input: TensorSpec
+    output: TensorSpec
     kernels: list[Kernel]
     layer_precisions: dict[str, str]
     float_layers: list[str] = field(default_factory=list)
@@ -89,19 +91,15 @@ def build(graph: Graph, profile: BatchProfile, library: Library) -> tuple[bytes,
     seconds = time.perf_counter() - started
     if plan is None:
         raise InputError(_refused(library, "the builder refused the graph", logger))
-    report = _report(bytes(plan), seconds, graph, library, logger)
-    return bytes(plan), report
+    data = bytes(plan)
+    return data, _report(data, seconds, graph, network, library, logger)
 
 
 def write_engine(
     path: Path,
     plan: bytes,
-    report: EngineReport,
+    details: EngineDetails,
     *,
-    contract: Contract | None,
-    classes: int,
-    profile: BatchProfile,
-    graph: Graph,
     parents: tuple[artifacts.Parent, ...],
     options: dict[str, Any],
 ) -> None:
@@ -112,20 +110,8 @@ def write_engine(
         "engine",
         parents=parents,
         options=options,
-        libraries={report.builder: report.builder_version},
-        details={
-            "precision": graph.precision.value,
-            "builder": report.builder,
-            "platform": f"{platform.system()} {platform.machine()}",
-            "input": {"name": graph.input_name, "shape": [-1, *graph.image_shape], "dtype": "float32"},
-            "classes": classes,
-            "profile": str(profile),
-            "contract": msgspec.to_builtins(contract),
-            "build_seconds": round(report.seconds, 3),
-            "precisions": report.precisions,
-            "layer_precisions": report.layer_precisions,
-            "kernels": msgspec.to_builtins(report.kernels),
-        },
+        libraries={details.builder: details.version},
+        details=msgspec.to_builtins(details),
     )
 
 
@@ -172,7 +158,9 @@ def _refused(library: Library, what: str, logger: Any) -> str:
     return f"{library.name} {library.version}: {what}: {'; '.join(errors[-2:]) or 'no reason given'}"
 
 
-def _report(plan: bytes, seconds: float, graph: Graph, library: Library, logger: Any) -> EngineReport:
+def _report(
+    plan: bytes, seconds: float, graph: Graph, network: trt.INetworkDefinition, library: Library, logger: Any
+) -> EngineReport:
     kernels = next((parse_report(text) for _, text in logger.messages if text.startswith("Layers:")), [])
     precisions = precisions_of_layers(kernels, graph.weighted)
     return EngineReport(
@@ -180,7 +168,15 @@ def _report(plan: bytes, seconds: float, graph: Graph, library: Library, logger:
         seconds=seconds,
         builder=library.name,
         builder_version=library.version,
+        input=_spec(network.get_input(0), library),
+        output=_spec(network.get_output(0), library),
         kernels=kernels,
         layer_precisions=precisions,
         float_layers=[name for name in graph.quantized if precisions.get(name) != "INT8"],
     )
+
+
+def _spec(tensor: trt.ITensor, library: Library) -> TensorSpec:
+    """As the engine has it: the type of an output is the computation's, whatever ONNX declares."""
+    dtype = np.dtype(library.module.nptype(tensor.dtype)).name
+    return TensorSpec(tensor.name, tuple(int(dim) for dim in tensor.shape), dtype)

@@ -1,23 +1,34 @@
-"""The only file that knows which TensorRT this is: module names, flags that differ, what needs a GPU."""
+"""The only file that knows which TensorRT this is: module names, flags that differ, what runs where."""
 
 from __future__ import annotations
 
-import ctypes
+import platform
+import re
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
+import msgspec
+
+from alexdeploy.engine.driver import Gpu, why_no_cuda
 from alexdeploy.errors import UnavailableError
 from alexdeploy.optional import require
 
-Builder = Literal["auto", "tensorrt", "tensorrt-rtx"]
+BuilderName = Literal["tensorrt", "tensorrt-rtx"]
+Builder = BuilderName | Literal["auto"]
+Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
+_RTX_MAGIC = b"vtrt"  # how plans of TensorRT-RTX begin
+_NOT_RTX = (9, 10, 11)  # major compute capabilities without an RTX GPU
 
 
 @dataclass(frozen=True)
 class Library:
     """An importable TensorRT: its name on the command line, its version, its module."""
 
-    name: str
+    name: BuilderName
     version: str
     module: Any
 
@@ -26,42 +37,90 @@ class Library:
         return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
+class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
+    """Where else than on the machine that builds it an engine may run.
+
+    Attributes:
+        hardware: TensorRT: on GPUs of the same model, of the same compute capability, or on Ampere and newer.
+        newer_versions: TensorRT: newer versions may load it too.
+        targets: TensorRT-RTX: compute capabilities such as ``8.9``; empty means every RTX GPU from Ampere on.
+    """
+
+    hardware: Hardware = "same-gpu"
+    newer_versions: bool = False
+    targets: tuple[str, ...] = ()
+
+    def takes_version(self, builder: BuilderName, built_with: str, installed: str) -> bool:
+        """Plans are tied to the exact version; version-compatible ones also load on newer ones up to the next major."""
+        if not (self.newer_versions and builder == "tensorrt"):
+            return built_with == installed
+        built, here = _numbers(built_with), _numbers(installed)
+        return built <= here and here[0] - built[0] <= 1
+
+    def takes_gpu(self, builder: BuilderName, built_on: Gpu | None, here: Gpu) -> bool:
+        """Whether an engine built on one GPU (None: on a machine without) runs on another."""
+        capability = _numbers(here.compute_capability)
+        if builder == "tensorrt-rtx":
+            portable = capability >= (8,) and capability[0] not in _NOT_RTX
+            return here.compute_capability in self.targets if self.targets else portable
+        if self.hardware == "ampere+":
+            return capability >= (8,)
+        if built_on is None or built_on.compute_capability != here.compute_capability:
+            return False
+        return self.hardware == "same-compute-capability" or built_on.name == here.name
+
+    def describe_gpus(self, builder: BuilderName, built_on: Gpu | None) -> str:
+        """``takes_gpu`` in words."""
+        if builder == "tensorrt-rtx":
+            return f"compute capability {' or '.join(self.targets)}" if self.targets else "RTX GPUs from Ampere on"
+        if self.hardware == "ampere+":
+            return "Ampere and newer"
+        if built_on is None:
+            return "an unknown GPU"
+        same_model = self.hardware == "same-gpu"
+        return str(built_on) if same_model else f"compute capability {built_on.compute_capability}"
+
+
+def takes_platform(builder: BuilderName, built_on: str) -> bool:
+    """Plans of TensorRT are tied to system and processor (``Linux x86_64``), those of TensorRT-RTX to the processor."""
+    here = this_platform()
+    return built_on == here or (builder == "tensorrt-rtx" and built_on.split()[-1:] == here.split()[-1:])
+
+
+def this_platform() -> str:
+    """Such as ``Linux x86_64``."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def builder_of_plan(first_bytes: bytes) -> BuilderName:
+    """Whose plan it seems to be, where no sidecar tells; NVIDIA does not document the header."""
+    return "tensorrt-rtx" if first_bytes.startswith(_RTX_MAGIC) else "tensorrt"
+
+
 def load_library(builder: Builder) -> Library:
     """The library to build with; ``auto`` is TensorRT where it is installed and a GPU answers, else TensorRT-RTX.
 
     Raises:
-        UnavailableError: not installed, or TensorRT (which builds on the GPU) without a CUDA device.
+        UnavailableError: not installed, too old, or TensorRT (which builds on the GPU) without a CUDA device.
     """
     if builder == "auto":
-        builder = "tensorrt" if why_no_cuda() is None and _installed("tensorrt") else "tensorrt-rtx"
+        builder = "tensorrt" if why_no_cuda() is None and find_spec("tensorrt") is not None else "tensorrt-rtx"
     if builder == "tensorrt":
         # asked before the import: without a driver TensorRT's libraries may crash the process
         reason = why_no_cuda()
         if reason is not None:
             raise UnavailableError(f"TensorRT builds on the GPU and there is {reason}; use --builder tensorrt-rtx")
-    module = require("tensorrt" if builder == "tensorrt" else "tensorrt_rtx")
-    return Library(builder, str(module.__version__), module)
+    module = require(_MODULES[builder])
+    version = str(module.__version__)
+    if _numbers(version) < _OLDEST[builder]:
+        oldest = ".".join(map(str, _OLDEST[builder]))
+        raise UnavailableError(f"{builder} {version} is too old; upgrade: pip install '{builder}>={oldest}'")
+    return Library(builder, version, module)
 
 
-def _installed(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None
-
-
-@cache
-def why_no_cuda() -> str | None:
-    """None when a CUDA device can be used, otherwise the reason: ``no CUDA device (libcuda.so.1 not found)``."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no CUDA device (libcuda.so.1 not found)"
-    status = int(driver.cuInit(0))
-    if status:
-        return f"no CUDA device (cuInit returned {status})"
-    count = ctypes.c_int(0)
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    return None if count.value else "no CUDA device (the driver reports none)"
+def _numbers(version: str) -> tuple[int, ...]:
+    """``"10.16.1.11"`` → (10, 16, 1, 11)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 @cache

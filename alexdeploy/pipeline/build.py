@@ -10,7 +10,9 @@ import onnx_ir as ir
 from alexdeploy import artifacts
 from alexdeploy.contract import METADATA_KEY
 from alexdeploy.engine import build as engine
-from alexdeploy.engine.versions import Builder, load_library
+from alexdeploy.engine.driver import current_gpu
+from alexdeploy.engine.trust import EngineDetails
+from alexdeploy.engine.versions import Builder, load_library, this_platform
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, model_bytes, precision_of
@@ -46,8 +48,11 @@ def build_engine(
     *,
     ranges: Ranges | None = None,
     settings: BuildSettings = BuildSettings(),
+    rebuild: str = "",
 ) -> engine.EngineReport:
     """Build ``output`` and its sidecar; ``ranges`` are for INT8, and for FP16 to know its islands.
+
+    ``rebuild`` is the command that does the same, for whoever cannot run the engine where they take it.
 
     Raises:
         InputError: a graph outside TensorRT's limits, or refused by its parser or builder.
@@ -62,15 +67,10 @@ def build_engine(
     plan, report = engine.build(graph, settings.profile, library)
     if settings.strict and report.float_layers:
         raise GateError(f"--strict: {int8_verdict(report)}; nothing was written")
-    has_contract = METADATA_KEY in model.metadata_props
     engine.write_engine(
         output,
         plan,
-        report,
-        contract=contract_of(model, str(model_path)) if has_contract else None,
-        classes=class_count(model),
-        profile=settings.profile,
-        graph=graph,
+        _details(model, model_path, report, graph, settings, rebuild),
         parents=(artifacts.parent(model_path),),
         options={
             "precision": graph.precision.value,
@@ -89,6 +89,36 @@ def int8_verdict(report: engine.EngineReport) -> str:
     if report.float_layers:
         verdict += f"; quantized in the graph but built in float: {', '.join(report.float_layers)}"
     return verdict
+
+
+def _details(
+    model: ir.Model,
+    model_path: Path,
+    report: engine.EngineReport,
+    graph: engine.Graph,
+    settings: BuildSettings,
+    rebuild: str,
+) -> EngineDetails:
+    has_contract = METADATA_KEY in model.metadata_props
+    contract = contract_of(model, str(model_path)) if has_contract else None
+    return EngineDetails(
+        builder=report.builder,
+        version=report.builder_version,
+        rebuild=rebuild,
+        platform=this_platform(),
+        gpu=current_gpu(),
+        profile=str(settings.profile),
+        input=report.input,
+        output=report.output,
+        precision=graph.precision,
+        classes=class_count(model),
+        contract=contract,
+        contract_sha256=contract.fingerprint if contract is not None else None,
+        build_seconds=round(report.seconds, 3),
+        precisions=report.precisions,
+        layer_precisions=report.layer_precisions,
+        kernels=tuple(report.kernels),
+    )
 
 
 def _with_precision(

@@ -129,7 +129,7 @@ def _steps(out: Path) -> list[_Step]:
     def run_build(name: str) -> None:
         settings = BuildSettings(fp16=name == "fp16", builder="tensorrt-rtx", strict=True)
         source = int8 if name == "int8" else onnx
-        build_engine(source, engines[name], settings=settings)
+        build_engine(source, engines[name], settings=settings, rebuild=f"alexdeploy demo --out {out}")
 
     return [
         _Step("checkpoint", checkpoint, run_train, options={"recipe": msgspec.to_builtins(recipe)}),

@@ -113,7 +113,7 @@ def _build(builder: Literal["tensorrt", "tensorrt-rtx"]) -> str:
 
 
 def _cuda() -> str:
-    from alexdeploy.engine.versions import why_no_cuda
+    from alexdeploy.engine.driver import why_no_cuda
 
     reason = why_no_cuda()
     if reason is not None:

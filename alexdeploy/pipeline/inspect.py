@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from alexdeploy import artifacts
+from alexdeploy.engine.trust import read_engine
 from alexdeploy.recipe import load_recipe
 from alexdeploy.runners.artifact import kind_of
 from alexdeploy.specs import Layer
@@ -65,15 +65,16 @@ def _described(kind: str, layers: list[Layer], ops: dict[str, int] | None = None
 
 
 def _inspect_engine(path: Path) -> dict[str, Any]:
-    sidecar = artifacts.read_sidecar(path, "engine")
-    kernels = sidecar.details["kernels"]
+    details = read_engine(path)
     return {
         "kind": "engine",
-        "ops": dict(sorted(Counter(kernel["type"] for kernel in kernels).items())),
-        "layers": kernels,
+        "ops": dict(sorted(Counter(kernel.type for kernel in details.kernels).items())),
+        "layers": msgspec.to_builtins(details.kernels),
         "size_bytes": path.stat().st_size,
-        "builder": sidecar.details["builder"],
-        "profile": sidecar.details["profile"],
-        "precisions": sidecar.details["precisions"],
-        "layer_precisions": sidecar.details["layer_precisions"],
+        "builder": details.builder,
+        "version": details.version,
+        "gpu": msgspec.to_builtins(details.gpu),
+        "profile": details.profile,
+        "precisions": details.precisions,
+        "layer_precisions": details.layer_precisions,
     }

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from alexdeploy import artifacts
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UnavailableError
@@ -78,7 +76,7 @@ def open_runner(artifact: Artifact, runtime: str) -> Runner:
         from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(artifact.path)
-    from alexdeploy.engine.versions import why_no_cuda
+    from alexdeploy.engine.driver import why_no_cuda
 
     reason = why_no_cuda()
     raise UnavailableError(reason or f"this version of alexdeploy builds {runtime} engines but cannot run them yet")
@@ -102,9 +100,9 @@ def _describe_onnx(path: Path) -> _Description:
 
 
 def _describe_engine(path: Path) -> _Description:
-    details = artifacts.read_sidecar(path, "engine").details
-    try:
-        contract = msgspec.convert(details["contract"], Contract)
-        return contract, Precision(details["precision"]), int(details["classes"]), (str(details["builder"]),)
-    except (KeyError, ValueError, msgspec.ValidationError) as error:
-        raise InputError(f"{path}: its sidecar does not describe an engine of alexdeploy ({error})") from error
+    from alexdeploy.engine.trust import read_engine
+
+    details = read_engine(path)
+    if details.contract is None or details.precision is None:
+        raise InputError(f"{path}: carries no preprocessing contract; build it from an ONNX file that has one")
+    return details.contract, details.precision, details.classes, (details.builder,)

@@ -200,7 +200,7 @@ def test_build_engine_takes_a_quantized_model_as_it_is(int8: Path, engine: Path)
 def test_bench_compares_what_runs_and_skips_what_does_not(
     run: Run, checkpoint: Path, model: Path, int8: Path, engine: Path, pictures: Path
 ) -> None:
-    from alexdeploy.engine.versions import why_no_cuda
+    from alexdeploy.engine.driver import why_no_cuda
 
     paths = [checkpoint, model, int8, engine]
     report = json_of(run("bench", *paths, "--data", pictures, "--batch", "1,2", "--seconds", 0.01, "--json"))

@@ -10,8 +10,9 @@ import pytest
 from onnx import helper
 
 from alexdeploy.engine.build import Graph, build
+from alexdeploy.engine.driver import why_no_cuda
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
-from alexdeploy.engine.versions import load_library, why_no_cuda
+from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes, precision_of

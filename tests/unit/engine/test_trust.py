@@ -1,0 +1,182 @@
+"""No engine that was changed, came without its sidecar, or belongs to another machine reaches TensorRT."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from alexdeploy import artifacts
+from alexdeploy.contract import Contract
+from alexdeploy.engine import driver, trust
+from alexdeploy.engine.build import write_engine
+from alexdeploy.engine.driver import Gpu
+from alexdeploy.engine.trust import EngineDetails, check_engine, read_engine
+from alexdeploy.engine.versions import Compatibility, Hardware, Library, this_platform
+from alexdeploy.errors import AlexdeployError, GateError, InputError, UnavailableError
+from alexdeploy.specs import Precision, TensorSpec
+
+L4, T4, H100 = Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("Tesla T4", "7.5", "13.0"), Gpu("NVIDIA H100", "9.0", "13.0")
+RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "12.8")
+CONTRACT = Contract(color="gray", crop=8, mean=(0.5,), std=(0.5,), labels=("a", "b"))
+DETAILS = EngineDetails(
+    builder="tensorrt",
+    version="10.16.1.11",
+    rebuild="alexdeploy build-engine model.onnx -o model.engine",
+    platform=this_platform(),
+    gpu=L4,
+    profile="1:8:64",
+    input=TensorSpec("input", (-1, 1, 8, 8), "float32"),
+    output=TensorSpec("logits", (-1, 2), "float32"),
+    precision=Precision.FP16,
+    classes=2,
+    contract=CONTRACT,
+    contract_sha256=CONTRACT.fingerprint,
+)
+PLAN = random.Random(0).randbytes(20_000)
+
+
+class Untouchable:
+    """A TensorRT that must not be used."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"TensorRT was asked for {name}")
+
+
+def write(folder: Path, details: EngineDetails = DETAILS) -> Path:
+    path = folder / "model.engine"
+    write_engine(path, PLAN, details, parents=(), options={})
+    return path
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str = DETAILS.version, gpu: Gpu | None = L4) -> None:
+    """A machine with that GPU and that version of either library."""
+    monkeypatch.setattr(driver, "current_gpu", lambda: gpu)
+    monkeypatch.setattr(trust, "load_library", lambda builder: Library(builder, version, Untouchable()))
+
+
+def refusal(path: Path, kind: type[AlexdeployError] = GateError) -> str:
+    with pytest.raises(kind) as caught:
+        check_engine(path)
+    return str(caught.value)
+
+
+def test_an_engine_is_taken_where_it_was_built_and_tells_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    assert check_engine(write(tmp_path)) == read_engine(tmp_path / "model.engine") == DETAILS
+
+
+def test_cut_and_changed_engines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    path, chance = write(tmp_path), random.Random(1)
+    for place in range(1, 21):
+        path.write_bytes(PLAN[: len(PLAN) * place // 21])
+        assert "changed since it was written" in refusal(path)
+    for _ in range(100):
+        flipped = bytearray(PLAN)
+        flipped[chance.randrange(len(PLAN))] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        assert "changed since it was written" in refusal(path)
+    path.write_bytes(b"")
+    assert "empty" in refusal(path, InputError)
+
+
+def test_a_missing_or_wrong_sidecar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    path = write(tmp_path)
+    side = artifacts.sidecar_path(path)
+    good = side.read_bytes()
+    other = tmp_path / "other.engine"
+    write_engine(other, PLAN[1:], DETAILS, parents=(), options={})
+    shutil.copy(artifacts.sidecar_path(other), side)
+    assert "changed since it was written" in refusal(path)
+    side.unlink()
+    assert "sidecar model.engine.json is missing" in refusal(path)
+    for text in (b"", b"{", b"[]", good[:-40], b"\xff\xfe", good.replace(b'"engine"', b'"onnx"')):
+        side.write_bytes(text)
+        refusal(path, InputError)
+    artifacts.write_sidecar(path, "engine", details={"builder": "trtexec"})
+    assert "does not describe an engine" in refusal(path, InputError)
+    artifacts.write_sidecar(path, "engine", details={"builder": "tensorrt"})
+    assert "what it was built with" in refusal(path, InputError)
+    side.write_bytes(good.replace(b'"crop": 8', b'"crop": 9'))
+    assert "contract in its sidecar was changed" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "gpu", "words"),
+    [
+        ({}, "10.3.0", L4, "built with tensorrt 10.16.1.11, installed is 10.3.0"),
+        ({}, "11.4.0.106", L4, "installed is 11.4.0.106"),
+        ({"version": "1.7.1.116", "builder": "tensorrt-rtx"}, "1.4.0", L4, "built with tensorrt-rtx 1.7.1.116"),
+        ({}, DETAILS.version, H100, "built for NVIDIA L4 (compute capability 8.9), here is NVIDIA H100"),
+        ({}, DETAILS.version, RTX4090, "built for NVIDIA L4 (compute capability 8.9), here is NVIDIA GeForce"),
+        ({"platform": "Windows AMD64"}, DETAILS.version, L4, "built on Windows AMD64, this is"),
+        ({"platform": "Linux riscv64"}, DETAILS.version, L4, "built on Linux riscv64, this is"),
+    ],
+)
+def test_an_engine_of_another_machine_is_refused_with_what_differs_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], version: str, gpu: Gpu, words: str
+) -> None:
+    install(monkeypatch, version, gpu)
+    path = write(tmp_path, msgspec.structs.replace(DETAILS, **changes))
+    message = refusal(path)
+    assert words in message
+    assert "build it again here: alexdeploy build-engine model.onnx -o model.engine" in message
+    assert check_engine(path, trust=True).version
+
+
+def test_all_that_differs_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "11.4.0.106", H100)
+    message = refusal(write(tmp_path))
+    assert "11.4.0.106" in message
+    assert "H100" in message
+
+
+def test_without_a_device_nothing_is_loaded_whatever_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, gpu=None)
+    monkeypatch.setattr(driver, "why_no_cuda", lambda: "no CUDA device (libcuda.so.1 not found)")
+    monkeypatch.setattr(trust, "load_library", lambda builder: pytest.fail("TensorRT was loaded"))
+    path = write(tmp_path)
+    for trusted in (False, True):
+        with pytest.raises(UnavailableError, match="no CUDA device"):
+            check_engine(path, trust=trusted)
+
+
+def test_trust_takes_what_the_sidecar_does_not_vouch_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    path = write(tmp_path)
+    path.write_bytes(PLAN[::-1])
+    assert check_engine(path, trust=True) == DETAILS
+    artifacts.sidecar_path(path).unlink()
+    assert check_engine(path, trust=True) == EngineDetails(builder="tensorrt")
+    path.write_bytes(b"vtrt" + PLAN)
+    assert check_engine(path, trust=True) == EngineDetails(builder="tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "takes"),
+    [("same-gpu", [L4]), ("same-compute-capability", [L4, RTX4090]), ("ampere+", [L4, RTX4090, H100])],
+)
+def test_hardware_compatible_engines_of_tensorrt_run_on_more_gpus(hardware: Hardware, takes: list[Gpu]) -> None:
+    may = Compatibility(hardware=hardware)
+    assert [gpu for gpu in (L4, RTX4090, H100, T4) if may.takes_gpu("tensorrt", L4, gpu)] == takes
+
+
+def test_engines_of_tensorrt_rtx_run_on_their_targets() -> None:
+    portable, turing = Compatibility(), Compatibility(targets=("7.5",))
+    gpus = [L4, T4, H100, Gpu("NVIDIA GeForce RTX 5090", "12.0", "13.0")]
+    assert [portable.takes_gpu("tensorrt-rtx", None, gpu) for gpu in gpus] == [True, False, False, True]
+    assert [turing.takes_gpu("tensorrt-rtx", L4, gpu) for gpu in gpus] == [False, True, False, False]
+
+
+def test_version_compatible_engines_load_on_newer_versions_up_to_the_next_major() -> None:
+    may = Compatibility(newer_versions=True)
+    loads = {v: may.takes_version("tensorrt", "10.16.1.11", v) for v in ("10.16.1.11", "10.3.0", "11.4.0", "12.0.0")}
+    assert loads == {"10.16.1.11": True, "10.3.0": False, "11.4.0": True, "12.0.0": False}
