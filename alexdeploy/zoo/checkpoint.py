@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
 from alexdeploy.zoo.registry import build_network
+from alexdeploy.zoo.weights import load_weights, read_metadata, read_weights
 
 _Decoded = TypeVar("_Decoded")
 _RECIPE, _CONTRACT, _METRICS = "alexdeploy.recipe", "alexdeploy.contract", "alexdeploy.metrics"
@@ -56,16 +56,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[artifacts
 
 
 def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
-    """Read a checkpoint of ours, or the bare state dict of a network named by ``network``.
+    """Read a checkpoint of ours, or the bare weights of a network named by ``network``.
 
-    A bare state dict takes the network's default contract; labels come from a ``classes`` entry (comma separated) in
-    its metadata when there is one. Half-precision weights become float32.
+    Bare weights (see ``alexdeploy.zoo.weights``) take the network's default contract; labels come from a ``classes``
+    entry (comma separated) in the metadata of a safetensors file when there is one. Half precision becomes float32.
 
     Raises:
-        InputError: not safetensors, or weights that do not fit the network (named layer by layer).
+        InputError: not a file of weights, or weights that do not fit the network (named layer by layer).
         UsageError: a bare state dict without ``network``, or ``network`` contradicts the checkpoint.
     """
-    weights, metadata = _read(path)
+    metadata = read_metadata(path)
     if _RECIPE in metadata and _CONTRACT in metadata:
         recipe = _decode(metadata[_RECIPE], Recipe, f"{path}: the recipe")
         contract = Contract.from_json(metadata[_CONTRACT], str(path))
@@ -81,23 +81,15 @@ def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
         labels = tuple(name for name in metadata.get("classes", "").split(",") if name)
         contract = msgspec.structs.replace(recipe.preprocess, labels=labels)
         metrics = {}
+    with torch.device("meta"):
+        names = build_network(recipe.network, 2)
+    weights = read_weights(path, names)
     classes = _classes(weights, path)
     if contract.labels and len(contract.labels) != classes:
         raise InputError(f"{path}: names {len(contract.labels)} labels but has {classes} outputs")
     model = build_network(recipe.network, classes)
-    _load_weights(model, weights, f"{path} into '{recipe.network.name}'")
+    load_weights(model, weights, f"{path} into '{recipe.network.name}'")
     return Checkpoint(model.eval(), recipe, contract, classes, metrics)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    artifacts.check_input(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = dict(file.metadata() or {})
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file: {error}") from error
-    return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}, metadata
 
 
 def _decode(text: str, kind: type[_Decoded], what: str) -> _Decoded:
@@ -117,22 +109,6 @@ def _classes(weights: dict[str, Tensor], path: Path) -> int:
 
 def _natural(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]
-
-
-def _load_weights(model: nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    problems += [f"{name} is not part of the network" for name in weights.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if weights[name].shape != expected[name].shape
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:4])
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise InputError(f"cannot load {what}: {shown}{more}")
-    model.load_state_dict(weights)
 
 
 def untrained(network: str, classes: int, seed: int) -> Checkpoint:

@@ -33,3 +33,12 @@ def classifier(*widths: int, dropout: float, dropout_first: bool = False) -> nn.
         dense = [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
         layers += [nn.Dropout(dropout), *dense] if dropout_first else [*dense, nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def layer_paths(model: nn.Module) -> dict[str, str]:
+    """Layer name as in Caffe and in exported ONNX files → path of its module: ``{"conv1": "features.0", …}``."""
+    weighted = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return {
+        f"{'fc' if isinstance(module, nn.Linear) else 'conv'}{number}": path
+        for number, (path, module) in enumerate(weighted, start=1)
+    }
