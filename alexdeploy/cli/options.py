@@ -54,13 +54,15 @@ def data_options(*, required: bool) -> Callable[[Command], Command]:
                 "--data-root",
                 type=FILE,
                 metavar="DIR",
-                help="Where mnist/*.gz lies.  [default: $ALEXDEPLOY_DATA, else ./data]",
+                help="Where mnist/*.gz, fashion-mnist/*.gz and cifar-10-batches-py/ lie.  "
+                "[default: $ALEXDEPLOY_DATA, else ./data]",
             ),
             click.option(
                 "--data",
                 required=required,
                 metavar="DATASET",
-                help="digits, mnist, or a folder of class subfolders (or of train/ and val/; else split 80/20).",
+                help="digits, mnist, fashion-mnist, cifar10, or a folder of class subfolders (or of train/ and val/; "
+                "else split 80/20).",
             ),
         ):
             command = option(command)

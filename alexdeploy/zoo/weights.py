@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alexdeploy import artifacts
 from alexdeploy.errors import InputError
+from alexdeploy.pickled import load_arrays
 from alexdeploy.zoo.convnet import ConvNet, layer_paths
 
 _PICKLED = frozenset({".pth", ".pt", ".bin"})
@@ -115,17 +116,6 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Restores dicts, lists, strings and NumPy arrays; anything else in the file is refused, not run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
-        raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
-
-
 def _read_npy(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
     """The dict in a file that ``np.save`` wrote, by Python 2 or 3: layer → [weights, biases]."""
     try:
@@ -149,7 +139,7 @@ def _unpickled(file: BinaryIO) -> Any:
     shape, _, dtype = read_header(file)
     if shape != () or dtype.kind != "O":
         raise ValueError(f"an array of shape {shape} and type {dtype}")
-    return _ArraysOnly(file, encoding="latin1").load().item()
+    return load_arrays(file).item()
 
 
 def _from_caffe(layers: dict[str, list[np.ndarray[Any, Any]]], network: ConvNet) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine", "graph", "data", "zoo"),
     ("vocabulary",),
 )
-VOCABULARY = {"alexdeploy", "errors", "optional", "specs", "contract", "artifacts", "recipe", "compare"}
+VOCABULARY = {"alexdeploy", "errors", "optional", "specs", "contract", "artifacts", "recipe", "compare", "pickled"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

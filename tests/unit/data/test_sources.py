@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,100 @@ def test_a_damaged_mnist_file_is_named(tmp_path: Path, damage: Callable[[bytes],
 def test_mnist_with_labels_for_other_images_is_refused(tmp_path: Path) -> None:
     _write_idx(tmp_path / "mnist" / "train-labels-idx1-ubyte.gz", np.zeros(3, dtype=np.uint8))
     with pytest.raises(InputError, match="4 images but 3 labels"):
+        load_dataset("mnist", "train", data_root=tmp_path)
+
+
+def test_fashion_mnist_has_the_files_of_mnist_and_its_own_names(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    _write_idx(tmp_path / "fashion-mnist" / "t10k-images-idx3-ubyte.gz", pixels)
+    _write_idx(tmp_path / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz", np.array([9, 0, 7], np.uint8))
+    dataset = load_dataset("fashion-mnist", "val", data_root=tmp_path)
+    np.testing.assert_array_equal([np.asarray(image) for _, image in dataset.images()], pixels)
+    assert [dataset.classes[label] for label in dataset.labels] == ["Ankle boot", "T-shirt/top", "Sneaker"]
+    assert dataset.name == "fashion-mnist/val"
+
+
+@pytest.mark.parametrize(("source", "folder"), [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
+def test_files_are_found_where_torchvision_unpacks_them(tmp_path: Path, source: str, folder: str) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    raw = tmp_path / folder
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 5), ("t10k", 2)):
+        for kind, array in (
+            ("images-idx3", np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", np.arange(count, dtype=np.uint8)),
+        ):
+            _write_idx(raw / "packed", array)
+            (raw / f"{prefix}-{kind}-ubyte").write_bytes(gzip.decompress((raw / "packed").read_bytes()))
+    theirs = (datasets.MNIST if source == "mnist" else datasets.FashionMNIST)(tmp_path, train=True)
+    ours = load_dataset(source, "train", data_root=tmp_path)
+    assert [(np.asarray(image).tolist(), int(ours.labels[i])) for i, image in ours.images()] == [
+        (np.asarray(image).tolist(), label) for image, label in theirs
+    ]
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Array:
+    """Two images in each of the six batches; (12, 3072) bytes, the last two are the test images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for i, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        batch = {"data": pixels[2 * i : 2 * i + 2], "labels": [i, 9 - i], "batch_label": name}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
+    return pixels
+
+
+def test_cifar10_keeps_its_official_split_and_its_colours(tmp_path: Path, cifar: Array) -> None:
+    train, val = (load_dataset("cifar10", split, data_root=tmp_path) for split in ("train", "val"))
+    assert (len(train), len(val)) == (10, 2)
+    assert train.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+    assert [val.classes[label] for label in val.labels] == ["dog", "deer"]
+    for i, image in val.images():
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1).reshape(-1), cifar[10 + i])
+
+
+def test_cifar10_batches_are_read_as_torchvision_reads_them(
+    tmp_path: Path, cifar: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
+    (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(pickle.dumps({"label_names": ["x"]}))
+    theirs = datasets.CIFAR10(tmp_path, train=True)
+    ours = load_dataset("cifar10", "train", data_root=tmp_path)
+    assert len(theirs) == len(ours) == len(cifar) - 2
+    for i, image in ours.images():
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(theirs[i][0]))
+        assert ours.labels[i] == theirs[i][1]
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [(b"<html>404</html>", "not a batch of CIFAR-10"), (pickle.dumps(os.getcwd), r"wants to run posix\.getcwd")],
+)
+@pytest.mark.usefixtures("cifar")
+def test_a_cifar10_batch_that_is_something_else_is_named_and_not_run(
+    tmp_path: Path, data: bytes, complaint: str
+) -> None:
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(data)
+    with pytest.raises(InputError, match=f"data_batch_3: .*{complaint}"):
+        load_dataset("cifar10", "train", data_root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "fix"),
+    [("fashion-mnist", "put the IDX files of fashion-mnist there"), ("cifar10", "unpack cifar-10-python.tar.gz")],
+)
+def test_absent_files_are_named_with_where_to_put_them(tmp_path: Path, source: str, fix: str) -> None:
+    with pytest.raises(InputError, match=f"no such file; {fix}.*--data-root"):
+        load_dataset(source, "val", data_root=tmp_path)
+
+
+@pytest.mark.usefixtures("pixels")
+def test_a_label_without_a_class_is_refused(tmp_path: Path) -> None:
+    _write_idx(tmp_path / "mnist" / "train-labels-idx1-ubyte.gz", np.array([1, 2, 3, 10], np.uint8))
+    with pytest.raises(InputError, match="label outside 0…9"):
         load_dataset("mnist", "train", data_root=tmp_path)
 
 
@@ -225,7 +320,10 @@ def test_a_folder_that_is_no_data_set_is_refused(
 
 
 def test_a_missing_folder_is_refused_with_what_would_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no data set '.*absent'; expected 'digits', 'mnist' or an existing folder"):
+    with pytest.raises(
+        InputError,
+        match=r"no data set '.*absent'; expected digits, mnist, fashion-mnist, cifar10 or an existing folder",
+    ):
         load_dataset(str(tmp_path / "absent"), "train")
 
 
