@@ -19,6 +19,13 @@ def relative_error(actual: FloatArray, reference: FloatArray) -> float:
     return difference / scale if scale > 0 else float("inf")
 
 
+def softmax(logits: FloatArray) -> FloatArray:
+    """(N, classes) logits → probabilities of the same shape and type."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 def agreement(actual: FloatArray, reference: FloatArray) -> float:
     """Share of rows of (N, classes) logits whose largest entry is at the same class."""
     return float(np.mean(np.argmax(actual, axis=1) == np.argmax(reference, axis=1)))

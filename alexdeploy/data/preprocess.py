@@ -20,6 +20,19 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32
     return normalize(center_crop(resize(image, contract), contract.crop), contract)
 
 
+def ten_crop(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32]:
+    """One decoded image → (10, C, H, W): its four corners and centre, then their mirror images.
+
+    The class probabilities of the ten are averaged (Krizhevsky et al. 2012, §4.1). An image of the crop's own size
+    gives five times the same crop.
+    """
+    image, size = _padded(resize(image, contract), contract.crop), contract.crop
+    right, bottom = image.width - size, image.height - size
+    corners = [image.crop((x, y, x + size, y + size)) for y in (0, bottom) for x in (0, right)]
+    crops = [*corners, center_crop(image, size)]
+    return np.stack([normalize(crop, contract) for crop in (*crops, *map(ImageOps.mirror, crops))])
+
+
 def resize(image: Image.Image, contract: Contract) -> Image.Image:
     """Convert to the contract's colours and bring the shorter side to ``contract.resize``; the longer side follows.
 
@@ -39,13 +52,17 @@ def resize(image: Image.Image, contract: Contract) -> Image.Image:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The central size×size pixels; an image smaller than that is first padded with black, evenly."""
-    width, height = image.size
-    if width < size or height < size:
-        pad_x, pad_y = max(size - width, 0), max(size - height, 0)
-        image = ImageOps.expand(image, (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2))
-        width, height = image.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = _padded(image, size)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if width >= size and height >= size:
+        return image
+    pad_x, pad_y = max(size - width, 0), max(size - height, 0)
+    return ImageOps.expand(image, (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2))
 
 
 def normalize(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32]:

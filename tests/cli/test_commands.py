@@ -263,8 +263,9 @@ def test_predict_writes_csv_and_agrees_between_checkpoint_and_model(
     for artifact in (checkpoint, model):
         path = out / f"{artifact.name}.csv"
         result = run("predict", artifact, pictures, "--out", path)
-        assert (result.code, result.err) == (0, "")
+        assert result.code == 0
         assert result.out == f"{path}: 20 predictions\n"
+        assert "of 20 images in their class folder are right" in result.err
         tables.append(list(csv.DictReader(path.read_text().splitlines())))
     assert tables[0][0].keys() == {"image", "label", "probability"}
     assert [row["label"] for row in tables[0]] == [row["label"] for row in tables[1]]
@@ -275,6 +276,32 @@ def test_predict_prints_a_line_per_image(run: Run, model: Path, pictures: Path) 
     assert result.code == 0
     assert len(result.out.splitlines()) == 10
     assert result.out.startswith(f"{pictures / 'val' / '0' / 'digit-0.png'}: ")
+
+
+def test_predict_writes_json_lines_and_the_accuracy_in_class_folders(
+    run: Run, model: Path, pictures: Path, out: Path
+) -> None:
+    result = json_of(run("predict", model, pictures / "val", "--ten-crop", "--out", out / "p.jsonl", "--json"))
+    lines = [json.loads(line) for line in (out / "p.jsonl").read_text().splitlines()]
+    assert lines == result["predictions"]
+    right = sum(Path(line["image"]).parent.name == line["label"] for line in lines)
+    assert result["accuracy"] == {"top1": right / 10, "images": 10}
+    alone = json_of(run("predict", model, pictures / "val" / "7" / "digit-0.png", "--json"))
+    assert alone["accuracy"] is None
+
+
+def test_predict_takes_class_names_for_a_model_without(run: Run, pictures: Path, out: Path) -> None:
+    bare = out / "bare.onnx"
+    json_of(run("export", "--network", "lenet", "--classes", 10, "-o", bare, "--json"))
+    (out / "class_indices.json").write_text(json.dumps({f"class-{i}": i for i in range(10)}))
+    (out / "nine.json").write_text(json.dumps({str(i): "x" for i in range(9)}))
+    command = ["predict", bare, pictures / "val", "--json"]
+    numbers = [p["label"] for p in json_of(run(*command))["predictions"]]
+    names = [p["label"] for p in json_of(run(*command, "--labels", out / "class_indices.json"))["predictions"]]
+    assert names == [f"class-{number}" for number in numbers]
+    wrong = run(*command, "--labels", out / "nine.json")
+    assert wrong.code == 3
+    assert "has 10 outputs but 9 class names were given" in wrong.err
 
 
 def test_predict_with_an_engine_says_why_it_cannot_run(run: Run, engine: Path, pictures: Path) -> None:

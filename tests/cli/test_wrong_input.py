@@ -78,6 +78,7 @@ USAGE = {
     "quantize {model} --ranges {ranges} -o {out}/missing/x.onnx": "does not exist",
     "build-engine {model} -o {out}/missing/x.engine": "does not exist",
     "predict {model} {pictures} --out {out}/missing/x.csv": "does not exist",
+    "predict {model} {pictures} --out {out}/x.xlsx": "ends in .csv or .jsonl",
     "demo --out {out}/missing/demo": "cannot make folder",
     "export {checkpoint} -o {out}": "it is a folder",
 }
@@ -123,6 +124,7 @@ INPUT = {
     "build-engine {bad}/garbage.onnx -o {out}/x.engine": "not an ONNX file",
     "bench {bad}/garbage.onnx --data digits": "not an ONNX file",
     "predict {bad}/garbage.onnx {pictures}": "not an ONNX file",
+    "predict {model} {pictures} --labels {bad}/garbage.json": "not a class_indices.json",
     "predict {model} {bad}/garbage.png": "cannot read image",
     "predict {model} {bad}/bomb.png": "cannot read image",
     "inspect {bad}/garbage.onnx": "not an ONNX file",
