@@ -1,91 +1,92 @@
-"""Latency, measured so that the comparison is fair: the candidates take turns, warm-up is excluded.
-
-The boundary is the same for every runtime: a float32 batch in host memory goes in, logits in host memory come out,
-and the call returns only when they are there.
-"""
+"""Time taken in rounds: in each round every candidate has one turn, in an order drawn anew, so drift meets all alike."""
 
 from __future__ import annotations
 
+import gc
+import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-_WARMUP_SECONDS = 0.3
+MIN_ROUNDS = 10
+_TURN_SECONDS = 0.02
+_MAX_CALLS_PER_TURN = 50
 _WARMUP_CALLS = 3
-_CALLS_PER_TURN = 5
+_MAX_WARMUP_SECONDS = 1.0
+_STEADY = 0.02
 
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds per call over all timed calls; percentiles interpolate linearly.
-
-    ``ci95`` is the distribution-free 95 % confidence interval of the median (order statistics).
-    """
-
-    p50: float
-    p90: float
-    p99: float
-    mean: float
-    ci95: tuple[float, float]
-    calls: int
+Call = Callable[[], object]
+Rounds = npt.NDArray[np.float64]
 
 
 def measure(
-    calls: Sequence[Callable[[], object]],
+    calls: Sequence[Call],
     *,
     seconds: float,
-    min_calls: int,
+    min_rounds: int = MIN_ROUNDS,
+    seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
-) -> list[npt.NDArray[np.float64]]:
-    """Time every call until each has had ``seconds`` and ``min_calls``; returns milliseconds per call, in call order.
+) -> list[Rounds]:
+    """Milliseconds of every timed call, (rounds, calls per turn) for each candidate; row r of all is one round.
 
-    The candidates run in rounds of a few calls each, so that a drift of the machine meets all of them. The first call
-    of each turn is not timed: it pays for what the candidate before it left in the caches and thread pools.
+    ``seconds`` is for everything, warm-up included; ``min_rounds`` are taken even if that is longer. A turn is one
+    untimed call, which pays for what the candidate before it left in caches and thread pools, and then as many timed
+    ones as fill about 20 ms, the same number for all. Calls that alone take longer need no untimed one.
     """
-    for call in calls:
-        _warm_up(call)
-    samples: list[list[float]] = [[] for _ in calls]
-    spent = [0.0 for _ in calls]
-    while True:
-        shares = [min(spent[i] / seconds, len(samples[i]) / min_calls) for i in range(len(calls))]
-        progress(min(shares, default=1.0))
-        if min(shares, default=1.0) >= 1.0:
-            return [np.asarray(sample) for sample in samples]
-        for index, call in enumerate(calls):
-            if shares[index] >= 1.0:
-                continue
-            call()
-            for _ in range(_CALLS_PER_TURN):
-                started = time.perf_counter_ns()
-                call()
-                elapsed = time.perf_counter_ns() - started
-                samples[index].append(elapsed / 1e6)
-                spent[index] += elapsed / 1e9
+    started = time.perf_counter()
+    warm_up_seconds = min(_MAX_WARMUP_SECONDS, 0.2 * seconds / max(len(calls), 1))
+    typical_ms = [_warm_up(call, warm_up_seconds) for call in calls]
+    if not calls:
+        return []
+    turn_calls = _TURN_SECONDS * 1e3 / max(statistics.geometric_mean(typical_ms), 1e-6)
+    timed = min(max(math.ceil(turn_calls), 1), _MAX_CALLS_PER_TURN)
+    random = np.random.default_rng(seed)
+    turns: list[list[list[float]]] = [[] for _ in calls]
+    with _no_garbage_collection():
+        while True:
+            share = min((time.perf_counter() - started) / seconds, len(turns[0]) / min_rounds)
+            progress(min(share, 1.0))
+            if share >= 1.0:
+                # 0.1 µs is what the report stores, so that its percentiles can be computed again from it
+                return [np.round(turn, 4) for turn in turns]
+            for index in random.permutation(len(calls)):
+                settle = typical_ms[index] < _TURN_SECONDS * 1e3
+                turns[index].append(_turn(calls[index], timed, settle))
 
 
-def _warm_up(call: Callable[[], object]) -> None:
-    until = time.perf_counter() + _WARMUP_SECONDS
-    done = 0
-    while done < _WARMUP_CALLS or time.perf_counter() < until:
+def _turn(call: Call, timed: int, settle: bool) -> list[float]:
+    if settle:
         call()
-        done += 1
+    taken_ms = []
+    for _ in range(timed):
+        started = time.perf_counter_ns()
+        call()
+        taken_ms.append((time.perf_counter_ns() - started) / 1e6)
+    return taken_ms
 
 
-def summarize(samples_ms: npt.NDArray[np.float64]) -> Latency:
-    """Statistics of the raw samples of one candidate."""
-    from scipy.stats import binom
+def _warm_up(call: Call, seconds: float) -> float:
+    """Call until it no longer gets faster, or for ``seconds``; returns the last typical time in ms."""
+    started = time.perf_counter()
+    before = math.inf
+    while True:
+        typical = statistics.median(_turn(call, _WARMUP_CALLS, settle=False))
+        steady = typical > before * (1 - _STEADY) and time.perf_counter() - started > seconds / 4
+        if steady or time.perf_counter() - started > seconds:
+            return typical
+        before = typical
 
-    ordered = np.sort(samples_ms)
-    low, high = (int(rank) for rank in binom.interval(0.95, len(ordered), 0.5))
-    p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
-    return Latency(
-        p50=float(p50),
-        p90=float(p90),
-        p99=float(p99),
-        mean=float(np.mean(samples_ms)),
-        ci95=(float(ordered[max(low - 1, 0)]), float(ordered[min(high, len(ordered) - 1)])),
-        calls=len(samples_ms),
-    )
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -24,11 +24,13 @@ class Runner(ABC):
         runtime: its name on the command line, such as ``onnxruntime-cpu``.
         input: name, shape (batch first) and dtype that ``infer`` takes.
         classes: columns of the result.
+        on_gpu: whether it computes on a GPU.
     """
 
     runtime: str
     input: TensorSpec
     classes: int
+    on_gpu: bool = False
 
     @abstractmethod
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -48,6 +50,10 @@ class Runner(ABC):
         """
         self.check_batch(batch)
         return partial(self.infer, batch)
+
+    def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:  # noqa: ARG002
+        """Median time of each of the runtime's own (fused) layers, in order; empty where it does not tell."""
+        return {}
 
     def close(self) -> None:  # noqa: B027 (PyTorch and ONNX Runtime free with the object)
         """Release what the runtime holds; the runner is unusable afterwards. Calling it twice is fine."""

@@ -21,6 +21,7 @@ class PyTorchRunner(Runner):
     def __init__(self, path: Path, network: str | None = None) -> None:
         checkpoint = load_checkpoint(path, network)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.on_gpu = self.device.type == "cuda"
         self._model = checkpoint.model.to(self.device)
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")
         self.classes = checkpoint.classes

@@ -1,0 +1,143 @@
+"""What the raw samples support: percentiles, and intervals from a bootstrap over blocks of rounds.
+
+Calls within a turn, and turns close in time, are not independent, so whole blocks of rounds are drawn, never calls.
+Blocks are doubled until neighbours are uncorrelated (batch means, as for the output of a simulation). Percentile
+intervals are too short for few blocks; they are expanded as Hesterberg proposes (What Teachers Should Know About the
+Bootstrap, 2015, section 5.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alexdeploy.bench.measure import Rounds
+
+Floats = npt.NDArray[np.float64]
+Verdict = Literal["faster", "slower", "no difference shown", "too noisy"]
+
+SAME = 0.01  # a second copy of one file in memory, or the same process started again, can be this much off
+_NOISY_SPAN, _NOISY_RATIO = 1.10, 1.50
+_MAX_BLOCKS, _MIN_BLOCKS = 40, 10
+_MAX_CORRELATION = 0.2
+_RESAMPLES = 2000
+_TRIM = 0.2
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per call over all timed calls; percentiles interpolate linearly.
+
+    ``ci95`` is the 95 % confidence interval of the median, by bootstrap over blocks of rounds.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    ci95: tuple[float, float]
+    calls: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the reference; above 1 is faster.
+
+    ``ci99`` is its 99 % confidence interval: a table asks many such questions at once. ``faster`` and ``slower`` are
+    said only where the interval lies beyond 1 by more than ``SAME``.
+    """
+
+    value: float
+    ci99: tuple[float, float]
+    verdict: Verdict
+
+
+def summarize(rounds: Rounds) -> Latency:
+    """Statistics of the raw samples of one candidate, (rounds, calls) in ms."""
+    p50, p90, p99 = (float(value) for value in np.percentile(rounds, [50, 90, 99]))
+    medians = np.median(rounds, axis=1)
+    blocks = np.array_split(rounds, len(independent_blocks(medians)))
+    values = np.concatenate([block.ravel() for block in blocks])
+    order = np.argsort(values)
+    block_of = np.repeat(np.arange(len(blocks)), [block.size for block in blocks])[order]
+    drawn = _draws(len(blocks), min(_RESAMPLES, max(200, 20_000_000 // values.size)))
+    times_drawn = np.stack([np.bincount(draw, minlength=len(blocks)) for draw in drawn])
+    estimates = np.empty(len(drawn))
+    for i, times in enumerate(times_drawn):  # a weighted median, without building the drawn sample
+        cumulative = np.cumsum(times[block_of])
+        estimates[i] = values[order[np.searchsorted(cumulative, cumulative[-1] / 2)]]
+    low, high = _expanded_percentiles(estimates, len(blocks), 0.95)
+    return Latency(p50, p90, p99, float(rounds.mean()), (min(low, p50), max(high, p50)), rounds.size)
+
+
+def paired_ratio(candidate: Rounds, reference: Rounds) -> Ratio:
+    """Reference time over candidate time, round by round; both must come from one ``measure``."""
+    logs = np.log(np.median(reference, axis=1)) - np.log(np.median(candidate, axis=1))
+    blocks = independent_blocks(logs)
+    estimates = _trimmed_mean(blocks[_draws(len(blocks), _RESAMPLES)])
+    return _ratio(float(_trimmed_mean(blocks)), estimates, len(blocks))
+
+
+def unpaired_ratio(candidate: Rounds, reference: Rounds) -> Ratio:
+    """As ``paired_ratio``, of two that did not run in the same rounds."""
+    new, old = (independent_blocks(np.log(np.median(rounds, axis=1))) for rounds in (candidate, reference))
+    drawn_new = _trimmed_mean(new[_draws(len(new), _RESAMPLES)])
+    drawn_old = _trimmed_mean(old[_draws(len(old), _RESAMPLES, seed=1)])
+    return _ratio(float(_trimmed_mean(old) - _trimmed_mean(new)), drawn_old - drawn_new, min(len(new), len(old)))
+
+
+def independent_blocks(values: Floats) -> Floats:
+    """Medians of up to 40 runs of neighbouring values; fewer (down to 10) where neighbours are alike."""
+    count = min(_MAX_BLOCKS, len(values))
+    while True:
+        blocks = np.array([np.median(part) for part in np.array_split(values, count)])
+        if count // 2 < _MIN_BLOCKS or _lag_correlation(blocks) <= _MAX_CORRELATION:
+            return blocks
+        count //= 2
+
+
+def _lag_correlation(values: Floats) -> float:
+    centred = values - values.mean()
+    power = float(np.sum(centred**2))
+    return float(np.sum(centred[1:] * centred[:-1])) / power if power else 0.0
+
+
+def _draws(count: int, resamples: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(count, size=(resamples, count))
+
+
+def _trimmed_mean(values: Floats) -> Floats:
+    """Mean over the last axis without the lowest and the highest fifth."""
+    cut = int(_TRIM * values.shape[-1])
+    kept: Floats = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return kept
+
+
+def _expanded_percentiles(estimates: Floats, blocks: int, confidence: float) -> tuple[float, float]:
+    from scipy.stats import norm, t
+
+    if blocks < 2:
+        return float(estimates.min()), float(estimates.max())
+    quantile = t.ppf((1 - confidence) / 2, blocks - 1) * np.sqrt(blocks / (blocks - 1))
+    tail = float(norm.cdf(quantile))
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _ratio(log_ratio: float, estimates: Floats, blocks: int) -> Ratio:
+    low, high = (float(np.exp(edge)) for edge in _expanded_percentiles(estimates, blocks, 0.99))
+    value = float(np.exp(log_ratio))
+    low, high = min(low, value), max(high, value)
+    verdict: Verdict
+    if high / low > _NOISY_RATIO:
+        verdict = "too noisy"
+    elif low > 1 + SAME:
+        verdict = "faster"
+    elif high < 1 / (1 + SAME):
+        verdict = "slower"
+    else:
+        verdict = "too noisy" if high / low > _NOISY_SPAN else "no difference shown"
+    return Ratio(value, (low, high), verdict)
