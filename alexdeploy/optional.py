@@ -14,6 +14,8 @@ EXTRA_OF_MODULE = {
     "onnxscript": "train",
     "sklearn": "train",
     "scipy": "report",
+    "matplotlib": "report",
+    "jinja2": "report",
     "PIL": "cpu",
     "onnx": "cpu",
     "onnx_ir": "cpu",

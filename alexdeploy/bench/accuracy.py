@@ -48,7 +48,9 @@ def judge(
     classes = np.arange(logits.shape[1])
     answers = np.argmax(logits, axis=1)
     precision, recall, _, _ = precision_recall_fscore_support(labels, answers, labels=classes, zero_division=0.0)
-    confusion = confusion_matrix(labels, answers, labels=classes).tolist() if len(classes) <= _MOST_CLASSES_SHOWN else None
+    confusion = (
+        confusion_matrix(labels, answers, labels=classes).tolist() if len(classes) <= _MOST_CLASSES_SHOWN else None
+    )
     wrong = np.flatnonzero(answers != labels).tolist()
     return Accuracy(
         artifact=artifact,

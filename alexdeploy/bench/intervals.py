@@ -20,9 +20,9 @@ Floats = npt.NDArray[np.float64]
 Verdict = Literal["faster", "slower", "no difference shown", "too noisy"]
 
 SAME = 0.01  # a second copy of one file in memory, or the same process started again, can be this much off
-_NOISY_SPAN, _NOISY_RATIO = 1.10, 1.50
+_NOISY_SPAN = 1.10
 _MAX_BLOCKS, _MIN_BLOCKS = 40, 10
-_MAX_CORRELATION = 0.2
+_MAX_CORRELATION = 0.1
 _RESAMPLES = 2000
 _TRIM = 0.2
 
@@ -47,7 +47,7 @@ class Ratio:
     """How many times as fast as the reference; above 1 is faster.
 
     ``ci99`` is its 99 % confidence interval: a table asks many such questions at once. ``faster`` and ``slower`` are
-    said only where the interval lies beyond 1 by more than ``SAME``.
+    said only where the interval lies beyond 1 by more than ``SAME``; else it is ``too noisy`` where it spans over 10 %.
     """
 
     value: float
@@ -63,7 +63,7 @@ def summarize(rounds: Rounds) -> Latency:
     values = np.concatenate([block.ravel() for block in blocks])
     order = np.argsort(values)
     block_of = np.repeat(np.arange(len(blocks)), [block.size for block in blocks])[order]
-    drawn = _draws(len(blocks), min(_RESAMPLES, max(200, 20_000_000 // values.size)))
+    drawn = _draws(len(blocks), min(1000, max(200, 20_000_000 // values.size)))
     times_drawn = np.stack([np.bincount(draw, minlength=len(blocks)) for draw in drawn])
     estimates = np.empty(len(drawn))
     for i, times in enumerate(times_drawn):  # a weighted median, without building the drawn sample
@@ -132,9 +132,7 @@ def _ratio(log_ratio: float, estimates: Floats, blocks: int) -> Ratio:
     value = float(np.exp(log_ratio))
     low, high = min(low, value), max(high, value)
     verdict: Verdict
-    if high / low > _NOISY_RATIO:
-        verdict = "too noisy"
-    elif low > 1 + SAME:
+    if low > 1 + SAME:
         verdict = "faster"
     elif high < 1 / (1 + SAME):
         verdict = "slower"

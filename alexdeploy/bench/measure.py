@@ -1,4 +1,4 @@
-"""Time taken in rounds: in each round every candidate has one turn, in an order drawn anew, so drift meets all alike."""
+"""Time taken in rounds: in each every candidate has one turn, in an order drawn anew, so that drift meets all alike."""
 
 from __future__ import annotations
 

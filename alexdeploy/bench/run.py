@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.bench.accuracy import Accuracy, judge
 from alexdeploy.bench.environment import environment
-from alexdeploy.bench.measure import Latency, measure, summarize
+from alexdeploy.bench.intervals import paired_ratio, summarize
+from alexdeploy.bench.limits import layers_of, limit, machine_rates
+from alexdeploy.bench.results import BenchReport, Choice, Row
+from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
 from alexdeploy.compare import agreement, topk_accuracy
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact, open_runner
 from alexdeploy.runners.base import Runner
 
+DEFAULT_SECONDS = 20.0
 _SCORING_BATCH = 64
-_MIN_CALLS = 20
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. Accuracy is of the artifact on that runtime and the same for each of its batch sizes.
-
-    ``agreement`` is the share of images with the same top-1 as the reference, the first row that ran.
-    """
-
-    artifact: str
-    runtime: str
-    precision: str
-    batch: int
-    size_bytes: int
-    status: Literal["ok", "skipped"]
-    reason: str | None = None
-    latency_ms: Latency | None = None
-    images_per_s: float | None = None
-    top1: float | None = None
-    top5: float | None = None
-    agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """``images`` is the number of images that accuracy was judged on."""
-
-    environment: dict[str, Any]
-    dataset: str
-    images: int
-    rows: list[Row]
+Progress = Callable[[str, float], None]
 
 
 @dataclass
@@ -70,8 +46,9 @@ def bench(
     *,
     batches: Sequence[int] = (1, 8),
     runtimes: Sequence[str] = (),
-    seconds: float = 1.0,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    seconds: float = DEFAULT_SECONDS,
+    max_drop: float | None = None,
+    progress: Progress = lambda what, share: None,
 ) -> BenchReport:
     """Score and time artifacts on the same images.
 
@@ -80,13 +57,16 @@ def bench(
         dataset: images to judge on.
         batches: batch sizes to time.
         runtimes: limit to these; empty means every runtime that takes the file.
-        seconds: least time measured per row.
+        seconds: for the whole bench. All images are judged and ten rounds are timed even where that takes longer.
+        max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's.
         progress: called with what is being done and the share of it that is.
 
     Raises:
         InputError: an unusable file, contracts that differ, or labels that do not match the data set.
         UsageError: a file that none of ``runtimes`` takes.
     """
+    started = time.perf_counter()
+    here = environment()
     candidates = _candidates([open_artifact(path) for path in paths], runtimes)
     _check_contracts(candidates, dataset)
     with contextlib.ExitStack() as stack:
@@ -95,15 +75,60 @@ def bench(
                 candidate.runner = stack.enter_context(open_runner(candidate.artifact, candidate.runtime))
             except UnavailableError as error:
                 candidate.reason = str(error)
+        running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}
         labels = _score(candidates, dataset, progress)
-        latencies = _time(candidates, dataset, batches, seconds, progress)
-    reference = next((c.logits for c in candidates if c.logits is not None), None)
-    rows = [
-        _row(candidate, batch, latencies.get((index, batch)), labels, reference)
-        for index, candidate in enumerate(candidates)
-        for batch in batches
-    ]
-    return BenchReport(environment(), dataset.name, len(labels), rows)
+        progress("limits of this machine", 0.0)
+        machine = None if all(runner.on_gpu for runner in running.values()) else machine_rates()
+        contract = candidates[0].artifact.contract
+        timings = time_runners(running, dataset, contract, batches, started + seconds, progress)
+        images, _ = next(dataset.batches(contract, batches[0]))
+        layer_times = {i: runner.layer_times_ms(images) for i, runner in running.items()}
+    accuracy = _judge(candidates, labels)
+    reference = next(iter(running), None)
+    rows = []
+    for index, candidate in enumerate(candidates):
+        if index not in running or reference is None:
+            rows += [_row(candidate, batch, status="skipped", reason=candidate.reason) for batch in batches]
+            continue
+        score = _scores(candidate, candidates[reference], labels)
+        layers = None if running[index].on_gpu else layers_of(candidate.artifact)
+        for batch in batches:
+            figures = _figures(timings, index, reference, batch)
+            if layers is not None and machine is not None:
+                image_bytes = 4 * prod(contract.input_shape)
+                figures["limit"] = limit(layers, image_bytes, batch, figures["latency_ms"].p50, machine)
+            if batch == batches[0]:
+                figures["layers_ms"] = layer_times[index]
+            rows.append(_row(candidate, batch, status="ok", **score, **figures))
+    return BenchReport(
+        environment=here,
+        dataset=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        classes=list(dataset.classes),
+        images=len(labels),
+        seconds=round(time.perf_counter() - started, 1),
+        machine=machine,
+        rows=rows,
+        accuracy=accuracy,
+        choices=choose(rows, max_drop) if max_drop is not None else [],
+    )
+
+
+def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:
+    """The fastest row of each batch size whose top-1 is at most ``max_drop`` percentage points below the first's."""
+    running = [row for row in rows if row.latency_ms is not None and row.top1 is not None]
+    choices = []
+    for batch in dict.fromkeys(row.batch for row in running):
+        same = [row for row in running if row.batch == batch]
+        gate = (same[0].top1 or 0.0) - max_drop / 100
+        good = [row for row in same if (row.top1 or 0.0) >= gate]
+        best = max(good, key=lambda row: row.images_per_s or 0.0)
+        reason = (
+            f"fastest of {len(good)} that meet the gate (top-1 >= {gate:.2%}), of {len(same)} measured: "
+            f"{best.latency_ms.p50 if best.latency_ms else 0:.3g} ms, top-1 {best.top1:.2%}"
+        )
+        choices.append(Choice(batch, best.artifact, best.runtime, reason))
+    return choices
 
 
 def _candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str]) -> list[_Candidate]:
@@ -131,9 +156,7 @@ def _check_contracts(candidates: Sequence[_Candidate], dataset: ImageDataset) ->
         dataset.check_labels(artifact.contract, artifact.classes, str(artifact.path))
 
 
-def _score(
-    candidates: Sequence[_Candidate], dataset: ImageDataset, progress: Callable[[str, float], None]
-) -> npt.NDArray[np.int64]:
+def _score(candidates: Sequence[_Candidate], dataset: ImageDataset, progress: Progress) -> npt.NDArray[np.int64]:
     """Run the whole data set through every candidate, batch by batch; returns the labels."""
     running = [candidate for candidate in candidates if candidate.runner is not None]
     outputs: list[list[npt.NDArray[np.float32]]] = [[] for _ in running]
@@ -149,49 +172,48 @@ def _score(
     return np.concatenate(labels)
 
 
-def _time(
-    candidates: Sequence[_Candidate],
-    dataset: ImageDataset,
-    batches: Sequence[int],
-    seconds: float,
-    progress: Callable[[str, float], None],
-) -> dict[tuple[int, int], Latency]:
-    """Latency by (candidate index, batch size), on real images."""
-    source, _ = next(iter(dataset.batches(candidates[0].artifact.contract, max(batches))))
-    latencies: dict[tuple[int, int], Latency] = {}
-    for batch in batches:
-        images = np.take(source, range(batch), axis=0, mode="wrap")
-        running = [(i, c.runner) for i, c in enumerate(candidates) if c.runner is not None]
-        calls = [partial(runner.infer, images) for _, runner in running]
-        samples = measure(calls, seconds=seconds, min_calls=_MIN_CALLS, progress=partial(progress, f"batch {batch}"))
-        for (index, _), sample in zip(running, samples, strict=True):
-            latencies[index, batch] = summarize(sample)
-    return latencies
+def _judge(candidates: Sequence[_Candidate], labels: npt.NDArray[np.int64]) -> list[Accuracy]:
+    judged: list[Accuracy] = []
+    for candidate in candidates:
+        if candidate.logits is not None:
+            reference = judged[0].wrong if judged else None
+            judged.append(judge(str(candidate.artifact.path), candidate.runtime, candidate.logits, labels, reference))
+    return judged
 
 
-def _row(
-    candidate: _Candidate,
-    batch: int,
-    latency: Latency | None,
-    labels: npt.NDArray[np.int64],
-    reference: npt.NDArray[np.float32] | None,
-) -> Row:
-    artifact, logits = candidate.artifact, candidate.logits
-    if latency is None or logits is None or reference is None:
-        status: Literal["ok", "skipped"] = "skipped"
-    else:
-        status = "ok"
+def _scores(candidate: _Candidate, reference: _Candidate, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    assert candidate.logits is not None
+    assert reference.logits is not None
+    return {
+        "top1": topk_accuracy(candidate.logits, labels, 1),
+        "top5": topk_accuracy(candidate.logits, labels, 5),
+        "agreement": agreement(candidate.logits, reference.logits),
+    }
+
+
+def _figures(timings: Timings, index: int, reference: int, batch: int) -> dict[str, Any]:
+    rounds = {boundary: timings[index, batch, boundary] for boundary in BOUNDARIES}
+    host = summarize(rounds["host"])
+    same_call = rounds["device"] is rounds["host"]
+    return {
+        "latency_ms": host,
+        "device_ms": host if same_call else summarize(rounds["device"]),
+        "end_to_end_ms": summarize(rounds["end_to_end"]),
+        "images_per_s": 1000 * batch / host.p50,
+        "ratio": paired_ratio(rounds["host"], timings[reference, batch, "host"]) if index != reference else None,
+        "samples_ms": {
+            boundary: samples.tolist() for boundary, samples in rounds.items() if boundary != "device" or not same_call
+        },
+    }
+
+
+def _row(candidate: _Candidate, batch: int, **figures: Any) -> Row:
+    artifact = candidate.artifact
     return Row(
         artifact=str(artifact.path),
         runtime=candidate.runtime,
         precision=artifact.precision.value,
         batch=batch,
         size_bytes=artifact.size_bytes,
-        status=status,
-        reason=candidate.reason,
-        latency_ms=latency,
-        images_per_s=1000 * batch / latency.p50 if latency else None,
-        top1=topk_accuracy(logits, labels, 1) if logits is not None else None,
-        top5=topk_accuracy(logits, labels, 5) if logits is not None else None,
-        agreement=agreement(logits, reference) if logits is not None and reference is not None else None,
+        **figures,
     )

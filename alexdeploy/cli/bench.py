@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,13 +8,12 @@ import click
 
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
-from alexdeploy.errors import UsageError
+from alexdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from alexdeploy.bench.measure import Latency
-    from alexdeploy.bench.run import BenchReport, Row
+    from alexdeploy.bench.results import BenchReport
 
 RUNTIMES = ("pytorch", "onnxruntime-cpu", "tensorrt", "tensorrt-rtx")
 
@@ -23,9 +23,32 @@ RUNTIMES = ("pytorch", "onnxruntime-cpu", "tensorrt", "tensorrt-rtx")
 @data_options(required=True)
 @click.option("--batch", default="1,8", show_default=True, metavar="N[,N...]", help="Batch sizes to time.")
 @click.option(
-    "--runtime", "runtimes", multiple=True, type=click.Choice(RUNTIMES), help="Only these.  [default: all that apply]"
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(["auto", *RUNTIMES]),
+    help="Only these; auto measures all that apply and chooses.  [default: all that apply]",
 )
-@click.option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Least time per row.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="POINTS",
+    help="auto: how far top-1 may be below the first artifact's.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=20.0,
+    show_default=True,
+    help="For the whole bench; all images are judged and 10 rounds timed even if that takes longer.",
+)
+@click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file.")
+@click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown.")
+@click.option(
+    "--baseline", type=FILE, metavar="old.json", help="Exit 5 where this is worse than what --json printed then."
+)
 @json_option
 def command(
     artifacts: tuple[Path, ...],
@@ -34,30 +57,71 @@ def command(
     skip_bad_images: bool,
     batch: str,
     runtimes: tuple[str, ...],
+    max_drop: float,
     seconds: float,
+    html: Path | None,
+    markdown: Path | None,
+    baseline: Path | None,
     as_json: bool,
 ) -> None:
     """Compare accuracy and latency of artifacts.
 
     Checkpoints, ONNX files and engines are judged on the same held-out images. The first artifact that runs is
-    the reference for agreement. Rows that cannot run here say why; no figure is ever reported that was not
-    measured. Latency is host to host, the candidates taking turns.
+    the reference. Rows that cannot run here say why; no figure is ever reported that was not measured.
+
+    The candidates take turns in random order, round by round, and a difference is named only where the samples
+    support it. --json holds every raw sample.
 
     \b
-    Example: alexdeploy bench alexnet-mnist.safetensors model.onnx int8.onnx --data digits
+    Example: alexdeploy bench alexnet-mnist.safetensors model.onnx int8.onnx --data digits --html report.html
+             alexdeploy bench model.onnx int8.onnx --data digits --runtime auto --max-drop 0.5
+             alexdeploy bench model.onnx --data digits --baseline last-week.json
     """
-    sizes = _batches(batch)
-    dataset = open_data(data, "val", data_root, skip_bad_images)
+    from alexdeploy.artifacts import check_output
+    from alexdeploy.bench.baseline import changes, load_report
     from alexdeploy.bench.run import bench
 
+    sizes = _batches(batch)
+    for path in filter(None, (html, markdown)):
+        check_output(path)
+    earlier = load_report(baseline) if baseline else None
+    dataset = open_data(data, "val", data_root, skip_bad_images)
+    auto = "auto" in runtimes
     with progress() as bar:
-        report = bench(artifacts, dataset, batches=sizes, runtimes=runtimes, seconds=seconds, progress=bar)
+        report = bench(
+            artifacts,
+            dataset,
+            batches=sizes,
+            runtimes=[name for name in runtimes if name != "auto"],
+            seconds=seconds,
+            max_drop=max_drop if auto else None,
+            progress=bar,
+        )
+    if earlier is not None:
+        report = dataclasses.replace(report, changes=changes(report, earlier))
     note_skipped(dataset)
+    _show(report, html, markdown, as_json=as_json)
+    worse = sum(change.regression for change in report.changes)
+    if worse:
+        raise GateError(
+            f"{worse} of {len(report.changes)} rows are worse than in {baseline}, see above; mend or save anew"
+        )
+
+
+def _show(report: BenchReport, html: Path | None, markdown: Path | None, *, as_json: bool) -> None:
+    if html is not None:
+        from alexdeploy.bench.page import write_html
+
+        write_html(report, html)
+    if markdown is not None:
+        from alexdeploy.bench.page import write_markdown
+
+        write_markdown(report, markdown)
     if as_json:
         print_json(report)
-    else:
-        print_table(bench_table(report))
-        note(bench_caption(report))
+        return
+    print_table(bench_table(report))
+    note(bench_caption(report))
 
 
 def _batches(text: str) -> list[int]:
@@ -67,49 +131,25 @@ def _batches(text: str) -> list[int]:
         sizes = []
     if not sizes or min(sizes) < 1:
         raise UsageError(f"--batch '{text}': expected whole numbers >= 1, such as 1,8")
-    return sizes
+    return list(dict.fromkeys(sizes))
 
 
 def bench_table(report: BenchReport) -> Table:
-    """One line per artifact and runtime; the batch sizes are columns. A skipped row shows no figure at all."""
+    """One line per artifact, runtime and batch size."""
     from rich.table import Table
 
-    batches = list(dict.fromkeys(row.batch for row in report.rows))
+    from alexdeploy.bench.table import HEADERS, TEXT_COLUMNS, cells
+
     table = Table(title=f"{report.dataset}: {report.images} held-out images")
-    for name in ("artifact", "runtime", "precision"):
-        table.add_column(name, no_wrap=True)
-    for name in ("MB", "top-1", "top-5", "agreement", *(f"ms, batch {batch}" for batch in batches), "images/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for rows in _by_artifact(report.rows):
-        first, last = rows[0], rows[-1]
-        start = [Path(first.artifact).name, first.runtime, first.precision, f"{first.size_bytes / 1e6:.1f}"]
-        if first.status == "skipped":
-            table.add_row(*start, *["-"] * 3, *["skipped"] * len(batches), "-", style="dim")
-            continue
-        accuracy = [f"{share:.2%}" for share in (first.top1, first.top5, first.agreement) if share is not None]
-        times = [f"{row.latency_ms.p50:.3g} ±{_half_width(row.latency_ms):.1g}" for row in rows if row.latency_ms]
-        table.add_row(*start, *accuracy, *times, f"{last.images_per_s:.0f}")
+    for index, header in enumerate(HEADERS):
+        table.add_column(header, justify="left" if index < TEXT_COLUMNS else "right")
+    for row, line in zip(report.rows, cells(report), strict=True):
+        table.add_row(*line, style="dim" if row.status == "skipped" else None)
     return table
 
 
 def bench_caption(report: BenchReport) -> str:
-    """What the figures are, where they were measured, and why rows are missing."""
-    place = report.environment
-    lines = [
-        f"{place['cpu']}, {place['cores']} cores. Latency: median per batch, host to host, with its 95 % interval; "
-        "images/s at the last batch size."
-    ]
-    reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
-    lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
-    return "\n".join(lines)
+    """The notes under the table."""
+    from alexdeploy.bench.table import notes
 
-
-def _by_artifact(rows: list[Row]) -> list[list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.artifact, row.runtime), []).append(row)
-    return list(groups.values())
-
-
-def _half_width(latency: Latency) -> float:
-    return (latency.ci95[1] - latency.ci95[0]) / 2
+    return "\n".join(notes(report))

@@ -26,7 +26,7 @@ def print_table(table: Table) -> None:
     """A table on stdout, as wide as the terminal, or as wide as it needs where stdout is a file."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 def note(text: str) -> None:

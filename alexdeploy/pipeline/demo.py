@@ -15,7 +15,8 @@ from typing import Any, Literal
 import msgspec
 
 from alexdeploy import __version__, artifacts
-from alexdeploy.bench.run import BenchReport, bench
+from alexdeploy.bench.results import BenchReport
+from alexdeploy.bench.run import bench
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.export import export_onnx

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
 import pytest
 
 from alexdeploy import artifacts
@@ -62,6 +64,7 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 
 
 def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
+    from alexdeploy.bench.run import DEFAULT_SECONDS
     from alexdeploy.graph.qdq import Dialect
     from alexdeploy.quantize.methods import METHODS
     from alexdeploy.quantize.write import AUTO, DEFAULT_METHOD
@@ -76,7 +79,8 @@ def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
         assert set(option(command, "method").type.choices) == methods
         assert option(command, "method").default == DEFAULT_METHOD
     assert tuple(option("quantize", "target").type.choices) == get_args(Dialect)
-    assert tuple(option("bench", "runtimes").type.choices) == RUNTIMES
+    assert tuple(option("bench", "runtimes").type.choices) == ("auto", *RUNTIMES)
+    assert option("bench", "seconds").default == DEFAULT_SECONDS
 
 
 def test_train_writes_a_checkpoint_that_names_its_classes(run: Run, pictures: Path, out: Path) -> None:
@@ -221,6 +225,17 @@ def test_bench_compares_what_runs_and_skips_what_does_not(
         assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / latency["p50"])
         assert 0 <= row["top1"] <= row["top5"] <= 1
         assert 0 <= row["agreement"] <= 1
+        for boundary, figures in (("host", latency), ("end_to_end", row["end_to_end_ms"])):
+            samples = [ms for turn in row["samples_ms"][boundary] for ms in turn]
+            assert [np.percentile(samples, q) for q in (50, 90, 99)] == [figures[f"p{q}"] for q in (50, 90, 99)]
+            assert (np.mean(samples), len(samples)) == (pytest.approx(figures["mean"]), figures["calls"])
+        assert row["device_ms"] == latency  # no copies on a CPU
+        assert row["limit"]["ideal_ms"] == pytest.approx(row["limit"]["share"] * latency["p50"])
+    assert rows[0]["ratio"] is None
+    low, high = rows[2]["ratio"]["ci99"]
+    assert low <= rows[2]["ratio"]["value"] <= high
+    assert any("fc8" in layer for layer in rows[2]["layers_ms"])
+    assert [sum(map(sum, judged["confusion"])) for judged in report["accuracy"]] == [10] * 3
     assert rows[0]["agreement"] == rows[2]["agreement"] == 1.0
     for row in rows[6:]:
         assert row["status"] == "skipped"
@@ -235,6 +250,54 @@ def test_bench_on_one_runtime_shows_a_table_and_notes_go_to_stderr(run: Run, mod
     assert "net.onnx" in result.out
     assert "100.00%" in result.out
     assert "Latency: median per batch" in result.err
+
+
+def test_bench_chooses_the_fastest_that_meets_the_gate(run: Run, model: Path, int8: Path, pictures: Path) -> None:
+    command = ["bench", model, int8, "--data", pictures, "--batch", 1, "--seconds", 0.01]
+    report = json_of(run(*command, "--runtime", "auto", "--max-drop", 100, "--json"))
+    (choice,) = report["choices"]
+    fastest = max(report["rows"], key=lambda row: row["images_per_s"])
+    assert (choice["artifact"], choice["runtime"]) == (fastest["artifact"], fastest["runtime"])
+    assert "fastest of 2 that meet the gate" in choice["reason"]
+    result = run(*command, "--runtime", "auto")
+    assert "chosen for batch 1: " in result.err
+
+
+def test_bench_writes_a_page_that_needs_nothing_else_and_markdown(
+    run: Run, model: Path, engine: Path, pictures: Path, out: Path
+) -> None:
+    html, markdown = out / "report.html", out / "report.md"
+    command = ["bench", model, engine, "--data", pictures, "--batch", 1, "--seconds", 0.01]
+    assert run(*command, "--html", html, "--markdown", markdown).code == 0
+    page = html.read_text()
+    assert page.count("<svg") == 4  # accuracy against latency, distributions, layers, confusion
+    assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data:,\")|src=|@import|url\(http", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+    table = [line.split(" | ") for line in markdown.read_text().splitlines() if line.startswith("|")]
+    assert {len(line) for line in (table[0], *table[2:])} == {16}
+    assert "no CUDA device" in page
+
+
+def test_bench_against_itself_is_no_regression_and_against_a_faster_past_is(
+    run: Run, model: Path, pictures: Path, out: Path
+) -> None:
+    baseline = out / "old.json"
+    command = ["bench", model, "--data", pictures, "--batch", 1, "--seconds", 0.01]
+    old = json_of(run(*command, "--json"))
+
+    def against(factor: float) -> Result:
+        for row in old["rows"]:
+            row["samples_ms"]["host"] = [[ms * factor for ms in turn] for turn in row["samples_ms"]["host"]]
+        baseline.write_text(json.dumps(old))
+        return run(*command, "--baseline", baseline)
+
+    assert against(100.0).code == 0
+    result = against(1e-6)
+    assert result.code == 5
+    assert "1 of 1 rows are worse" in result.err
+    assert "REGRESSION: net.onnx on onnxruntime-cpu, batch 1" in result.err
 
 
 def test_a_skipped_row_of_the_table_shows_no_figure(run: Run, model: Path, engine: Path, pictures: Path) -> None:

@@ -1,102 +1,83 @@
 from __future__ import annotations
 
-import math
-import statistics
-from fractions import Fraction
+import gc
+from collections import Counter
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
-from alexdeploy.bench.measure import measure, summarize
+from alexdeploy.bench.measure import MIN_ROUNDS, measure
 
 
-def _skewed(count: int) -> npt.NDArray[np.float64]:
-    return np.random.default_rng(count).lognormal(size=count)
+class Log:
+    """Calls that say when they were made."""
+
+    def __init__(self, names: str) -> None:
+        self.names = names
+        self.made: list[str] = []
+        self.calls = [lambda name=name: self.made.append(name) for name in names]
+
+    def turns(self) -> list[tuple[str, int]]:
+        """(name, calls in a row), in order."""
+        found: list[tuple[str, int]] = []
+        for name in self.made:
+            before = found.pop()[1] if found and found[-1][0] == name else 0
+            found.append((name, before + 1))
+        return found
 
 
-@pytest.mark.parametrize("count", [2, 10, 101, 1000])
-def test_the_statistics_are_those_of_the_raw_samples(count: int) -> None:
-    samples = _skewed(count)
-    raw = samples.tolist()
-    latency = summarize(samples)
-    assert latency.p50 == pytest.approx(statistics.median(raw))
-    assert latency.p90 == pytest.approx(statistics.quantiles(raw, n=10, method="inclusive")[8])
-    assert latency.p99 == pytest.approx(statistics.quantiles(raw, n=100, method="inclusive")[98])
-    assert latency.mean == pytest.approx(statistics.fmean(raw))
-    assert latency.calls == count
+def test_every_round_has_one_turn_of_each_candidate_and_a_turn_has_one_untimed_call() -> None:
+    log = Log("abc")
+    rounds = measure(log.calls, seconds=1e-9, min_rounds=20)
+    timed = rounds[0].shape[1]
+    assert [part.shape for part in rounds] == [(20, timed)] * 3
+    after_warm_up = Counter(log.made[-20 * 3 * (timed + 1) :])
+    assert after_warm_up == dict.fromkeys("abc", 20 * (timed + 1))
+    for first in range(len(log.made) - 20 * 3 * (timed + 1), len(log.made), 3 * (timed + 1)):
+        assert set(log.made[first : first + 3 * (timed + 1)]) == set("abc")
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 10, 25, 100, 1000])
-def test_the_confidence_interval_contains_the_median(count: int) -> None:
-    latency = summarize(_skewed(count))
-    assert latency.ci95[0] <= latency.p50 <= latency.ci95[1]
+def test_the_order_within_a_round_changes_and_a_seed_repeats_it() -> None:
+    def order(seed: int) -> str:
+        log = Log("ab")
+        measure(log.calls, seconds=1e-9, min_rounds=40, seed=seed)
+        return "".join(name for name, _ in log.turns()[2:])
+
+    assert order(1) == order(1)
+    assert {"abba", "baab"} <= {order(1)[at : at + 4] for at in range(100)} or "aa" not in order(1)
+    assert order(1) != order(2)
 
 
-@pytest.mark.parametrize("count", [6, 10, 15, 20, 100, 995, 1000])
-def test_the_confidence_interval_covers_the_median_with_95_percent_and_no_needless_width(count: int) -> None:
-    """Of n samples k lie below the true median with chance C(n, k)/2^n; the interval (x_i, x_j) needs i <= k < j."""
-    low, high = (round(edge) for edge in summarize(np.arange(1.0, count + 1)).ci95)  # the sample's value is its rank
-
-    def coverage(first: int, last: int) -> float:
-        return float(Fraction(sum(math.comb(count, k) for k in range(first, last)), 2**count))
-
-    assert coverage(low, high) >= 0.95
-    assert coverage(low + 1, high - 1) < 0.95
+def test_the_minimum_of_rounds_is_taken_even_without_time() -> None:
+    assert len(measure([lambda: None], seconds=1e-9)[0]) == MIN_ROUNDS
 
 
-def test_the_order_of_the_samples_does_not_matter() -> None:
-    samples = _skewed(50)
-    assert summarize(samples[::-1].copy()) == summarize(samples)
-
-
-def _runs_of(names: str, *, min_calls: int) -> tuple[list[tuple[str, int]], list[int]]:
-    """The order in which ``measure`` calls the candidates, as (name, calls in a row), and the samples per candidate."""
-    runs: list[tuple[str, int]] = []
-
-    def call(name: str) -> None:
-        row = runs.pop()[1] if runs and runs[-1][0] == name else 0
-        runs.append((name, row + 1))
-
-    samples = measure([lambda name=name: call(name) for name in names], seconds=1e-9, min_calls=min_calls)  # type: ignore[misc]
-    return runs, [len(sample) for sample in samples]
-
-
-def test_the_candidates_take_turns_after_their_warm_up() -> None:
-    runs, _ = _runs_of("abc", min_calls=12)
-    assert "".join(name for name, _ in runs) == "abc" + "abc" * 3
-
-
-def test_the_first_call_of_a_turn_and_the_warm_up_are_not_timed() -> None:
-    runs, samples = _runs_of("ab", min_calls=12)
-    assert runs[2:] == [("a", 6), ("b", 6)] * 3
-    assert samples == [15, 15]
-
-
-@pytest.mark.parametrize("min_calls", [1, 5, 6, 23])
-def test_a_candidate_gets_its_minimum_of_calls_and_less_than_a_turn_more(min_calls: int) -> None:
-    _, samples = _runs_of("a", min_calls=min_calls)
-    assert min_calls <= samples[0] < min_calls + 5
-
-
-def test_each_candidate_gets_its_seconds() -> None:
-    samples = measure([lambda: sum(range(100)), lambda: sum(range(5000))], seconds=0.01, min_calls=1)
-    assert all(sample.sum() >= 10 for sample in samples)
+def test_the_time_is_used_up() -> None:
+    (rounds,) = measure([lambda: sum(range(2000))], seconds=0.05, min_rounds=1)
+    assert rounds.sum() >= 25  # of 50 ms; the rest is warm-up, untimed calls and bookkeeping
 
 
 def test_progress_rises_to_one() -> None:
     shares: list[float] = []
-    measure([lambda: None], seconds=1e-9, min_calls=20, progress=shares.append)
+    measure([lambda: None], seconds=1e-9, min_rounds=4, progress=shares.append)
     assert shares == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_samples_are_whole_tenths_of_a_microsecond() -> None:
+    (rounds,) = measure([lambda: None], seconds=1e-9)
+    assert (rounds == rounds.round(4)).all()
+
+
 def test_nothing_to_measure_gives_nothing() -> None:
-    assert measure([], seconds=1, min_calls=1) == []
+    assert measure([], seconds=1) == []
 
 
-def test_a_candidate_that_fails_is_not_hidden() -> None:
+def test_a_candidate_that_fails_is_not_hidden_and_garbage_collection_is_on_again() -> None:
+    calls = iter(range(20))
+
     def fail() -> None:
-        raise RuntimeError("out of memory")
+        if next(calls, None) is None:
+            raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        measure([fail], seconds=1, min_calls=1)
+        measure([fail], seconds=1e-9)
+    assert gc.isenabled()

@@ -1,0 +1,55 @@
+"""A bench beside an earlier one: what has become slower or less accurate, as far as the samples tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from alexdeploy import artifacts
+from alexdeploy.bench.accuracy import mcnemar
+from alexdeploy.bench.intervals import unpaired_ratio
+from alexdeploy.bench.results import BenchReport, Change
+from alexdeploy.errors import InputError
+
+_LESS_ACCURATE = 0.01
+
+
+def load_report(path: Path) -> BenchReport:
+    """What ``bench --json`` printed.
+
+    Raises:
+        InputError: missing, or something else.
+    """
+    artifacts.check_input(path)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BenchReport)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected what bench --json printed ({error})") from error
+
+
+def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
+    """Every row that ran in both. Accuracy is compared image by image, where the images are the same.
+
+    A regression is a row that is slower beyond its interval, or less accurate with p < 0.01.
+
+    Raises:
+        InputError: no row is in both.
+    """
+    then = {row.key: row for row in baseline.rows if row.samples_ms}
+    same_images = report.dataset_fingerprint == baseline.dataset_fingerprint and report.images == baseline.images
+    wrong_then = {(a.artifact, a.runtime): a.wrong for a in baseline.accuracy} if same_images else {}
+    wrong_now = {(a.artifact, a.runtime): a.wrong for a in report.accuracy}
+    found = []
+    for row in report.rows:
+        if not row.samples_ms or row.key not in then:
+            continue
+        ratio = unpaired_ratio(np.array(row.samples_ms["host"]), np.array(then[row.key].samples_ms["host"]))
+        name = row.artifact, row.runtime
+        p_less = mcnemar(wrong_now[name], wrong_then[name]).p_worse if name in wrong_then else None
+        regression = ratio.verdict == "slower" or (p_less is not None and p_less < _LESS_ACCURATE)
+        found.append(Change(row.artifact, row.runtime, row.batch, ratio, p_less, regression))
+    if not found:
+        raise InputError("the baseline has no row in common with this bench; give the same artifacts and batch sizes")
+    return found

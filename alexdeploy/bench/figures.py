@@ -1,0 +1,160 @@
+"""The pictures of the HTML report, as SVG text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from alexdeploy.bench.accuracy import Accuracy
+from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.optional import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WIDTH, _HEIGHT = 5.2, 3.6  # inches; narrow, so that the letters stay readable on a phone
+_MAX_MATRIX = 20
+_MOST_LAYERS = 12
+_COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d")
+
+
+class Figure(NamedTuple):
+    """``svg`` is the element itself, without declaration, to be put into a page."""
+
+    title: str
+    svg: str
+
+
+def figures(report: BenchReport) -> list[Figure]:
+    """Accuracy against latency, latency distributions, time by layer, confusion; those that the report has data for.
+
+    Raises:
+        UnavailableError: Matplotlib is not installed.
+    """
+    require("matplotlib").use("svg")
+    measured = [row for row in report.rows if row.latency_ms is not None]
+    names = list(dict.fromkeys(_name(row) for row in measured))
+    color = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
+    found = []
+    for batch in dict.fromkeys(row.batch for row in measured):
+        rows = [row for row in measured if row.batch == batch]
+        found.append(_draw(f"Accuracy against latency, batch {batch}", partial(_scatter, rows=rows, color=color)))
+        found.append(_draw(f"Latency of every call, batch {batch}", partial(_distributions, rows=rows, color=color)))
+    for row in measured:
+        if row.layers_ms:
+            paint = partial(_layers, row=row, color=color[_name(row)])
+            found.append(_draw(f"Time by layer, {_name(row)}, batch {row.batch}", paint))
+    if len(report.classes) <= _MAX_MATRIX:
+        for accuracy in report.accuracy:
+            title = f"Confusion, {Path(accuracy.artifact).name} on {accuracy.runtime}"
+            found.append(_draw(title, partial(_confusion, accuracy=accuracy, classes=report.classes)))
+    return found
+
+
+def _name(row: Row) -> str:
+    return f"{Path(row.artifact).name} on {row.runtime}"
+
+
+def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": title, "font.size": 10, "axes.spines.top": False}):
+        figure, axes = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        axes.spines["right"].set_visible(False)
+        paint(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        plt.close(figure)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", title)  # ids of several drawings on one page must differ
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return Figure(title, svg)
+
+
+def _scatter(axes: Axes, rows: list[Row], color: dict[str, str]) -> None:
+    for row in rows:
+        if row.latency_ms is None or row.top1 is None:
+            continue
+        low, high = row.latency_ms.ci95
+        spread = [[max(row.latency_ms.p50 - low, 0)], [max(high - row.latency_ms.p50, 0)]]
+        axes.errorbar(
+            [row.latency_ms.p50],
+            [100 * row.top1],
+            xerr=spread,
+            fmt="o",
+            capsize=3,
+            color=color[_name(row)],
+            label=_name(row),
+        )
+    axes.set(xlabel="ms per batch, host to host (median, 95 % interval)", ylabel="top-1, %")
+    axes.set_xlim(left=0)
+    worst = min((row.top1 for row in rows if row.top1 is not None), default=0.0)
+    axes.set_ylim(max(100 * worst - max(2.0, 100 * (1 - worst)), 0), 101)
+    _legend(axes)
+
+
+def _distributions(axes: Axes, rows: list[Row], color: dict[str, str]) -> None:
+    """Share of calls that were at least as fast: percentiles can be read off."""
+    for row in rows:
+        samples = np.sort(np.ravel(row.samples_ms["host"]))
+        shares = np.arange(1, len(samples) + 1) / len(samples)
+        chosen = np.unique(np.linspace(0, len(samples) - 1, 200).round().astype(int))
+        axes.step(samples[chosen], 100 * shares[chosen], where="post", color=color[_name(row)], label=_name(row))
+    axes.set_xscale("log")
+    axes.set(xlabel="ms per batch, host to host", ylabel="% of calls at least as fast")
+    _plain_log_ticks(axes)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
+    axes.grid(alpha=0.25)
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _layers(axes: Axes, row: Row, color: str) -> None:
+    ranked = sorted(row.layers_ms.items(), key=lambda item: item[1], reverse=True)
+    shown = {name for name, _ in ranked[:_MOST_LAYERS]}
+    bars = [(name, ms) for name, ms in row.layers_ms.items() if name in shown]
+    rest = ranked[_MOST_LAYERS:]
+    if rest:
+        bars.append((f"{len(rest)} others", sum(ms for _, ms in rest)))
+    axes.barh([name for name, _ in bars], [ms for _, ms in bars], color=color)
+    axes.invert_yaxis()
+    axes.set(xlabel="ms, in order of execution")
+
+
+def _confusion(axes: Axes, accuracy: Accuracy, classes: list[str]) -> None:
+    matrix = np.array(accuracy.confusion)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (true, answered), count in np.ndenumerate(matrix):
+        if count:
+            dark = shares[true, answered] > 0.5
+            axes.text(
+                answered, true, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            )
+    positions = range(len(classes))
+    axes.set_xticks(
+        positions,
+        classes,
+        rotation=45 if max(map(len, classes)) > 2 else 0,
+        ha="right" if max(map(len, classes)) > 2 else "center",
+    )
+    axes.set_yticks(positions, classes)
+    axes.set(xlabel="answered", ylabel="true")

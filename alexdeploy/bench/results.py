@@ -1,0 +1,90 @@
+"""What a bench says, as values; the JSON form is these, key by key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from alexdeploy.bench.accuracy import Accuracy
+from alexdeploy.bench.intervals import Latency, Ratio
+from alexdeploy.bench.limits import Limit, Machine
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Accuracy is of the artifact on that runtime and the same for each of its batch sizes.
+
+    Attributes:
+        latency_ms: host to host: a float32 batch in host memory goes in, logits in host memory come out.
+        device_ms: in the runtime's own memory, without host copies; a runtime on the CPU has none, so where it gives
+            no call of its own for this, the figures are those of ``latency_ms``.
+        end_to_end_ms: from encoded images (in the page cache): decoded, preprocessed on one thread, then as above.
+        images_per_s: batch over median of ``latency_ms``.
+        ratio: speed against the reference, the first row that ran, at the same batch; None for the reference.
+        agreement: share of images with the same top-1 as the reference.
+        layers_ms: median time by layer of the runtime, at the first batch size.
+        samples_ms: every timed call by boundary (``host``, ``device``, ``end_to_end``), a list per round.
+    """
+
+    artifact: str
+    runtime: str
+    precision: str
+    batch: int
+    size_bytes: int
+    status: Literal["ok", "skipped"]
+    reason: str | None = None
+    latency_ms: Latency | None = None
+    device_ms: Latency | None = None
+    end_to_end_ms: Latency | None = None
+    images_per_s: float | None = None
+    ratio: Ratio | None = None
+    top1: float | None = None
+    top5: float | None = None
+    agreement: float | None = None
+    limit: Limit | None = None
+    layers_ms: dict[str, float] = field(default_factory=dict)
+    samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What makes it the same row in another bench."""
+        return self.artifact, self.runtime, self.precision, self.batch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest that meets the accuracy gate at one batch size, and why."""
+
+    batch: int
+    artifact: str
+    runtime: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row beside the same row of an earlier bench. ``ratio`` above 1 is faster than then."""
+
+    artifact: str
+    runtime: str
+    batch: int
+    ratio: Ratio
+    p_less_accurate: float | None
+    regression: bool
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """``images`` is the number of images that accuracy was judged on; ``seconds`` what the whole bench took."""
+
+    environment: dict[str, Any]
+    dataset: str
+    dataset_fingerprint: str
+    classes: list[str]
+    images: int
+    seconds: float
+    machine: Machine | None
+    rows: list[Row]
+    accuracy: list[Accuracy]
+    choices: list[Choice] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)

@@ -1,0 +1,85 @@
+"""The table of a bench as text, the same in the terminal, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alexdeploy.bench.intervals import Latency, Ratio
+from alexdeploy.bench.results import BenchReport, Row
+
+HEADERS = (
+    *("artifact", "runtime", "precision", "MB", "top-1", "top-5", "agreement", "p worse"),
+    *("batch", "device ms", "ms", "p99 ms", "end-to-end ms", "images/s", "speed-up", "of the limit"),
+)
+TEXT_COLUMNS = 3
+
+
+def cells(report: BenchReport) -> list[list[str]]:
+    """A line of text cells per row, as ``HEADERS``; a skipped row shows no figure at all."""
+    p_worse = {(a.artifact, a.runtime): a.mcnemar.p_worse for a in report.accuracy if a.mcnemar is not None}
+    return [_cells(row, p_worse.get((row.artifact, row.runtime))) for row in report.rows]
+
+
+def _cells(row: Row, p_worse: float | None) -> list[str]:
+    start = [Path(row.artifact).name, row.runtime, row.precision, f"{row.size_bytes / 1e6:.1f}"]
+    if row.latency_ms is None or row.device_ms is None or row.end_to_end_ms is None:
+        return [*start, *["-"] * 4, "skipped", *["-"] * 7]
+    return [
+        *start,
+        *(f"{share:.2%}" for share in (row.top1, row.top5, row.agreement) if share is not None),
+        f"{p_worse:.2g}" if p_worse is not None else "reference",
+        str(row.batch),
+        *(_median(latency) for latency in (row.device_ms, row.latency_ms)),
+        _ms(row.latency_ms.p99),
+        _median(row.end_to_end_ms),
+        f"{row.images_per_s:.0f}",
+        ratio_text(row.ratio) if row.ratio else "reference",
+        f"{row.limit.share:.0%} {row.limit.binds}" if row.limit else "-",
+    ]
+
+
+def _median(latency: Latency) -> str:
+    half_width = (latency.ci95[1] - latency.ci95[0]) / 2
+    return f"{_ms(latency.p50)} ±{_ms(half_width)}"
+
+
+def _ms(value: float) -> str:
+    """Three significant digits, without an exponent, to a microsecond."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """The ratio with its interval where it is one, else what can be said instead."""
+    if ratio.verdict in ("faster", "slower"):
+        return f"{ratio.value:.2f} ({ratio.ci99[0]:.2f}–{ratio.ci99[1]:.2f})"
+    return ratio.verdict
+
+
+def notes(report: BenchReport) -> list[str]:
+    """What the figures are, where they were measured, why rows are missing, what is chosen and what has changed."""
+    place, machine = report.environment, report.machine
+    where = [place["cpu"], f"{place['cores']} cores", *place["cpu_flags"]]
+    if machine is not None:
+        where.append(f"{machine.fp32_gflop_per_s:.0f} GFLOP/s FP32")
+        where += [f"{machine.int8_gop_per_s:.0f} GOP/s INT8"] if machine.int8_gop_per_s else []
+    if place["gpu"]:
+        where.append(", ".join(place["gpu"].values()))
+    lines = [
+        f"{', '.join(where)}; load {place['load']}; {report.seconds:.0f} s in all.",
+        "Latency: median per batch with its 95 % interval. device: without host copies; ms and p99: host to host; "
+        "end-to-end: with decoding and preprocessing.",
+        "speed-up: against the first row that ran, round by round, with its 99 % interval. p worse: chance of so many "
+        "more errors if it were not less accurate (McNemar). of the limit: best time this machine allows over ms.",
+    ]
+    reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
+    lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
+    lines += [
+        f"chosen for batch {choice.batch}: {Path(choice.artifact).name} on {choice.runtime}: {choice.reason}"
+        for choice in report.choices
+    ]
+    for change in report.changes:
+        name = f"{Path(change.artifact).name} on {change.runtime}, batch {change.batch}"
+        accuracy = f", p less accurate {change.p_less_accurate:.2g}" if change.p_less_accurate is not None else ""
+        mark = "REGRESSION: " if change.regression else ""
+        lines.append(f"{mark}{name} against the baseline: {ratio_text(change.ratio)}{accuracy}")
+    return lines

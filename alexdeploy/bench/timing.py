@@ -1,0 +1,82 @@
+"""The candidates of a bench timed against each other, batch size by batch size and boundary by boundary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from alexdeploy.bench.measure import Call, Rounds, measure
+from alexdeploy.contract import Contract
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.data.preprocess import preprocess
+from alexdeploy.runners.base import Runner
+
+BOUNDARIES = ("host", "device", "end_to_end")
+Timings = dict[tuple[int, int, str], Rounds]
+
+
+class _Group(NamedTuple):
+    """What takes turns: one call of each candidate, on the same images within the same boundary."""
+
+    batch: int
+    boundary: str
+    calls: dict[int, Call]
+
+
+def time_runners(
+    runners: dict[int, Runner],
+    dataset: ImageDataset,
+    contract: Contract,
+    batches: Sequence[int],
+    deadline: float,
+    progress: Callable[[str, float], None],
+) -> Timings:
+    """Rounds by (index of the runner, batch, boundary), finished at ``deadline`` (``time.perf_counter``) if it can be.
+
+    Each group gets an equal part of the time that is left when its turn comes.
+    """
+    groups = _groups(runners, dataset, contract, batches)
+    timings: Timings = {}
+    for done, group in enumerate(groups):
+        left = max(deadline - time.perf_counter(), 1e-3) / (len(groups) - done)
+        report = partial(progress, f"{group.boundary.replace('_', ' ')}, batch {group.batch}")
+        for index, rounds in zip(
+            group.calls, measure([*group.calls.values()], seconds=left, progress=report), strict=True
+        ):
+            timings[index, group.batch, group.boundary] = rounds
+    for (index, batch, boundary), rounds in list(timings.items()):
+        if boundary == "host":
+            timings.setdefault((index, batch, "device"), rounds)
+    return timings
+
+
+def _groups(
+    runners: dict[int, Runner], dataset: ImageDataset, contract: Contract, batches: Sequence[int]
+) -> list[_Group]:
+    readable = [index for index, _ in islice(dataset.images(), max(batches))]
+    groups = []
+    for batch in batches:
+        chosen = [readable[i % len(readable)] for i in range(batch)]
+        images = _read(dataset, contract, chosen)
+        host: dict[int, Call] = {i: partial(runner.infer, images) for i, runner in runners.items()}
+        device = {
+            i: runner.device_call(images)
+            for i, runner in runners.items()
+            if type(runner).device_call is not Runner.device_call
+        }
+        whole: dict[int, Call] = {
+            i: lambda runner=runner, chosen=chosen: runner.infer(_read(dataset, contract, chosen))  # type: ignore[misc]
+            for i, runner in runners.items()
+        }
+        groups += [_Group(batch, name, calls) for name, calls in zip(BOUNDARIES, (host, device, whole), strict=True)]
+    return [group for group in groups if group.calls]
+
+
+def _read(dataset: ImageDataset, contract: Contract, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+    return np.stack([preprocess(dataset.image(index), contract) for index in indices])
