@@ -7,13 +7,16 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from alexdeploy.engine.driver import Gpu, why_no_cuda
 from alexdeploy.errors import UnavailableError
 from alexdeploy.optional import require
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 Builder = BuilderName | Literal["auto"]
@@ -35,6 +38,21 @@ class Library:
     def network_flags(self) -> int:
         """Strongly typed: precision comes from the graph. The bit moved between 10 and 11, so go by its name."""
         return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether CUDA graphs are ours to capture: TensorRT-RTX, which specializes kernels as it runs, does it itself."""
+        return self.name == "tensorrt"
+
+    def create_context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+        """An execution context that is given its activation memory by the caller; None when TensorRT refuses."""
+        strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.captures_graphs:
+            return engine.create_execution_context(strategy)
+        config: Any = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(config)
 
 
 class Compatibility(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from alexdeploy import artifacts
 from alexdeploy.contract import Contract
-from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.optional import unavailable
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import Precision
 
@@ -68,18 +69,55 @@ def open_runner(artifact: Artifact, runtime: str) -> Runner:
     Raises:
         UnavailableError: this machine or this version cannot run it; the message is the reason.
     """
-    if runtime == "pytorch":
-        from alexdeploy.runners.pytorch import PyTorchRunner
+    return _open(artifact.path, runtime)
 
-        return PyTorchRunner(artifact.path)
-    if runtime == "onnxruntime-cpu":
-        from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(artifact.path)
-    from alexdeploy.engine.driver import why_no_cuda
+def load(path: Path | str, *, runtime: str | None = None, trust: bool = False) -> Runner:
+    """A runner for an engine, an ONNX file or a checkpoint; close it, or use it in a ``with`` statement.
 
-    reason = why_no_cuda()
-    raise UnavailableError(reason or f"this version of alexdeploy builds {runtime} engines but cannot run them yet")
+    Args:
+        path: the file; an engine with its sidecar beside it.
+        runtime: such as ``onnxruntime-cpu``; None takes the first that runs the file on this machine.
+        trust: run an engine whose sidecar is missing or does not match. An engine is executable code.
+
+    Raises:
+        InputError: no such file, or not one of these.
+        GateError: an engine that does not match its sidecar or this machine.
+        UnavailableError: nothing on this machine runs it; says why.
+    """
+    path = Path(path)
+    kind = kind_of(path)
+    names = RUNTIMES_OF_KIND[kind]
+    if kind == "engine":
+        from alexdeploy.engine.trust import read_engine
+
+        names = (read_engine(path, trust=trust).builder,)
+    if runtime is not None and runtime not in names:
+        raise UsageError(f"{path} does not run on {runtime}; it runs on {', '.join(names)}")
+    reasons = []
+    for name in (runtime,) if runtime is not None else names:
+        try:
+            return _open(path, name, trust)
+        except UnavailableError as error:
+            reasons.append(f"{name}: {error}")
+    raise UnavailableError(f"{path} cannot run here: {'; '.join(reasons)}")
+
+
+def _open(path: Path, runtime: str, trust: bool = False) -> Runner:
+    try:
+        if runtime == "pytorch":
+            from alexdeploy.runners.pytorch import PyTorchRunner
+
+            return PyTorchRunner(path)
+        if runtime == "onnxruntime-cpu":
+            from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+
+            return OnnxRuntimeRunner(path)
+    except ModuleNotFoundError as error:
+        raise unavailable(error) or error from error
+    from alexdeploy.runners.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(path, trust=trust)
 
 
 _Description = tuple[Contract, Precision, int, tuple[str, ...]]

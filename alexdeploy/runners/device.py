@@ -132,6 +132,18 @@ def open_device() -> Device:
     )
 
 
+def twice(call: Callable[[], object]) -> None:
+    """Push or pop a context, trying once more after a failure, which may report an error of earlier work.
+
+    A context that cannot be pushed leaks what was to be released in it, and PyCUDA aborts the process when a thread
+    ends with one left.
+    """
+    try:
+        call()
+    except Exception:
+        call()
+
+
 def has_cuda_python() -> bool:
     """Whether ``cuda.bindings.driver`` is installed."""
     return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None

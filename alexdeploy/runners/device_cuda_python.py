@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cuda.bindings import driver
 
 from alexdeploy.errors import UnavailableError
-from alexdeploy.runners.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream
+from alexdeploy.runners.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, twice
 
 _SUCCESS = driver.CUresult.CUDA_SUCCESS
 
@@ -45,11 +45,11 @@ class CudaPythonDevice(Device):
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        check(driver.cuCtxPushCurrent(self._context))
+        twice(lambda: check(driver.cuCtxPushCurrent(self._context)))
         try:
             yield
         finally:
-            check(driver.cuCtxPopCurrent())
+            twice(lambda: check(driver.cuCtxPopCurrent()))
 
     def allocate(self, nbytes: int) -> Memory:
         pointer = check(driver.cuMemAlloc(nbytes))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pycuda.driver as cuda
 
 from alexdeploy.errors import UnavailableError
-from alexdeploy.runners.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, has_cuda_python
+from alexdeploy.runners.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, has_cuda_python, twice
 
 if TYPE_CHECKING:
     from alexdeploy.runners.device_cuda_python import Order
@@ -31,11 +31,11 @@ class PyCudaDevice(Device):
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         with _errors_translated():
-            self._context.push()
+            twice(self._context.push)
             try:
                 yield
             finally:
-                cuda.Context.pop()
+                twice(cuda.Context.pop)
 
     def allocate(self, nbytes: int) -> Memory:
         allocation = cuda.mem_alloc(nbytes)

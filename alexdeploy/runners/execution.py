@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.engine.versions import Library, create_context, refused
-from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.engine.runtime import refused
+from alexdeploy.engine.versions import Library
+from alexdeploy.errors import UnavailableError
 from alexdeploy.runners.device import Device, Graph
 from alexdeploy.specs import BatchProfile
 
@@ -172,7 +173,7 @@ class Execution:
         return context.execute_async_v3(self._stream.handle)
 
     def _new_context(self) -> trt.IExecutionContext:
-        context = create_context(self._engine.library, self._engine.engine)
+        context = self._engine.library.create_context(self._engine.engine)
         if context is None:
             raise self._failed("no execution context could be created")
         context.set_device_memory(self._scratch.pointer, self._scratch.nbytes)

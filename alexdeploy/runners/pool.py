@@ -28,7 +28,7 @@ class Pool(Generic[_T]):
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[_T]:
-        """Borrow an item. One whose block raises is released and not lent again.
+        """Borrow an item. One whose block raises anything but a UsageError is released and not lent again.
 
         Raises:
             UsageError: the pool is closed.
@@ -36,14 +36,15 @@ class Pool(Generic[_T]):
         item = self._take()
         try:
             yield item
+        except UsageError:  # refused before it was touched
+            self._give_back(item)
+            raise
         except BaseException:
             with contextlib.suppress(AlexdeployError):  # what broke the block is what the caller must see
                 self._release(item)
             self._forget()
             raise
-        with self._changed:
-            self._free.append(item)  # the last one used is the first one lent: its memory is warm
-            self._changed.notify_all()
+        self._give_back(item)
 
     def close(self) -> None:
         """Wait for what is lent and release everything; later borrowers are refused. Twice is fine.
@@ -73,6 +74,11 @@ class Pool(Generic[_T]):
         except BaseException:
             self._forget()
             raise
+
+    def _give_back(self, item: _T) -> None:
+        with self._changed:
+            self._free.append(item)  # the last one used is the first one lent: its memory is warm
+            self._changed.notify_all()
 
     def _forget(self) -> None:
         with self._changed:

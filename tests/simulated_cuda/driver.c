@@ -164,7 +164,8 @@ static Stream *stream_of(void *handle) {
 static void run_until(Stream *s, unsigned long position) {
     pthread_mutex_lock(&lock);
     for (;;) {
-        while (s->busy) pthread_cond_wait(&changed, &lock);
+        while (s->busy && s->done < position) pthread_cond_wait(&changed, &lock);
+        if (s->done >= position) break; /* also when this thread is inside a later operation of that stream */
         Operation *o = s->first;
         if (!o || o->position > position) break;
         if (!(s->first = o->next)) s->last = NULL;

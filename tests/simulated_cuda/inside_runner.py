@@ -1,0 +1,310 @@
+"""The TensorRT runner with every CUDA call executed; run by tests/unit/runners/test_tensorrt.py."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
+from alexdeploy.runners.device import open_device
+from alexdeploy.runners.tensorrt import TensorRTRunner
+from tests.helpers.graphs import images
+from tests.simulated_cuda import engine_double
+from tests.simulated_cuda.conftest import BINDING, PROFILE, expected, write_engine
+
+MOST = PROFILE[2]
+OPENING = 3  # driver calls that open the device: cuInit, cuDeviceGet, cuDevicePrimaryCtxRetain
+SIZES = (1, MOST, MOST + 1, 3 * MOST, 2, 1, 3, MOST, 2, 3 * MOST, 1)
+
+
+def test_every_batch_size_is_bit_for_bit_what_onnx_runtime_gives(sim: ctypes.CDLL, engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        for index, size in enumerate(SIZES * 2):
+            batch = images(size, seed=index)
+            np.testing.assert_array_equal(runner.infer(batch), expected(batch))
+        assert (runner.input.name, runner.input.shape, runner.classes) == ("input", ("batch", 3, 8, 8), 4)
+
+
+def test_a_batch_below_the_profile_is_filled_up(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    with TensorRTRunner(write_engine(tmp_path / "fixed.engine", profile=(4, 4, 4))) as runner:
+        for size in (1, 3, 5):
+            batch = images(size)
+            padded = np.concatenate([batch, np.zeros((-size % 4, 3, 8, 8), np.float32)])
+            np.testing.assert_array_equal(runner.infer(batch), expected(padded)[:size])
+
+
+def test_nothing_is_allocated_after_the_first_calls(sim: ctypes.CDLL, engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        for size in SIZES * 2:
+            runner.infer(images(size))
+        before = sim.sim_allocated()
+        for size in SIZES * 5:
+            runner.infer(images(size))
+        assert sim.sim_allocated() == before
+
+
+def test_a_batch_size_becomes_a_graph_where_that_is_ours_to_do(sim: ctypes.CDLL, engine: Path, builder: str) -> None:
+    with TensorRTRunner(engine, contexts=1) as runner:
+        for _ in range(3):
+            runner.infer(images(2))
+        with runner._pool.lend() as execution:
+            graphs = {size: prepared.graph is not None for size, prepared in execution._prepared.items()}
+    assert graphs == ({} if builder == "tensorrt-rtx" else {2: BINDING != "pycuda alone"})
+
+
+def test_more_batch_sizes_than_graphs(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    with TensorRTRunner(write_engine(tmp_path / "wide.engine", profile=(1, 8, 12))) as runner:
+        for size in [*range(1, 13), *range(12, 0, -1), 12, 11, 12]:
+            batch = images(size, seed=size)
+            np.testing.assert_array_equal(runner.infer(batch), expected(batch, 12))
+
+
+def test_a_missing_synchronisation_would_be_seen(
+    sim: ctypes.CDLL, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TensorRTRunner(engine) as runner:
+        with runner._pool.lend() as execution:
+            kind = type(execution.stream)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "synchronize", lambda self: None)
+            assert np.isnan(runner.infer(images(2))).all()
+
+
+def test_a_refused_enqueue_leaves_the_runner_usable(sim: ctypes.CDLL, engine: Path) -> None:
+    batch = images(3)
+    with TensorRTRunner(engine) as runner:
+        for _ in range(3):
+            engine_double.IExecutionContext.refuse_enqueue = 2  # also where the first refusal is that of a capture
+            with pytest.raises(UnavailableError, match="could not be enqueued: .*told to fail"):
+                runner.infer(batch)
+                runner.infer(batch)
+            engine_double.IExecutionContext.refuse_enqueue = 0
+            np.testing.assert_array_equal(runner.infer(batch), expected(batch))
+
+
+@pytest.mark.skipif(BINDING == "pycuda alone", reason="nothing is captured without cuda-python")
+def test_what_cannot_be_captured_runs_without_a_graph(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    batch = images(3)
+    with TensorRTRunner(write_engine(tmp_path / "model.engine"), contexts=1) as runner:
+        runner.infer(batch)
+        engine_double.IExecutionContext.refuse_enqueue = 1
+        for _ in range(3):
+            np.testing.assert_array_equal(runner.infer(batch), expected(batch))
+            engine_double.IExecutionContext.refuse_enqueue = 0
+        with runner._pool.lend() as execution:
+            assert execution._prepared[3].graph is None
+
+
+def test_a_closed_runner_says_so(sim: ctypes.CDLL, engine: Path) -> None:
+    runner = TensorRTRunner(engine)
+    runner.close()
+    runner.close()
+    with pytest.raises(UsageError, match="closed"):
+        runner.infer(images(1))
+
+
+def test_an_engine_that_tensorrt_refuses(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "model.engine")
+    from alexdeploy import artifacts
+
+    artifacts.write_bytes(path, b"no plan")
+    artifacts.write_sidecar(path, "engine", details={"builder": "tensorrt"})
+    with pytest.raises(UnavailableError, match="cannot be loaded: Serialization assertion"):
+        TensorRTRunner(path)
+
+
+def test_a_call_on_device_memory(sim: ctypes.CDLL, engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        for size in (1, MOST, MOST + 1):
+            call = runner.device_call(images(size))
+            for _ in range(4):
+                call()
+        del call
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_eight_threads_and_a_late_one(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    import torch  # its CUDA must not get in the way
+
+    assert torch.ones(2).sum() == 2
+    failures: list[str] = []
+    sizes = (1, 2, MOST, MOST + 1)
+    batches = {(thread, size): images(size, seed=31 * thread + size) for thread in range(9) for size in sizes}
+    answers = {key: expected(batch) for key, batch in batches.items()}
+
+    def work(thread: int, calls: int) -> None:
+        try:
+            for call in range(calls):
+                key = (thread, sizes[call % len(sizes)])
+                if not np.array_equal(runner.infer(batches[key]), answers[key]):
+                    failures.append(f"thread {thread}, call {call}: wrong answer")
+        except Exception as error:
+            failures.append(f"thread {thread}: {type(error).__name__}: {error}")
+        if sim.sim_depth():
+            failures.append("a context was left current")
+
+    def run(*threads: threading.Thread) -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    with TensorRTRunner(write_engine(tmp_path / "model.engine")) as runner:
+        run(*(threading.Thread(target=work, args=(index, 100)) for index in range(8)))
+        gc.collect()
+        memory, allocated = _rss_bytes(), sim.sim_allocated()
+        run(*(threading.Thread(target=work, args=(index, 400)) for index in range(8)))
+        gc.collect()
+        assert failures == []
+        assert sim.sim_allocated() == allocated
+        assert _rss_bytes() - memory < 16e6
+        run(threading.Thread(target=work, args=(8, 20)))
+    assert failures == []
+
+
+def test_a_failure_of_any_driver_call_is_one_clear_error(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "model.engine")
+    batches = [images(size, seed=size) for size in (1, 2, MOST, MOST + 1)]
+    answers = [expected(batch) for batch in batches]
+    failed: list[str] = []
+    for call in range(1, 201):
+        errors: list[AlexdeployError] = []
+        if call <= OPENING:
+            open_device.cache_clear()
+            sim.sim_fail_at(call)
+        else:
+            open_device()
+            sim.sim_fail_at(call - OPENING)
+        runner = None
+        try:
+            runner = TensorRTRunner(path)
+            while not sim.sim_failed():
+                for batch, answer in zip(batches, answers, strict=True):
+                    np.testing.assert_array_equal(runner.infer(batch), answer)
+        except AlexdeployError as error:
+            errors.append(error)
+        failed.append(sim.sim_failed().decode())
+        if runner is not None:
+            for batch, answer in zip(batches, answers, strict=True):
+                np.testing.assert_array_equal(runner.infer(batch), answer)
+            runner.close()
+        assert len(errors) <= 1
+        assert all("CUDA" in str(error) for error in errors), errors
+        assert sim.sim_live() == 0, f"leak after {failed[-1]} failed"
+        assert sim.sim_depth() == 0
+    seen = {"cuInit", "cuMemAlloc_v2", "cuStreamCreate", "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize"}
+    if BINDING != "pycuda alone":
+        seen |= {"cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch"}
+    assert seen <= set(failed)
+
+
+def test_a_failure_while_closing_leaks_nothing(sim: ctypes.CDLL, tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "model.engine")
+    for call in range(1, 100):
+        runner = TensorRTRunner(path, contexts=1)
+        for _ in range(3):
+            runner.infer(images(2))
+        sim.sim_fail_at(call)
+        with contextlib.suppress(UnavailableError):
+            runner.close()
+        failed = sim.sim_failed()
+        sim.sim_fail_at(-1)
+        assert sim.sim_live() == 0, f"leak after {failed.decode()} failed"
+        with pytest.raises(UsageError, match="closed"):
+            runner.infer(images(1))
+        if not failed:
+            break
+    assert call > 8
+
+
+class OnDevice:
+    """Device memory with both protocols, its content still under way on a stream of its own."""
+
+    def __init__(self, device: Any, array: np.ndarray, *, tell_stream: bool = True) -> None:
+        self.stream = device.stream()
+        self._memory = device.allocate(array.nbytes + 256)
+        self._source = device.pinned(array.shape, array.dtype)
+        self._source.array[...] = array
+        self.stream.upload(self._memory.pointer, self._source.array)
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self._memory.pointer, False),
+            "version": 3,
+            "stream": self.stream.handle if tell_stream else None,
+        }
+
+    def read(self, stream: Any) -> np.ndarray:
+        stream.download(self._source.array, self._memory.pointer)
+        stream.synchronize()
+        return self._source.array.copy()
+
+    def release(self) -> None:
+        self.stream.synchronize()
+        for thing in (self._source, self._memory, self.stream):
+            thing.release()
+
+
+def test_arrays_on_the_device_are_used_where_they_lie(sim: ctypes.CDLL, engine: Path) -> None:
+    device, batch = open_device(), images(3)
+    with TensorRTRunner(engine) as runner, device.current():
+        source, target = OnDevice(device, batch), OnDevice(device, np.zeros((3, 4), np.float32))
+        runner.infer_on_device(source, target)
+        reader = device.stream()
+        np.testing.assert_array_equal(target.read(reader), expected(batch))
+        unordered = OnDevice(device, images(3, seed=5), tell_stream=False)
+        runner.infer_on_device(unordered, target)
+        right = np.array_equal(target.read(reader), expected(images(3, seed=5)))
+        assert right == (BINDING == "pycuda alone"), "a missing order is seen, but not where all streams are waited for"
+        for thing in (source, target, unordered, reader):
+            thing.release()
+
+
+def test_a_callers_stream_is_followed_and_led(sim: ctypes.CDLL, engine: Path) -> None:
+    device, batch = open_device(), images(2)
+    with TensorRTRunner(engine) as runner, device.current():
+        source, target = OnDevice(device, batch), OnDevice(device, np.zeros((2, 4), np.float32))
+        target.stream.synchronize()
+        runner.infer_on_device(source, target, stream=source.stream.handle)
+        np.testing.assert_array_equal(target.read(source.stream), expected(batch))
+        for thing in (source, target):
+            thing.release()
+
+
+def test_arrays_that_the_engine_cannot_take(sim: ctypes.CDLL, engine: Path) -> None:
+    device = open_device()
+    with TensorRTRunner(engine, contexts=1) as runner, device.current():
+        good, out = OnDevice(device, images(2)), OnDevice(device, np.zeros((2, 4), np.float32))
+        wrong = {
+            "not on the GPU": images(2),
+            r"expected \(2, 3, 8, 8\)": OnDevice(device, images(2)[:, :2].copy()),
+            "lies outside the engine's profile": OnDevice(device, images(9)),
+            "float64": OnDevice(device, images(2).astype(np.float64)),
+        }
+        large = OnDevice(device, np.zeros((9, 4), np.float32))
+        with runner._pool.lend() as before:
+            pass
+        for words, array in wrong.items():
+            with pytest.raises(UsageError, match=words):
+                runner.infer_on_device(array, large if "outside" in words else out)
+        good.__cuda_array_interface__["strides"] = (4, 4, 4, 4)
+        with pytest.raises(UsageError, match="not C-contiguous"):
+            runner.infer_on_device(good, out)
+        good.__cuda_array_interface__.update(strides=None, data=(good._memory.pointer + 4, False))
+        with pytest.raises(UsageError, match="multiple of 256"):
+            runner.infer_on_device(good, out)
+        with runner._pool.lend() as after:
+            assert after is before, "nothing was thrown away for it"
+        for thing in (good, out, large, *wrong.values()):
+            if isinstance(thing, OnDevice):
+                thing.release()
