@@ -22,11 +22,13 @@ readme: $(READY)
 
 # torch first and alone: its wheel is large, and everything else resolves against it.
 # tensorrt-stubs (types only) would pull tensorrt itself in, which needs a GPU machine; hence --no-deps.
+# PyCUDA is compiled where that is possible; without it the tests on it are skipped.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,report,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs
+	-$(BIN)/python -m tests.simulated_cuda.install_pycuda
 	touch $(READY)
 
 clean:

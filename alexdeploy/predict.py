@@ -7,18 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from alexdeploy.compare import softmax
-from alexdeploy.contract import Contract
-from alexdeploy.data import preprocess
-from alexdeploy.data.dataset import UNREADABLE
 from alexdeploy.data.sources import IMAGE_SUFFIXES
-from alexdeploy.errors import InputError, UnavailableError
-from alexdeploy.runners.artifact import Artifact, open_runner
-from alexdeploy.runners.base import Runner
+from alexdeploy.errors import InputError
+from alexdeploy.runners.artifact import Artifact
+from alexdeploy.runners.classifier import Classifier
 
 _BATCH = 32
 
@@ -82,38 +75,8 @@ def predict(artifact: Artifact, images: Sequence[Path], *, ten_crop: bool = Fals
         UnavailableError: nothing on this machine can run the artifact.
         InputError: an image that cannot be read.
     """
-    crops = 10 if ten_crop else 1
-    step = max(_BATCH // crops, 1)
-    with _first_runner(artifact) as runner:
-        for start in range(0, len(images), step):
-            chunk = images[start : start + step]
-            batch = np.concatenate([_network_input(path, artifact.contract, ten_crop) for path in chunk])
-            probabilities = softmax(runner.infer(batch)).reshape(len(chunk), crops, -1).mean(axis=1)
-            for path, row in zip(chunk, probabilities, strict=True):
-                best = int(np.argmax(row))
-                label = artifact.contract.labels[best] if artifact.contract.labels else str(best)
-                yield Prediction(str(path), label, float(row[best]))
-
-
-def _network_input(path: Path, contract: Contract, ten_crop: bool) -> npt.NDArray[np.float32]:
-    image = _open(path)
-    return preprocess.ten_crop(image, contract) if ten_crop else preprocess.preprocess(image, contract)[None]
-
-
-def _first_runner(artifact: Artifact) -> Runner:
-    reasons = []
-    for runtime in artifact.runtimes:
-        try:
-            return open_runner(artifact, runtime)
-        except UnavailableError as error:
-            reasons.append(f"{runtime}: {error}")
-    raise UnavailableError(f"{artifact.path} cannot run here: {'; '.join(reasons)}")
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except UNREADABLE as error:
-        raise InputError(f"cannot read image '{path}': {error}") from error
-    return image
+    with Classifier(artifact, ten_crop=ten_crop) as classifier:
+        for start in range(0, len(images), _BATCH):
+            chunk = images[start : start + _BATCH]
+            for path, (label, probability) in zip(chunk, classifier(chunk), strict=True):
+                yield Prediction(str(path), label, probability)

@@ -41,7 +41,7 @@ class Library:
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether CUDA graphs are ours to capture: TensorRT-RTX, which specializes kernels as it runs, does it itself."""
+        """Whether CUDA graphs are ours to capture; TensorRT-RTX, which specializes kernels as it runs, has its own."""
         return self.name == "tensorrt"
 
     def create_context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:

@@ -1,7 +1,7 @@
 """The CUDA device behind one narrow interface: memory, pinned arrays, streams with copies, graphs and ordering.
 
-PyCUDA when it is installed, else cuda-python (``cuda.bindings.driver``). Both work in the *primary* context, the one that
-PyTorch, ONNX Runtime and TensorRT use, and only while ``Device.current`` has made it current on the calling thread.
+PyCUDA when it is installed, else cuda-python (``cuda.bindings.driver``). Both work in the *primary* context, the one
+that PyTorch, ONNX Runtime and TensorRT use, and only while ``Device.current`` has made it current on the thread.
 CUDA graphs and ordering between streams need cuda-python; PyCUDA alone goes without graphs and orders by waiting.
 """
 
@@ -147,4 +147,3 @@ def twice(call: Callable[[], object]) -> None:
 def has_cuda_python() -> bool:
     """Whether ``cuda.bindings.driver`` is installed."""
     return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
-

@@ -1,7 +1,7 @@
 """Arrays of other libraries that lie on the GPU, seen without copying: DLPack or ``__cuda_array_interface__``.
 
-PyTorch and CuPy have both, PyCUDA's GPUArray the second. DLPack is preferred, because with it the producer itself orders
-its pending work before the stream that will read.
+PyTorch and CuPy have both, PyCUDA's GPUArray the second. DLPack is preferred, because with it the producer itself
+orders its pending work before the stream that will read.
 """
 
 from __future__ import annotations

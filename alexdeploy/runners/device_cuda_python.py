@@ -58,7 +58,7 @@ class CudaPythonDevice(Device):
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pinned:
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         pointer = int(check(driver.cuMemAllocHost(nbytes)))
-        array = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(pointer), dtype).reshape(shape)
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer)).view(dtype).reshape(shape)
         return Pinned(array, lambda: check(driver.cuMemFreeHost(pointer)))
 
     def stream(self) -> Stream:
@@ -133,7 +133,7 @@ class CudaGraph(Graph):
 
 
 def capture(stream: int, enqueue: Callable[[], bool]) -> Graph | None:
-    """Record what ``enqueue`` puts on ``stream`` (see ``Stream.capture``); other threads may use the device meanwhile."""
+    """Record what ``enqueue`` puts on ``stream`` (see ``Stream.capture``); other threads may use the device."""
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     if driver.cuStreamBeginCapture(stream, mode)[0] != _SUCCESS:
         return None

@@ -137,7 +137,7 @@ class Execution:
         self._stream.synchronize()
 
     def infer_on_device(self, count: int, images: int, logits: int, stream: int | None) -> None:
-        """Enqueue the engine on the caller's memory, in order with ``stream``; waits for the result when that is None."""
+        """Enqueue the engine on the caller's memory, in order with ``stream``; None: wait for the result."""
         if stream is not None:
             self._stream.follow(stream)
         addresses = {name: memory.pointer for name, memory in self._memory.items()}
@@ -170,7 +170,7 @@ class Execution:
             raise self._failed("the engine could not be enqueued")
 
     def _execute(self, context: trt.IExecutionContext) -> bool:
-        return context.execute_async_v3(self._stream.handle)
+        return bool(context.execute_async_v3(self._stream.handle))
 
     def _new_context(self) -> trt.IExecutionContext:
         context = self._engine.library.create_context(self._engine.engine)

@@ -15,7 +15,7 @@ from alexdeploy.engine.trust import check_engine
 from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.base import Runner
-from alexdeploy.runners.device import Device, open_device
+from alexdeploy.runners.device import open_device
 from alexdeploy.runners.device_array import DeviceArray, view
 from alexdeploy.runners.execution import Engine, Execution, Tensor
 from alexdeploy.runners.pool import Pool
@@ -99,7 +99,7 @@ class TensorRTRunner(Runner):
             execution.infer_on_device(images.shape[0], images.pointer, logits.pointer, stream)
 
     def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
-        """A call on buffers of its own, filled now; a batch above the profile runs in pieces, all on the first one's data."""
+        """A call on buffers of its own, filled now; pieces of a larger batch all run on the first one's data."""
         self.check_batch(batch)
         most = self._profile.max
         counts = [max(len(batch[start : start + most]), self._profile.min) for start in range(0, len(batch), most)]
@@ -153,7 +153,7 @@ class TensorRTRunner(Runner):
                     f"{name} is {array.shape} {array.dtype}; expected {tensor.batch(count)} {tensor.dtype} on the GPU"
                 )
         if not self._profile.min <= count <= self._profile.max:
-            raise UsageError(f"a batch of {count} lies outside the engine's profile {self._profile}; split it or use infer()")
+            raise UsageError(f"a batch of {count} lies outside the profile {self._profile}; split it or use infer()")
 
 
 def _describe(library: Any, engine: Any, name: str) -> Engine:

@@ -7,12 +7,18 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from alexdeploy import artifacts
-from tests.helpers.graphs import conv_lrn_gemm
+from alexdeploy.contract import Contract
+from alexdeploy.engine import build
+from alexdeploy.engine.driver import current_gpu
+from alexdeploy.engine.trust import EngineDetails
+from alexdeploy.engine.versions import BuilderName, this_platform
+from alexdeploy.specs import Precision
+from tests.helpers.graphs import Array, conv_lrn_gemm
 from tests.simulated_cuda import engine_double
 
 BINDING = os.environ.get("SIMULATED_BINDING", "")  # "pycuda", "pycuda alone" or "cuda-python"
@@ -21,9 +27,11 @@ for name in {"pycuda": (), "pycuda alone": ("cuda",), "cuda-python": ("pycuda",)
 
 MODEL = conv_lrn_gemm().SerializeToString()
 PROFILE = (1, 2, 4)
+CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=("ant", "bee", "cat", "dog"))
+VERSIONS: dict[BuilderName, str] = {"tensorrt": "10.16.1.11", "tensorrt-rtx": "1.7.1.116"}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def sim() -> Iterator[ctypes.CDLL]:
     """The simulator, which afterwards holds nothing and has seen no misuse."""
     library = engine_double.simulator_library()
@@ -38,28 +46,41 @@ def sim() -> Iterator[ctypes.CDLL]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _tensorrt() -> None:
-    engine_double.install("tensorrt", "10.16.1.11")
-    engine_double.install("tensorrt_rtx", "1.7.1.116")
+    for name, version in VERSIONS.items():
+        engine_double.install(name.replace("-", "_"), version)
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
-def builder(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def builder(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 @pytest.fixture
-def engine(tmp_path: Path, builder: str) -> Path:
+def engine(tmp_path: Path, builder: BuilderName) -> Path:
     return write_engine(tmp_path / "model.engine", builder)
 
 
-def write_engine(path: Path, builder: str = "tensorrt", profile: tuple[int, int, int] = PROFILE) -> Path:
-    """An engine of the double with its sidecar."""
-    artifacts.write_bytes(path, engine_double.make_plan(MODEL, profile))
-    artifacts.write_sidecar(path, "engine", details={"builder": builder})
+def write_engine(
+    path: Path, builder: BuilderName = "tensorrt", profile: tuple[int, int, int] = PROFILE, plan: bytes | None = None
+) -> Path:
+    """An engine of the double with its sidecar, as if built on this machine."""
+    details = EngineDetails(
+        builder=builder,
+        version=VERSIONS[builder],
+        platform=this_platform(),
+        gpu=current_gpu(),
+        profile=":".join(map(str, profile)),
+        precision=Precision.FP32,
+        classes=4,
+        contract=CONTRACT,
+        contract_sha256=CONTRACT.fingerprint,
+    )
+    plan = engine_double.make_plan(MODEL, profile) if plan is None else plan
+    build.write_engine(path, plan, details, parents=(), options={})
     return path
 
 
-def expected(batch: np.ndarray, most: int = PROFILE[2]) -> np.ndarray:
+def expected(batch: Array, most: int = PROFILE[2]) -> Array:
     """What ONNX Runtime gives for the same pieces."""
     session = engine_double.open_session(MODEL)
     pieces = [session.run(None, {"input": batch[i : i + most]})[0] for i in range(0, len(batch), most)]

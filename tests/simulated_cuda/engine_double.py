@@ -1,8 +1,8 @@
 """A stand-in for TensorRT on the simulated device: an "engine" is an ONNX file that ONNX Runtime computes.
 
 It has only what the real libraries have (tests/unit/engine/test_names.py) and is as strict as they are: it needs a
-current context, device addresses of the right size, shapes inside the profile, and activation memory; a context that two
-inferences use at once is counted as a violation.
+current context, device addresses of the right size, shapes inside the profile, and activation memory that no other
+inference uses at the same time.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class ILogger:
 class IRuntimeConfig:
     def __init__(self) -> None:
         self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self._strategy = ExecutionContextAllocationStrategy.STATIC
+        self._user_managed = False
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
-        self._strategy = strategy
+        self._user_managed = strategy == ExecutionContextAllocationStrategy.USER_MANAGED
 
 
 class Runtime:
@@ -127,7 +127,8 @@ class ICudaEngine:
         assert profile_index == 0
         return [[batch, *self.get_tensor_shape(name)[1:]] for batch in self._profile]
 
-    def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> IExecutionContext:
+    def create_execution_context(self, strategy: Any) -> IExecutionContext:
+        assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED or strategy._user_managed
         _need_context()
         return IExecutionContext(self)
 
@@ -211,8 +212,7 @@ def _register(context: IExecutionContext, *key: Any) -> int:
     return number
 
 
-@_Kernel
-def _kernel(number: int) -> None:
+def _compute(number: int) -> None:
     """Runs when the stream gets there: ONNX Runtime on the addresses, as they were when it was enqueued."""
     work = _registered.get(number)
     if work is None:
@@ -237,13 +237,16 @@ def _kernel(number: int) -> None:
         _running.discard(scratch)
 
 
+_kernel = _Kernel(_compute)
+
+
 def _at(address: int, shape: tuple[int, ...], tensor: Any) -> np.ndarray[Any, Any] | None:
     dtype = np.dtype(np.float16 if tensor.type == "tensor(float16)" else np.float32)
     nbytes = int(np.prod(shape)) * dtype.itemsize
     if not simulator_library().sim_is_device(address, nbytes):
         _problems.append(f"'{tensor.name}' lies outside device memory")
         return None
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype).reshape(shape)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(dtype).reshape(shape)
 
 
 def _need_context() -> None:

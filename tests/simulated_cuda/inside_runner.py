@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
+from alexdeploy.runners import device_array
 from alexdeploy.runners.device import open_device
 from alexdeploy.runners.tensorrt import TensorRTRunner
-from tests.helpers.graphs import images
+from tests.helpers.graphs import Array, images
 from tests.simulated_cuda import engine_double
 from tests.simulated_cuda.conftest import BINDING, PROFILE, expected, write_engine
 
@@ -24,7 +25,7 @@ OPENING = 3  # driver calls that open the device: cuInit, cuDeviceGet, cuDeviceP
 SIZES = (1, MOST, MOST + 1, 3 * MOST, 2, 1, 3, MOST, 2, 3 * MOST, 1)
 
 
-def test_every_batch_size_is_bit_for_bit_what_onnx_runtime_gives(sim: ctypes.CDLL, engine: Path) -> None:
+def test_every_batch_size_is_bit_for_bit_what_onnx_runtime_gives(engine: Path) -> None:
     with TensorRTRunner(engine) as runner:
         for index, size in enumerate(SIZES * 2):
             batch = images(size, seed=index)
@@ -32,7 +33,7 @@ def test_every_batch_size_is_bit_for_bit_what_onnx_runtime_gives(sim: ctypes.CDL
         assert (runner.input.name, runner.input.shape, runner.classes) == ("input", ("batch", 3, 8, 8), 4)
 
 
-def test_a_batch_below_the_profile_is_filled_up(sim: ctypes.CDLL, tmp_path: Path) -> None:
+def test_a_batch_below_the_profile_is_filled_up(tmp_path: Path) -> None:
     with TensorRTRunner(write_engine(tmp_path / "fixed.engine", profile=(4, 4, 4))) as runner:
         for size in (1, 3, 5):
             batch = images(size)
@@ -50,7 +51,7 @@ def test_nothing_is_allocated_after_the_first_calls(sim: ctypes.CDLL, engine: Pa
         assert sim.sim_allocated() == before
 
 
-def test_a_batch_size_becomes_a_graph_where_that_is_ours_to_do(sim: ctypes.CDLL, engine: Path, builder: str) -> None:
+def test_a_batch_size_becomes_a_graph_where_that_is_ours_to_do(engine: Path, builder: str) -> None:
     with TensorRTRunner(engine, contexts=1) as runner:
         for _ in range(3):
             runner.infer(images(2))
@@ -59,16 +60,14 @@ def test_a_batch_size_becomes_a_graph_where_that_is_ours_to_do(sim: ctypes.CDLL,
     assert graphs == ({} if builder == "tensorrt-rtx" else {2: BINDING != "pycuda alone"})
 
 
-def test_more_batch_sizes_than_graphs(sim: ctypes.CDLL, tmp_path: Path) -> None:
+def test_more_batch_sizes_than_graphs(tmp_path: Path) -> None:
     with TensorRTRunner(write_engine(tmp_path / "wide.engine", profile=(1, 8, 12))) as runner:
         for size in [*range(1, 13), *range(12, 0, -1), 12, 11, 12]:
             batch = images(size, seed=size)
             np.testing.assert_array_equal(runner.infer(batch), expected(batch, 12))
 
 
-def test_a_missing_synchronisation_would_be_seen(
-    sim: ctypes.CDLL, engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_synchronisation_would_be_seen(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with TensorRTRunner(engine) as runner:
         with runner._pool.lend() as execution:
             kind = type(execution.stream)
@@ -77,20 +76,19 @@ def test_a_missing_synchronisation_would_be_seen(
             assert np.isnan(runner.infer(images(2))).all()
 
 
-def test_a_refused_enqueue_leaves_the_runner_usable(sim: ctypes.CDLL, engine: Path) -> None:
+def test_a_refused_enqueue_leaves_the_runner_usable(engine: Path) -> None:
     batch = images(3)
     with TensorRTRunner(engine) as runner:
         for _ in range(3):
             engine_double.IExecutionContext.refuse_enqueue = 2  # also where the first refusal is that of a capture
-            with pytest.raises(UnavailableError, match="could not be enqueued: .*told to fail"):
-                runner.infer(batch)
-                runner.infer(batch)
+            with pytest.raises(UnavailableError, match=r"could not be enqueued: .*told to fail"):
+                [runner.infer(batch) for _ in range(2)]
             engine_double.IExecutionContext.refuse_enqueue = 0
             np.testing.assert_array_equal(runner.infer(batch), expected(batch))
 
 
 @pytest.mark.skipif(BINDING == "pycuda alone", reason="nothing is captured without cuda-python")
-def test_what_cannot_be_captured_runs_without_a_graph(sim: ctypes.CDLL, tmp_path: Path) -> None:
+def test_what_cannot_be_captured_runs_without_a_graph(tmp_path: Path) -> None:
     batch = images(3)
     with TensorRTRunner(write_engine(tmp_path / "model.engine"), contexts=1) as runner:
         runner.infer(batch)
@@ -102,7 +100,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(sim: ctypes.CDLL, tmp_path
             assert execution._prepared[3].graph is None
 
 
-def test_a_closed_runner_says_so(sim: ctypes.CDLL, engine: Path) -> None:
+def test_a_closed_runner_says_so(engine: Path) -> None:
     runner = TensorRTRunner(engine)
     runner.close()
     runner.close()
@@ -110,17 +108,13 @@ def test_a_closed_runner_says_so(sim: ctypes.CDLL, engine: Path) -> None:
         runner.infer(images(1))
 
 
-def test_an_engine_that_tensorrt_refuses(sim: ctypes.CDLL, tmp_path: Path) -> None:
-    path = write_engine(tmp_path / "model.engine")
-    from alexdeploy import artifacts
-
-    artifacts.write_bytes(path, b"no plan")
-    artifacts.write_sidecar(path, "engine", details={"builder": "tensorrt"})
+def test_an_engine_that_tensorrt_refuses(tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "model.engine", plan=b"no plan")
     with pytest.raises(UnavailableError, match="cannot be loaded: Serialization assertion"):
         TensorRTRunner(path)
 
 
-def test_a_call_on_device_memory(sim: ctypes.CDLL, engine: Path) -> None:
+def test_a_call_on_device_memory(engine: Path) -> None:
     with TensorRTRunner(engine) as runner:
         for size in (1, MOST, MOST + 1):
             call = runner.device_call(images(size))
@@ -230,7 +224,7 @@ def test_a_failure_while_closing_leaks_nothing(sim: ctypes.CDLL, tmp_path: Path)
 class OnDevice:
     """Device memory with both protocols, its content still under way on a stream of its own."""
 
-    def __init__(self, device: Any, array: np.ndarray, *, tell_stream: bool = True) -> None:
+    def __init__(self, device: Any, array: Array, *, tell_stream: bool = True) -> None:
         self.stream = device.stream()
         self._memory = device.allocate(array.nbytes + 256)
         self._source = device.pinned(array.shape, array.dtype)
@@ -244,10 +238,10 @@ class OnDevice:
             "stream": self.stream.handle if tell_stream else None,
         }
 
-    def read(self, stream: Any) -> np.ndarray:
+    def read(self, stream: Any) -> Array:
         stream.download(self._source.array, self._memory.pointer)
         stream.synchronize()
-        return self._source.array.copy()
+        return np.array(self._source.array)
 
     def release(self) -> None:
         self.stream.synchronize()
@@ -255,7 +249,7 @@ class OnDevice:
             thing.release()
 
 
-def test_arrays_on_the_device_are_used_where_they_lie(sim: ctypes.CDLL, engine: Path) -> None:
+def test_arrays_on_the_device_are_used_where_they_lie(engine: Path) -> None:
     device, batch = open_device(), images(3)
     with TensorRTRunner(engine) as runner, device.current():
         source, target = OnDevice(device, batch), OnDevice(device, np.zeros((3, 4), np.float32))
@@ -270,7 +264,7 @@ def test_arrays_on_the_device_are_used_where_they_lie(sim: ctypes.CDLL, engine: 
             thing.release()
 
 
-def test_a_callers_stream_is_followed_and_led(sim: ctypes.CDLL, engine: Path) -> None:
+def test_a_callers_stream_is_followed_and_led(engine: Path) -> None:
     device, batch = open_device(), images(2)
     with TensorRTRunner(engine) as runner, device.current():
         source, target = OnDevice(device, batch), OnDevice(device, np.zeros((2, 4), np.float32))
@@ -281,14 +275,62 @@ def test_a_callers_stream_is_followed_and_led(sim: ctypes.CDLL, engine: Path) ->
             thing.release()
 
 
-def test_arrays_that_the_engine_cannot_take(sim: ctypes.CDLL, engine: Path) -> None:
+class Exported:
+    """Device memory that only DLPack tells of; the producer puts its work before the consumer's stream."""
+
+    def __init__(self, array: OnDevice) -> None:
+        self._array = array
+        shape = array.__cuda_array_interface__["shape"]
+        self._shape = (ctypes.c_int64 * len(shape))(*shape)
+        pointer = array.__cuda_array_interface__["data"][0]
+        self._tensor = device_array._DLTensor(pointer, 2, 0, len(shape), 2, 32, 1, self._shape, None, 0)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, *, stream: int) -> object:
+        assert stream > 2, "the consumer names its stream"
+        follower = self._array.stream
+        follower.lead(stream)
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self._tensor), b"dltensor", None)
+
+
+def test_dlpack_is_asked_for_the_runners_stream(engine: Path) -> None:
+    device, batch = open_device(), images(4)
+    with TensorRTRunner(engine) as runner, device.current():
+        source, target = OnDevice(device, batch), OnDevice(device, np.zeros((4, 4), np.float32))
+        runner.infer_on_device(Exported(source), Exported(target))
+        np.testing.assert_array_equal(target.read(target.stream), expected(batch))
+        elsewhere = Exported(source)
+        elsewhere._tensor.device_id = 1
+        with pytest.raises(UsageError, match="on CUDA device 1"):
+            runner.infer_on_device(elsewhere, target)
+        for thing in (source, target):
+            thing.release()
+
+
+@pytest.mark.skipif(BINDING == "cuda-python", reason="PyCUDA's own arrays")
+def test_gpu_arrays_of_pycuda(engine: Path) -> None:
+    from pycuda import gpuarray
+
+    device, batch = open_device(), images(3)
+    with TensorRTRunner(engine) as runner, device.current():
+        source, target = gpuarray.to_gpu(batch), gpuarray.empty((3, 4), np.float32)
+        runner.infer_on_device(source, target)
+        np.testing.assert_array_equal(target.get(), expected(batch))
+        del source, target
+
+
+def test_arrays_that_the_engine_cannot_take(engine: Path) -> None:
     device = open_device()
     with TensorRTRunner(engine, contexts=1) as runner, device.current():
         good, out = OnDevice(device, images(2)), OnDevice(device, np.zeros((2, 4), np.float32))
         wrong = {
             "not on the GPU": images(2),
             r"expected \(2, 3, 8, 8\)": OnDevice(device, images(2)[:, :2].copy()),
-            "lies outside the engine's profile": OnDevice(device, images(9)),
+            "lies outside the profile": OnDevice(device, images(9)),
             "float64": OnDevice(device, images(2).astype(np.float64)),
         }
         large = OnDevice(device, np.zeros((9, 4), np.float32))

@@ -32,7 +32,9 @@ def build(folder: Path) -> Path:
     missing = [name for name in _linked_by_pycuda() if not re.search(rf"\b{name}\(", source)]
     stubs.write_text("".join(f"int {name}(void) {{ return 801; }}\n" for name in missing))
     options = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-Wl,-soname,{NAME}"]
-    subprocess.run([compiler, *options, str(SOURCE), str(stubs), "-o", str(folder / NAME), "-lpthread", "-ldl"], check=True)
+    subprocess.run(
+        [compiler, *options, str(SOURCE), str(stubs), "-o", str(folder / NAME), "-lpthread", "-ldl"], check=True
+    )
     return folder / NAME
 
 

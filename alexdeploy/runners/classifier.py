@@ -1,0 +1,94 @@
+"""Images in, labels out: a runner with the preprocessing contract and the class names that its file carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alexdeploy.compare import softmax
+from alexdeploy.data import preprocess
+from alexdeploy.data.dataset import UNREADABLE
+from alexdeploy.errors import InputError, UsageError
+from alexdeploy.runners.artifact import Artifact, load, open_artifact
+
+_BATCH = 32
+
+
+class Classifier:
+    """An engine, an ONNX file or a checkpoint that labels images. Threads may share it.
+
+    Args:
+        artifact: the file, or what ``open_artifact`` read of it.
+        runtime: as for ``load``.
+        ten_crop: average over the four corners and the centre of each image and their mirror images.
+
+    Raises:
+        InputError, GateError, UnavailableError: as for ``load``; also a file without a preprocessing contract.
+    """
+
+    def __init__(self, artifact: Path | str | Artifact, *, runtime: str | None = None, ten_crop: bool = False) -> None:
+        found = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
+        self.contract = found.contract
+        self.runner = load(found.path, runtime=runtime)
+        self._ten_crop = ten_crop
+
+    def __call__(self, images: Sequence[Path | str | Image.Image | npt.NDArray[np.uint8]]) -> list[tuple[str, float]]:
+        """(label, probability) of the likeliest class of each image; the class number where the file has no names.
+
+        Args:
+            images: paths, Pillow images, or uint8 arrays of pixels: (H, W) grey or (H, W, 3) RGB.
+
+        Raises:
+            InputError: an image that cannot be read.
+            UsageError: an array that is no image.
+            UnavailableError: the runtime failed.
+        """
+        crops = 10 if self._ten_crop else 1
+        step = max(_BATCH // crops, 1)
+        found: list[tuple[str, float]] = []
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
+            batch = np.concatenate([self._network_input(image) for image in chunk])
+            for row in softmax(self.runner.infer(batch)).reshape(len(chunk), crops, -1).mean(axis=1):
+                best = int(np.argmax(row))
+                found.append((self.contract.labels[best] if self.contract.labels else str(best), float(row[best])))
+        return found
+
+    def close(self) -> None:
+        """Release the runner."""
+        self.runner.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _network_input(self, source: Path | str | Image.Image | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        image = _image(source)
+        if self._ten_crop:
+            return preprocess.ten_crop(image, self.contract)
+        return preprocess.preprocess(image, self.contract)[None]
+
+
+def _image(source: Path | str | Image.Image | npt.NDArray[Any]) -> Image.Image:
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+            raise UsageError(f"got an array {source.shape} {source.dtype}; an image is (H, W) or (H, W, 3) uint8")
+        return Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        image = Image.open(source)
+        image.load()
+    except UNREADABLE as error:
+        raise InputError(f"cannot read image '{source}': {error}") from error
+    return image
