@@ -204,23 +204,25 @@ def _open_checkpoint(path: Path) -> tuple[list[_Layer], _Run]:
     import torch
 
     from alexdeploy.zoo.checkpoint import load_checkpoint
+    from alexdeploy.zoo.convnet import fold_batch_norm
     from alexdeploy.zoo.summary import summarize
 
     checkpoint = load_checkpoint(path)
-    rows = summarize(checkpoint.model, checkpoint.contract.input_shape)
+    model = fold_batch_norm(checkpoint.model)
+    rows = summarize(model, checkpoint.contract.input_shape)
     outputs: list[_Array] = []
 
     def keep(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
         outputs.append(output.numpy().copy())  # before a ReLU in place overwrites it
 
-    for module in checkpoint.model.modules():
+    for module in model.modules():
         if not list(module.children()):
             module.register_forward_hook(keep)
 
     def run(batch: npt.NDArray[np.float32]) -> list[_Array]:
         outputs.clear()
         with torch.inference_mode():
-            checkpoint.model(torch.from_numpy(batch))
+            model(torch.from_numpy(batch))
         return [output for row, output in zip(rows, outputs, strict=True) if row.type not in _NO_LAYER]
 
     return [_Layer(row.name, row.type) for row in rows if row.type not in _NO_LAYER], run

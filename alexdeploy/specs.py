@@ -71,11 +71,41 @@ class BatchProfile:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What a convolution or pooling slides over its input; pairs are (height, width), padding (t, l, b, r)."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    groups: int = 1
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Field:
+    """Receptive field: the pixels, (height, width), that one output value sees, and how far apart two outputs see.
+
+    Padding is not cut off, as is usual: the field may be larger than the image.
+    """
+
+    size: tuple[int, int] = (1, 1)
+    step: tuple[int, int] = (1, 1)
+
+    def through(self, window: Window) -> Field:
+        """Behind a sliding window: size + (extent of the kernel - 1)·step, and step·stride."""
+        axes = range(2)
+        reach = [window.dilation[i] * (window.kernel[i] - 1) for i in axes]
+        height, width = (self.size[i] + reach[i] * self.step[i] for i in axes)
+        return Field((height, width), (self.step[0] * window.stride[0], self.step[1] * window.stride[1]))
+
+
+@dataclass(frozen=True)
 class Layer:
     """One row of a layer table, for one image.
 
     ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, INT8). ``output_shape`` excludes the batch;
-    ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without biases.
+    ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without biases;
+    ``memory_bytes`` are weights and output. A fully connected layer sees all of the maps before it.
     """
 
     name: str
@@ -86,3 +116,21 @@ class Layer:
     connections: int = 0
     macs: int = 0
     memory_bytes: int = 0
+    window: Window | None = None
+    receptive_field: tuple[int, int] | None = None
+
+
+_SHORT_NAMES = {
+    "Conv": "conv",
+    "Gemm": "fc",
+    "MatMul": "fc",
+    "MaxPool": "pool",
+    "AveragePool": "pool",
+    "GlobalAveragePool": "pool",
+    "BatchNormalization": "bn",
+}
+
+
+def layer_name(op_type: str, number: int) -> str:
+    """Caffe's name of a layer: ``layer_name("Gemm", 6)`` is ``fc6``; ``number`` counts Conv, Gemm and MatMul."""
+    return f"{_SHORT_NAMES.get(op_type, op_type.lower())}{max(number, 1)}"

@@ -18,7 +18,8 @@ from alexdeploy.errors import UsageError
 def command(artifact: Path | None, network: str | None, classes: int, as_json: bool) -> None:
     """Show layers, costs and precisions.
 
-    Of a checkpoint, an ONNX file, an engine (its kernels), or a network of the zoo.
+    Of a checkpoint, an ONNX file, an engine (its kernels), or a network of the zoo. Kernel "5×5 s1 p2 g2" is a
+    stride of 1, padding of 2 and 2 groups; a layer "sees" so many pixels, its receptive field.
 
     \b
     Example: alexdeploy inspect int8.engine
@@ -35,31 +36,54 @@ def command(artifact: Path | None, network: str | None, classes: int, as_json: b
         _show(str(artifact or network), result)
 
 
+_COLUMNS = {
+    "name": "name",
+    "type": "type",
+    "precision": "precision",
+    "output_shape": "output",
+    "kernel": "kernel",
+    "receptive_field": "sees",
+    "parameters": "parameters",
+    "connections": "connections",
+    "macs": "MACs",
+    "memory_bytes": "bytes",
+}
+
+
 def _show(title: str, result: dict[str, Any]) -> None:
     from rich.table import Table
 
     layers = result["layers"]
     table = Table(title=f"{title} ({result['kind']})")
-    columns = [
-        key
-        for key in ("name", "type", "precision", "output_shape", "parameters", "connections", "macs")
-        if key in layers[0]
-    ]
-    for name in columns:
-        table.add_column(
-            name.replace("_", " "), justify="right" if name in ("parameters", "connections", "macs") else "left"
-        )
+    columns = [key for key in _COLUMNS if any(key in layer for layer in layers)]
+    for key in columns:
+        table.add_column(_COLUMNS[key], justify="right" if isinstance(layers[0].get(key), int) else "left")
     for layer in layers:
-        table.add_row(*(_cell(layer[name]) for name in columns))
+        table.add_row(*(_window(layer) if key == "kernel" else _cell(layer.get(key)) for key in columns))
     print_table(table)
-    totals = {
-        key: result[key] for key in ("parameters", "macs", "precisions", "builder", "size_bytes") if key in result
-    }
-    click.echo(" · ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in totals.items()))
+    totals = ("parameters", "connections", "macs", "memory_bytes", "precisions", "builder", "size_bytes")
+    click.echo(" · ".join(f"{key.replace('_', ' ')} {_cell(result[key])}" for key in totals if key in result))
+
+
+def _window(layer: dict[str, Any]) -> str:
+    """``11×11 s4 p2 g2``: kernel, stride, padding, groups; what is 1 or 0 is left out."""
+    if "kernel" not in layer:
+        return ""
+    stride, padding = layer["stride"], layer["padding"]
+    words = [_cell(layer["kernel"])]
+    if set(stride) != {1}:
+        words.append("s" + "×".join(map(str, dict.fromkeys(stride))))
+    if any(padding):
+        words.append("p" + (str(padding[0]) if len(set(padding)) == 1 else ",".join(map(str, padding))))
+    if layer["groups"] > 1:
+        words.append(f"g{layer['groups']}")
+    return " ".join(words)
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, bool | str) or value is None:
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}" if value else ""

@@ -8,15 +8,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-_SHORT = {
-    "Conv": "conv",
-    "Gemm": "fc",
-    "MatMul": "fc",
-    "MaxPool": "pool",
-    "AveragePool": "pool",
-    "GlobalAveragePool": "pool",
-    "BatchNormalization": "bn",
-}
+from alexdeploy.specs import layer_name
+
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _PARAMETERS = {"Conv": ("weight", "bias"), "Gemm": ("weight", "bias"), "MatMul": ("weight",)}
 
@@ -33,7 +26,7 @@ def rename(model: ir.Model) -> ir.Model:
     weighted = 0
     for node in model.graph:
         weighted += node.op_type in _WEIGHTED
-        node.name = _unique(_short_name(node, weighted), used)
+        node.name = _unique(layer_name(node.op_type, weighted), used)
         for output in node.outputs:
             if not output.is_graph_output():
                 output.name = node.name if len(node.outputs) == 1 else f"{node.name}.{output.index()}"
@@ -55,15 +48,11 @@ def name_unnamed(model: ir.Model) -> ir.Model:
     for node in model.graph:
         weighted += node.op_type in _WEIGHTED
         if not node.name:
-            node.name = _unique(_short_name(node, weighted), used)
+            node.name = _unique(layer_name(node.op_type, weighted), used)
         elif node.name in seen:
             node.name = _unique(node.name, used)
         seen.add(node.name)
     return model
-
-
-def _short_name(node: ir.Node, weighted: int) -> str:
-    return f"{_SHORT.get(node.op_type, node.op_type.lower())}{max(weighted, 1)}"
 
 
 def _unique(base: str, used: set[str]) -> str:

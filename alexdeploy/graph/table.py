@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.graph.weighted import dequantize_of, is_weighted
-from alexdeploy.specs import Layer
+from alexdeploy.specs import Field, Layer, Window
 
 _TRT_NAMES = {ir.DataType.FLOAT: "FLOAT", ir.DataType.FLOAT16: "HALF", ir.DataType.INT8: "INT8"}
 
@@ -18,10 +18,53 @@ def layer_table(model: ir.Model) -> list[Layer]:
     model = model.clone()
     common.ShapeInferencePass()(model)
     hidden = ("QuantizeLinear", "DequantizeLinear", "Cast")
-    return [_layer(node) for node in model.graph if node.op_type not in hidden]
+    fields: dict[ir.Value, Field] = dict.fromkeys(model.graph.inputs, Field())
+    layers = []
+    for node in model.graph:
+        window = _window(node)
+        seen = [fields[value] for value in node.inputs if value in fields]
+        field = max(seen, key=lambda f: f.size, default=None)
+        if field is not None:
+            field = field.through(window or _whole_map(node))
+            fields.update(dict.fromkeys(node.outputs, field))
+        if node.op_type not in hidden:
+            layers.append(_layer(node, window, field))
+    return layers
 
 
-def _layer(node: ir.Node) -> Layer:
+def _window(node: ir.Node) -> Window | None:
+    if node.op_type not in ("Conv", "MaxPool", "AveragePool"):
+        return None
+    weight = _constant(node.inputs[1]) if node.op_type == "Conv" else None
+    default = list(weight.numpy().shape[2:]) if weight is not None else []
+    kernel = node.attributes.get_ints("kernel_shape", default)
+    if len(kernel) != 2:
+        return None
+    top, left, bottom, right = node.attributes.get_ints("pads", [0, 0, 0, 0])
+    stride, dilation = (node.attributes.get_ints(name, [1, 1]) for name in ("strides", "dilations"))
+    return Window(
+        kernel=(kernel[0], kernel[1]),
+        stride=(stride[0], stride[1]),
+        padding=(top, left, bottom, right),
+        groups=node.attributes.get_int("group", 1),
+        dilation=(dilation[0], dilation[1]),
+    )
+
+
+def _whole_map(node: ir.Node) -> Window:
+    """What flattens a map, or averages it, sees all of it at once."""
+    before, after = (value.shape if value is not None else None for value in (node.inputs[0], node.outputs[0]))
+    if (
+        before is None
+        or len(before) != 4
+        or (node.op_type != "GlobalAveragePool" and (after is None or len(after) != 2))
+    ):
+        return Window()
+    height, width = (dim if isinstance(dim, int) else 1 for dim in before[2:])
+    return Window(kernel=(height, width))
+
+
+def _layer(node: ir.Node, window: Window | None, field: Field | None) -> Layer:
     output = node.outputs[0]
     shape = tuple(dim for dim in (output.shape or ())[1:] if isinstance(dim, int))
     constants = [constant for value in node.inputs if (constant := _constant(value)) is not None]
@@ -38,6 +81,8 @@ def _layer(node: ir.Node) -> Layer:
         macs=macs,
         memory_bytes=sum(constant.nbytes for constant in constants)
         + math.ceil(math.prod(shape) * (output.dtype.itemsize if output.dtype else 4)),
+        window=window,
+        receptive_field=field.size if field is not None else None,
     )
 
 

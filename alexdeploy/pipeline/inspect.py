@@ -18,9 +18,10 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
     """Describe a checkpoint, an ONNX file or an engine.
 
     Returns:
-        ``kind``, ``ops``, ``layers``, ``size_bytes``; ``parameters`` and ``macs`` per image, except for an engine,
-        which has ``builder``, ``profile`` and ``precisions`` (counted over Conv/Gemm kernels) instead. An engine is
-        described by its sidecar, not deserialised.
+        ``kind``, ``ops``, ``layers``, ``size_bytes``; ``parameters``, ``connections``, ``macs`` and ``memory_bytes``
+        (weights and every layer's output) for one image, except for an engine, which has ``builder``, ``profile`` and
+        ``precisions`` (counted over Conv/Gemm kernels) instead. An engine is described by its sidecar, not
+        deserialised.
 
     Raises:
         InputError: missing, empty or not readable.
@@ -46,22 +47,33 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
 
 def inspect_network(name: str, classes: int) -> dict[str, Any]:
     """The same for a network of the zoo with its default contract."""
+    import torch
+
     from alexdeploy.zoo.registry import build_network
     from alexdeploy.zoo.summary import summarize
 
     recipe = load_recipe(name)
-    model = build_network(recipe.network, classes).eval()
-    return _described("network", summarize(model, recipe.preprocess.input_shape))
+    with torch.device("meta"):
+        model = build_network(recipe.network, classes).eval()
+        return _described("network", summarize(model, recipe.preprocess.input_shape))
 
 
 def _described(kind: str, layers: list[Layer], ops: dict[str, int] | None = None) -> dict[str, Any]:
     return {
         "kind": kind,
         "ops": ops or dict(sorted(Counter(layer.type for layer in layers).items())),
-        "layers": msgspec.to_builtins(layers),
-        "parameters": sum(layer.parameters for layer in layers),
-        "macs": sum(layer.macs for layer in layers),
+        "layers": [_row(layer) for layer in layers],
+        **{
+            total: sum(getattr(layer, total) for layer in layers)
+            for total in ("parameters", "connections", "macs", "memory_bytes")
+        },
     }
+
+
+def _row(layer: Layer) -> dict[str, Any]:
+    """The layer with ``kernel``, ``stride``, ``padding``, ``groups`` and ``dilation`` where it has a window."""
+    row: dict[str, Any] = msgspec.to_builtins(layer)
+    return {**row, **(row.pop("window") or {})}
 
 
 def _inspect_engine(path: Path) -> dict[str, Any]:

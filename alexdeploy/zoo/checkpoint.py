@@ -9,12 +9,13 @@ from typing import TypeVar
 import msgspec
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alexdeploy import artifacts
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
+from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.registry import build_network
 from alexdeploy.zoo.weights import load_weights, read_metadata, read_weights
 
@@ -29,7 +30,7 @@ class Checkpoint:
     ``classes`` is the width of its last layer; ``contract.labels`` may be empty for weights of foreign origin.
     """
 
-    model: nn.Module
+    model: ConvNet
     recipe: Recipe
     contract: Contract
     classes: int

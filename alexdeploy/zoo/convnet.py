@@ -7,6 +7,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from alexdeploy.specs import layer_name
 
 
 class ConvNet(nn.Module):
@@ -35,10 +38,21 @@ def classifier(*widths: int, dropout: float, dropout_first: bool = False) -> nn.
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
+def fold_batch_norm(model: ConvNet) -> ConvNet:
+    """The network, in evaluation mode, with each batch normalisation inside its convolution, as export writes it."""
+    features: list[nn.Module] = []
+    for module in model.features:
+        if isinstance(module, nn.BatchNorm2d) and features and isinstance(features[-1], nn.Conv2d):
+            features[-1] = fuse_conv_bn_eval(features[-1], module)
+        else:
+            features.append(module)
+    return ConvNet(features, model.classifier).eval()
+
+
 def layer_paths(model: nn.Module) -> dict[str, str]:
     """Layer name as in Caffe and in exported ONNX files → path of its module: ``{"conv1": "features.0", …}``."""
     weighted = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     return {
-        f"{'fc' if isinstance(module, nn.Linear) else 'conv'}{number}": path
+        layer_name("Gemm" if isinstance(module, nn.Linear) else "Conv", number): path
         for number, (path, module) in enumerate(weighted, start=1)
     }

@@ -392,6 +392,12 @@ def test_inspect_counts_the_same_in_checkpoint_network_and_model(run: Run, check
     assert [layer["name"] for layer in layers if layer["macs"]] == WEIGHTED
     assert layers[0]["output_shape"] == [64, 28, 28]
     assert layers[0]["macs"] == 64 * 9 * 28 * 28
+    by_name = {layer["name"]: layer for layer in found["network"]["layers"]}
+    same = ("kernel", "stride", "groups", "receptive_field", "output_shape", "parameters", "connections", "macs")
+    for layer in layers:
+        if layer["name"] in by_name:
+            assert {key: layer.get(key) for key in same} == {key: by_name[layer["name"]].get(key) for key in same}
+    assert [by_name["conv3"][key] for key in ("kernel", "stride", "padding")] == [[3, 3], [1, 1], [1, 1, 1, 1]]
 
 
 def test_inspect_knows_the_published_size_of_alexnet(run: Run) -> None:
@@ -399,6 +405,14 @@ def test_inspect_knows_the_published_size_of_alexnet(run: Run) -> None:
     assert result["parameters"] == 60_965_224  # bvlc_alexnet, groups included
     assert result["macs"] == 724_406_816
     assert result["layers"][0]["output_shape"] == [96, 55, 55]
+
+
+def test_inspect_shows_kernels_and_receptive_fields_to_people(run: Run) -> None:
+    shown = run("inspect", "--network", "alexnet").out
+    (row,) = [line for line in shown.splitlines() if " conv2 " in line]
+    cells = "|".join(cell.strip() for cell in row.strip("│ ").split("│"))
+    assert cells == "conv2|Conv|FLOAT|256×27×27|5×5 p2 g2|51×51|307,456|224,135,424|223,948,800|1,976,320"
+    assert "parameters 60,965,224 · connections 725,066,088 · macs 724,406,816" in shown
 
 
 def test_inspect_of_a_quantized_model_shows_int8_layers(run: Run, int8: Path) -> None:
