@@ -258,8 +258,8 @@ def test_batch_normalisation_of_a_checkpoint_is_compared_where_export_folds_it(d
     fresh = untrained("mnist-cnn", 10, seed=0)
     for module in fresh.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -1, 1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.get_buffer("running_mean"), -1, 1)
+            torch.nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
     save_checkpoint(tmp_path / "cnn.safetensors", fresh)
     images = next(digits.dataset.batches(fresh.contract, 3))[0]
     export_onnx(fresh.model, fresh.contract, tmp_path / "cnn.onnx", real_images=images)
