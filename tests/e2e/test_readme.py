@@ -43,7 +43,7 @@ def test_every_console_command_ends_well(home: Path) -> None:
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
-    (block,) = python_blocks()
+    block, _ = python_blocks()  # the other is run by test_embedding.py
     (tmp_path / "example.py").write_text(block)
     result = _run("python example.py", tmp_path)
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,75 @@
+"""The README's web service runs as printed, without torch, under several clients at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+from PIL import Image
+
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.data.preprocess import preprocess
+from tests.helpers.graphs import conv_lrn_gemm, run
+from tests.helpers.readme import python_blocks
+
+CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=("ant", "bee", "cat", "dog"))
+PREAMBLE = "import sys\nfor name in ('torch', 'torchvision'): sys.modules[name] = None\n"
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Where the service answers."""
+    model = conv_lrn_gemm()
+    helper.set_model_props(model, {METADATA_KEY: CONTRACT.to_json()})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    _, block = python_blocks()
+    (tmp_path / "service.py").write_text(PREAMBLE + block.replace("8000", str(port)))
+    with (tmp_path / "log").open("w") as log:
+        service = subprocess.Popen([sys.executable, "service.py"], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            assert service.poll() is None, (tmp_path / "log").read_text()
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        service.kill()
+        service.wait()
+
+
+def test_the_web_service_of_the_readme(address: str) -> None:
+    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)) for i in range(8)]
+
+    def ask(picture: Image.Image) -> dict[str, object]:
+        file = io.BytesIO()
+        picture.save(file, "png")
+        with urllib.request.urlopen(address, file.getvalue(), timeout=30) as answer:
+            found: dict[str, object] = json.load(answer)
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, pictures * 10))
+    for picture, answer in zip(pictures * 10, answers, strict=True):
+        (logits,) = run(conv_lrn_gemm(), preprocess(picture, CONTRACT)[None])
+        probabilities = np.exp(logits[0]) / np.exp(logits[0]).sum()
+        assert answer["label"] == CONTRACT.labels[int(probabilities.argmax())]
+        assert answer["probability"] == pytest.approx(probabilities.max(), rel=1e-4)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(address, b"not an image", timeout=30)
