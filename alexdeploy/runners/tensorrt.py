@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.trust import check_engine
-from alexdeploy.engine.versions import load_library
+from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.base import Runner
 from alexdeploy.runners.device import open_device
@@ -20,6 +20,9 @@ from alexdeploy.runners.device_array import DeviceArray, view
 from alexdeploy.runners.execution import Engine, Execution, Tensor
 from alexdeploy.runners.pool import Pool
 from alexdeploy.specs import BatchProfile, TensorSpec
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 
 class TensorRTRunner(Runner):
@@ -156,7 +159,7 @@ class TensorRTRunner(Runner):
             raise UsageError(f"a batch of {count} lies outside the profile {self._profile}; split it or use infer()")
 
 
-def _describe(library: Any, engine: Any, name: str) -> Engine:
+def _describe(library: Library, engine: trt.ICudaEngine, name: str) -> Engine:
     """Inputs, outputs and profile, as the engine itself tells them.
 
     Raises:
@@ -173,7 +176,7 @@ def _describe(library: Any, engine: Any, name: str) -> Engine:
     return Engine(library, engine, tensors[inputs[0]], outputs, BatchProfile(*bounds))
 
 
-def _tensor(library: Any, engine: Any, entry: str, name: str) -> Tensor:
+def _tensor(library: Library, engine: trt.ICudaEngine, entry: str, name: str) -> Tensor:
     _, *shape = tuple(engine.get_tensor_shape(entry))
     if min(shape, default=1) < 1:
         raise InputError(f"{name}: '{entry}' has another dynamic dimension than the batch: {tuple(shape)}")

@@ -29,7 +29,15 @@ def names_of(extension: Path) -> dict[str, list[str]]:
     (folder / "empty.c").write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in missing))
     dynamic = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True, check=True).stdout
     for library in re.findall(r"\[(libnv\S+)\]", dynamic):
-        command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{library}", str(folder / "empty.c"), "-o", str(folder / library)]
+        command = [
+            "cc",
+            "-shared",
+            "-fPIC",
+            f"-Wl,-soname,{library}",
+            str(folder / "empty.c"),
+            "-o",
+            str(folder / library),
+        ]
         subprocess.run(command, check=True)
         ctypes.CDLL(str(folder / library), ctypes.RTLD_GLOBAL)
     spec = importlib.util.spec_from_file_location("tensorrt", extension)
@@ -39,7 +47,11 @@ def names_of(extension: Path) -> dict[str, list[str]]:
     spec.loader.exec_module(module)
     classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
     found = {name: [m for m in dir(value) if not m.startswith("_")] for name, value in classes.items()}
-    return {"": sorted(name for name in vars(module) if not name.startswith("_") and name not in classes), **found}
+    functions = re.findall(r"(?m)^def (\w+)", extension.with_name("__init__.py").read_text())
+    return {
+        "": sorted({*vars(module), *functions} - {*classes} - {name for name in vars(module) if name[0] == "_"}),
+        **found,
+    }
 
 
 if __name__ == "__main__":
@@ -48,6 +60,8 @@ if __name__ == "__main__":
     else:  # one process each: two versions do not load together
         known = {}
         for path in map(Path, sys.argv[1:]):
-            done = subprocess.run([sys.executable, __file__, "--one", str(path)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", str(path)], capture_output=True, text=True, check=True
+            )
             known[path.parents[1].name] = json.loads(done.stdout)
         OUTPUT.write_text(json.dumps(known, indent=None, separators=(",", ":"), sort_keys=True) + "\n")

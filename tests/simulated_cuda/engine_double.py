@@ -140,7 +140,7 @@ class ICudaEngine:
 
 
 class IExecutionContext:
-    refuse_enqueue = 0  # how many calls of execute_async_v3, of any context, shall fail
+    _refuse_enqueue = 0  # how many calls of execute_async_v3, of any context, shall fail
 
     def __init__(self, engine: ICudaEngine) -> None:
         self.engine = engine
@@ -168,8 +168,8 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         _need_context()
-        if IExecutionContext.refuse_enqueue > 0:
-            IExecutionContext.refuse_enqueue -= 1
+        if IExecutionContext._refuse_enqueue > 0:
+            IExecutionContext._refuse_enqueue -= 1
             self.engine._logger.log(1, "enqueueV3: Error Code 1: Cuda Runtime (told to fail)")
             return False
         names = [tensor.name for tensor in self.engine._tensors]

@@ -80,10 +80,10 @@ def test_a_refused_enqueue_leaves_the_runner_usable(engine: Path) -> None:
     batch = images(3)
     with TensorRTRunner(engine) as runner:
         for _ in range(3):
-            engine_double.IExecutionContext.refuse_enqueue = 2  # also where the first refusal is that of a capture
+            engine_double.IExecutionContext._refuse_enqueue = 2  # also where the first refusal is that of a capture
             with pytest.raises(UnavailableError, match=r"could not be enqueued: .*told to fail"):
                 [runner.infer(batch) for _ in range(2)]
-            engine_double.IExecutionContext.refuse_enqueue = 0
+            engine_double.IExecutionContext._refuse_enqueue = 0
             np.testing.assert_array_equal(runner.infer(batch), expected(batch))
 
 
@@ -92,10 +92,10 @@ def test_what_cannot_be_captured_runs_without_a_graph(tmp_path: Path) -> None:
     batch = images(3)
     with TensorRTRunner(write_engine(tmp_path / "model.engine"), contexts=1) as runner:
         runner.infer(batch)
-        engine_double.IExecutionContext.refuse_enqueue = 1
+        engine_double.IExecutionContext._refuse_enqueue = 1
         for _ in range(3):
             np.testing.assert_array_equal(runner.infer(batch), expected(batch))
-            engine_double.IExecutionContext.refuse_enqueue = 0
+            engine_double.IExecutionContext._refuse_enqueue = 0
         with runner._pool.lend() as execution:
             assert execution._prepared[3].graph is None
 
