@@ -23,8 +23,11 @@ from alexdeploy.specs import BatchProfile
 
 if TYPE_CHECKING:
     from alexdeploy.engine.build import EngineReport
-    from alexdeploy.engine.versions import Builder
-    from alexdeploy.quantize.write import Ranges
+    from alexdeploy.engine.versions import Builder, Hardware
+    from alexdeploy.pipeline.build import EnginePlan
+    from alexdeploy.quantize.rangefile import RangeFile
+
+MIB = 1 << 20
 
 
 @click.command("build-engine")
@@ -49,7 +52,25 @@ if TYPE_CHECKING:
 @click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Images to calibrate on.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
 @click.option("--builder", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True)
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory a kernel may take.  [default: all]"
+)
+@click.option("--level", type=click.IntRange(0, 5), help="Effort of the builder.  [default: TensorRT's, 3]")
+@click.option("--tf32", is_flag=True, help="Let FP32 multiplications round their inputs to 10 bits.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="8.9", help="TensorRT-RTX: build for this compute capability only."
+)
+@click.option(
+    "--hardware",
+    type=click.Choice(["same-gpu", "same-compute-capability", "ampere+"]),
+    default="same-gpu",
+    show_default=True,
+    help="TensorRT: GPUs that the engine is to run on.",
+)
+@click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too.")
+@click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds.")
 @click.option("--strict", is_flag=True, help="Fail (exit 5) when an INT8 layer was built in float.")
+@click.option("--dry-run", is_flag=True, help="Check all and say what would be built; build and write nothing.")
 @output_option("model.engine")
 @json_option
 @click.pass_context
@@ -67,7 +88,15 @@ def command(
     samples: int,
     batch: str,
     builder: Builder,
+    workspace: int | None,
+    level: int | None,
+    tf32: bool,
+    targets: tuple[str, ...],
+    hardware: Hardware,
+    version_compatible: bool,
+    timing_cache: Path | None,
     strict: bool,
+    dry_run: bool,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -85,27 +114,72 @@ def command(
     _check_arguments(int8, fp16, ranges, data)
     artifacts.check_output(output)
     artifacts.check_input(model)
-    from alexdeploy.engine.versions import load_library
+    from alexdeploy.engine.build import BuilderOptions
+    from alexdeploy.engine.versions import Compatibility
+    from alexdeploy.pipeline.build import BuildSettings, build_planned, int8_verdict, open_library, plan_engine
 
     if ranges is not None:
         method = method_for_ranges(ctx, ranges, method)
-    load_library(builder)  # before a calibration that would be for nothing
-    from alexdeploy.pipeline.build import BuildSettings, build_engine, int8_verdict
-
-    seen = _ranges(model, ranges, data, data_root, skip_bad_images, samples)
-    settings = BuildSettings(
-        int8=int8,
-        fp16=fp16,
-        lrn_fp16=lrn == "fp16",
-        method=method,
+    options = BuilderOptions(
         profile=profile,
-        builder=builder,
-        strict=strict,
+        workspace_bytes=workspace * MIB if workspace is not None else None,
+        level=level,
+        tf32=tf32,
+        timing_cache=timing_cache,
+        compatibility=Compatibility(hardware=hardware, newer_versions=version_compatible, targets=targets),
     )
-    report = build_engine(model, output, ranges=seen, settings=settings, rebuild=shlex.join(["alexdeploy", *ctx.obj]))
+    settings = BuildSettings(
+        int8=int8, fp16=fp16, lrn_fp16=lrn == "fp16", method=method, builder=builder, strict=strict, options=options
+    )
+    open_library(settings)  # before a calibration that would be for nothing
+    seen = ranges or _calibrated(model, data, data_root, skip_bad_images, samples)
+    plan = plan_engine(model, ranges=seen, settings=settings)
+    _warn_of_memory(plan)
+    if dry_run:
+        _show_plan(output, plan, as_json)
+        return
+    with progress() as bar:
+        report = build_planned(plan, output, rebuild=shlex.join(["alexdeploy", *ctx.obj]), progress=bar)
     if report.float_layers:
         warn(int8_verdict(report))
     _show(output, report, as_json)
+
+
+def _warn_of_memory(plan: EnginePlan) -> None:
+    need, free = plan.memory, plan.free_bytes
+    if free is not None and need.total_bytes > free:
+        warn(
+            f"the engine will need about {need.total_bytes / MIB:,.0f} MiB at batch {need.batch}, and this device has "
+            f"{free / MIB:,.0f} MiB free; lower the largest --batch, or free memory"
+        )
+
+
+def _show_plan(output: Path, plan: EnginePlan, as_json: bool) -> None:
+    graph, library, need, options = plan.graph, plan.build.library, plan.memory, plan.settings.options
+    if as_json:
+        print_json(
+            {
+                "engine": str(output),
+                "dry_run": True,
+                "builder": library.name,
+                "builder_version": library.version,
+                "precision": graph.precision.value,
+                "int8_layers": list(graph.quantized),
+                "options": options,
+                "memory": need,
+                "free_bytes": plan.free_bytes,
+            }
+        )
+        return
+    quantized = f", {len(graph.quantized)} of {len(graph.weighted)} Conv/Gemm in INT8" if graph.quantized else ""
+    free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
+    click.echo(
+        f"would build {output} ({graph.precision.value}{quantized}) with {library.name} {library.version}\n"
+        f"input {graph.input_name} {graph.image_shape}, batch {options.profile}\n"
+        f"device memory at batch {need.batch}, predicted: {need.total_bytes / MIB:,.0f} MiB "
+        f"(weights {need.weights_bytes / MIB:,.0f}, activations {need.activations_bytes / MIB:,.0f}, "
+        f"input and output {need.io_bytes / MIB:,.0f}) and the kernels' workspace{free}"
+    )
 
 
 def _show(output: Path, report: EngineReport, as_json: bool) -> None:
@@ -139,16 +213,13 @@ def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: str | No
         raise UsageError("--ranges and --data are for --int8 and --fp16; add one or leave them out")
 
 
-def _ranges(
-    model: Path, ranges: Path | None, data: str | None, data_root: Path | None, skip_bad_images: bool, samples: int
-) -> Ranges | None:
-    from alexdeploy.quantize import cache
-    from alexdeploy.quantize.calibrate import calibrate
-
-    if ranges is not None:
-        return cache.load(ranges)
+def _calibrated(
+    model: Path, data: str | None, data_root: Path | None, skip_bad_images: bool, samples: int
+) -> RangeFile | None:
     if data is None:
         return None
+    from alexdeploy.quantize.calibrate import calibrate
+
     dataset = open_data(data, "train", data_root, skip_bad_images)
     with progress() as bar:
         seen = calibrate(

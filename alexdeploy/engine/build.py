@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,25 @@ import numpy as np
 
 from alexdeploy import artifacts
 from alexdeploy.engine.kernels import Kernel, count_precisions, parse_report, precisions_of_layers
+from alexdeploy.engine.monitor import Progress, build_monitor
+from alexdeploy.engine.runtime import refused
+from alexdeploy.engine.timing_cache import attach as attach_cache
+from alexdeploy.engine.timing_cache import cache_path
+from alexdeploy.engine.timing_cache import save as save_cache
 from alexdeploy.engine.trust import EngineDetails
-from alexdeploy.engine.versions import BuilderName, Library, process_logger
-from alexdeploy.errors import InputError
+from alexdeploy.engine.versions import BuilderName, Compatibility, Library, process_logger
+from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.specs import BatchProfile, Precision, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt  # the stubs of TensorRT serve for TensorRT-RTX too
 
-_LOG_ERROR = 1  # ILogger.Severity.ERROR; INTERNAL_ERROR is 0
+_FIX = "replace the operator, or run the file in ONNX Runtime"
+_FIXES = {  # by trt.ErrorCode
+    "MODEL_DESERIALIZE_FAILED": "export the file again",
+    "MEM_ALLOC_FAILED": "free memory and try again",
+    "INVALID_NODE": "correct the node (alexdeploy lint knows the usual causes), or run the file in ONNX Runtime",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,9 @@ class Graph:
 class EngineReport:
     """What was built.
 
-    ``layer_precisions`` maps each Conv/Gemm node to the type its kernel computes in; ``float_layers`` are the nodes
-    that Q/DQ asked to run in INT8 and that do not.
+    ``kernels`` is empty where the builder does not report them (TensorRT). ``layer_precisions`` maps each Conv/Gemm
+    node to the type its kernel computes in; ``float_layers`` are the nodes that Q/DQ asked to run in INT8 and that,
+    by the report, do not.
     """
 
     size_bytes: int
@@ -65,34 +77,125 @@ class EngineReport:
         return count_precisions(self.layer_precisions)
 
 
-def build(graph: Graph, profile: BatchProfile, library: Library) -> tuple[bytes, EngineReport]:
-    """Build in memory. Blocks for about a second on the CPU (RTX), much longer on a GPU (TensorRT times kernels).
+@dataclass(frozen=True)
+class BuilderOptions:
+    """How to build, beside what the graph says.
 
-    TF32 is off, so that an FP32 engine is FP32.
+    Attributes:
+        profile: batch sizes to accept.
+        workspace_bytes: largest scratch memory a kernel may take; None leaves it to TensorRT (all of the device's).
+        level: effort from 0 to 5; None is TensorRT's default, 3.
+        tf32: FP32 multiplications may round their inputs to 10 bits; off, so that an FP32 engine is FP32.
+        timing_cache: folder for what TensorRT measures, kept for later builds.
+        compatibility: where else the engine is to run.
+    """
+
+    profile: BatchProfile = BatchProfile()
+    workspace_bytes: int | None = None
+    level: int | None = None
+    tf32: bool = False
+    timing_cache: Path | None = None
+    compatibility: Compatibility = Compatibility()
+
+
+class EngineBuild:
+    """A graph that TensorRT's parser has taken, configured and ready to build.
 
     Raises:
-        InputError: the parser or the builder refused the graph; node, operator and the library's words are in the
-            message.
+        InputError: the parser refused the graph (node, operator and the library's words), or the profile.
+        UsageError: an option that this library does not have.
+        UnavailableError: the library does not start.
     """
-    module = library.module
-    logger = process_logger(library)
-    logger.messages.clear()
-    builder: trt.Builder = module.Builder(logger)
-    network: trt.INetworkDefinition | None = builder.create_network(library.network_flags())
-    if network is None:
-        raise InputError(_refused(library, "no network could be created", logger))
-    _parse(module.OnnxParser(network, logger), network, graph.data, library)
-    config = builder.create_builder_config()
-    config.clear_flag(module.BuilderFlag.TF32)
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    _add_profile(builder, config, graph, profile, library, logger)
-    started = time.perf_counter()
-    plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
-    seconds = time.perf_counter() - started
-    if plan is None:
-        raise InputError(_refused(library, "the builder refused the graph", logger))
-    data = bytes(plan)
-    return data, _report(data, seconds, graph, network, library, logger)
+
+    def __init__(self, graph: Graph, options: BuilderOptions, library: Library) -> None:
+        self.graph, self.options, self.library = graph, options, library
+        library.check(options.compatibility, timing_cache=options.timing_cache is not None)
+        self._logger = process_logger(library)
+        self._logger.messages.clear()
+        self._builder = self._create_builder()
+        network: trt.INetworkDefinition | None = self._builder.create_network(library.network_flags())
+        if network is None:
+            raise InputError(self._refused("no network could be created"))
+        self._network = network
+        _parse(library.module.OnnxParser(network, self._logger), network, graph.data, library)
+        self._config = self._configure()
+
+    def run(self, progress: Progress = lambda phase, share: None) -> tuple[bytes, EngineReport]:
+        """Build in memory: about a second on the CPU (RTX), minutes on a GPU (TensorRT times kernels).
+
+        An exception that arrives meanwhile, such as KeyboardInterrupt, stops the builder at its next step.
+
+        Raises:
+            InputError: the builder refused the graph; the message has its words.
+        """
+        monitor = build_monitor(self.library, progress)
+        self._config.progress_monitor = monitor
+        cache = self.options.timing_cache
+        path = cache_path(cache, self.library) if cache is not None else None
+        if path is not None:
+            attach_cache(self._config, path)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(1) as pool:  # leaves this thread free to be interrupted
+            future = pool.submit(self._builder.build_serialized_network, self._network, self._config)
+            try:
+                plan: trt.IHostMemory | None = future.result()
+            except BaseException:
+                monitor.cancel()
+                raise
+        seconds = time.perf_counter() - started
+        if plan is None:
+            raise InputError(self._refused("the builder refused the graph"))
+        if path is not None:
+            save_cache(self._config, path)
+        data = bytes(plan)
+        return data, self._report(data, seconds)
+
+    def _create_builder(self) -> trt.Builder:
+        try:
+            builder: trt.Builder = self.library.module.Builder(self._logger)
+        except (TypeError, RuntimeError) as error:  # the binding's words for "the library returned nothing"
+            raise UnavailableError(self._refused(f"the builder does not start ({error})")) from error
+        return builder
+
+    def _configure(self) -> trt.IBuilderConfig:
+        module, options = self.library.module, self.options
+        config: trt.IBuilderConfig = self._builder.create_builder_config()
+        if not options.tf32:
+            config.clear_flag(module.BuilderFlag.TF32)
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        if options.workspace_bytes is not None:
+            config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+        if options.level is not None:
+            config.builder_optimization_level = options.level
+        self.library.apply(options.compatibility, config)
+        profile, batches = self._builder.create_optimization_profile(), options.profile
+        shapes = [(batch, *self.graph.image_shape) for batch in (batches.min, batches.opt, batches.max)]
+        profile.set_shape(self.graph.input_name, *shapes)
+        if not profile or config.add_optimization_profile(profile) < 0:  # a bad one does not raise
+            raise InputError(self._refused(f"batch profile {batches} was refused"))
+        return config
+
+    def _refused(self, what: str) -> str:
+        text = refused(self.library, what)
+        limited = self.options.workspace_bytes is not None and "workspace limit" in text
+        return f"{text}; raise --workspace or leave it out" if limited else text
+
+    def _report(self, plan: bytes, seconds: float) -> EngineReport:
+        messages = [text for _, text in self._logger.messages]
+        kernels = next((parse_report(text) for text in messages if text.startswith("Layers:")), [])
+        precisions = precisions_of_layers(kernels, self.graph.weighted)
+        quantized = self.graph.quantized if self.library.reports_kernels else ()
+        return EngineReport(
+            size_bytes=len(plan),
+            seconds=seconds,
+            builder=self.library.name,
+            builder_version=self.library.version,
+            input=_spec(self._network.get_input(0), self.library),
+            output=_spec(self._network.get_output(0), self.library),
+            kernels=kernels,
+            layer_precisions=precisions,
+            float_layers=[name for name in quantized if precisions.get(name) != "INT8"],
+        )
 
 
 def write_engine(
@@ -124,56 +227,15 @@ def _parse(parser: trt.OnnxParser, network: trt.INetworkDefinition, data: bytes,
 
 
 def _parser_errors(parser: trt.OnnxParser) -> str:
-    """Each error once, with node and operator."""
-    texts: list[str] = []
+    """Each error once, with node and operator, and what to do about the first."""
+    texts: dict[str, str] = {}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        node = f"node '{error.node_name()}' ({error.node_operator()}): " if error.node_operator() else ""
-        text = node + " ".join(str(error.desc()).split())
-        if text not in texts:
-            texts.append(text)
-    if not texts:
-        return "no reason given"
-    return "; ".join(texts[:3]) + "; replace the operator, or run the file in ONNX Runtime"
-
-
-def _add_profile(
-    builder: trt.Builder,
-    config: trt.IBuilderConfig,
-    graph: Graph,
-    profile: BatchProfile,
-    library: Library,
-    logger: Any,
-) -> None:
-    """One optimization profile for the batch; TensorRT reports a bad one only through bool() and the log."""
-    shapes = [(batch, *graph.image_shape) for batch in (profile.min, profile.opt, profile.max)]
-    entry = builder.create_optimization_profile()
-    entry.set_shape(graph.input_name, *shapes)
-    if not entry or config.add_optimization_profile(entry) < 0:
-        raise InputError(_refused(library, f"batch profile {profile} was refused", logger))
-
-
-def _refused(library: Library, what: str, logger: Any) -> str:
-    errors = [" ".join(text.split()) for severity, text in logger.messages if severity <= _LOG_ERROR]
-    return f"{library.name} {library.version}: {what}: {'; '.join(errors[-2:]) or 'no reason given'}"
-
-
-def _report(
-    plan: bytes, seconds: float, graph: Graph, network: trt.INetworkDefinition, library: Library, logger: Any
-) -> EngineReport:
-    kernels = next((parse_report(text) for _, text in logger.messages if text.startswith("Layers:")), [])
-    precisions = precisions_of_layers(kernels, graph.weighted)
-    return EngineReport(
-        size_bytes=len(plan),
-        seconds=seconds,
-        builder=library.name,
-        builder_version=library.version,
-        input=_spec(network.get_input(0), library),
-        output=_spec(network.get_output(0), library),
-        kernels=kernels,
-        layer_precisions=precisions,
-        float_layers=[name for name in graph.quantized if precisions.get(name) != "INT8"],
-    )
+        name = error.node_name() or f"number {error.node()}"
+        node = f"node '{name}' ({error.node_operator()}): " if error.node_operator() else ""
+        texts[node + " ".join(str(error.desc()).split())] = _FIXES.get(error.code().name, _FIX)
+    fix = next(iter(texts.values()), _FIX)
+    return f"{'; '.join(list(texts)[:3]) or 'no reason given'}; {fix}"
 
 
 def _spec(tensor: trt.ITensor, library: Library) -> TensorSpec:

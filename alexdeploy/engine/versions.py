@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from alexdeploy.engine.driver import Gpu, why_no_cuda
-from alexdeploy.errors import UnavailableError
+from alexdeploy.errors import UnavailableError, UsageError, unknown_name
 from alexdeploy.optional import require
 
 if TYPE_CHECKING:
@@ -21,38 +21,11 @@ if TYPE_CHECKING:
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 Builder = BuilderName | Literal["auto"]
 Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
+_LEVELS = {"same-gpu": "NONE", "same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
 _RTX_MAGIC = b"vtrt"  # how plans of TensorRT-RTX begin
 _NOT_RTX = (9, 10, 11)  # major compute capabilities without an RTX GPU
-
-
-@dataclass(frozen=True)
-class Library:
-    """An importable TensorRT: its name on the command line, its version, its module."""
-
-    name: BuilderName
-    version: str
-    module: Any
-
-    def network_flags(self) -> int:
-        """Strongly typed: precision comes from the graph. The bit moved between 10 and 11, so go by its name."""
-        return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-
-    @property
-    def captures_graphs(self) -> bool:
-        """Whether CUDA graphs are ours to capture; TensorRT-RTX, which specializes kernels as it runs, has its own."""
-        return self.name == "tensorrt"
-
-    def create_context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
-        """An execution context that is given its activation memory by the caller; None when TensorRT refuses."""
-        strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.captures_graphs:
-            return engine.create_execution_context(strategy)
-        config: Any = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        return engine.create_execution_context(config)
 
 
 class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +70,86 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
             return "an unknown GPU"
         same_model = self.hardware == "same-gpu"
         return str(built_on) if same_model else f"compute capability {built_on.compute_capability}"
+
+
+@dataclass(frozen=True)
+class Library:
+    """An importable TensorRT: its name on the command line, its version, its module."""
+
+    name: BuilderName
+    version: str
+    module: Any
+
+    @property
+    def reports_kernels(self) -> bool:
+        """Whether a build prints which kernels it chose; of TensorRT's engines only a running one can be asked."""
+        return self.name == "tensorrt-rtx"
+
+    def network_flags(self) -> int:
+        """Strongly typed: precision comes from the graph. The bit moved between 10 and 11, so go by its name."""
+        return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether CUDA graphs are ours to capture; TensorRT-RTX, which specializes kernels as it runs, has its own."""
+        return self.name == "tensorrt"
+
+    def create_context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+        """An execution context that is given its activation memory by the caller; None when TensorRT refuses."""
+        strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.captures_graphs:
+            return engine.create_execution_context(strategy)
+        config: Any = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(config)
+
+    def check(self, compatibility: Compatibility, *, timing_cache: bool) -> None:
+        """Refuse what this library has no counterpart for, before any work.
+
+        Raises:
+            UsageError: says which builder takes the option.
+        """
+        if self.name == "tensorrt":
+            if compatibility.targets:
+                raise UsageError("--target is for --builder tensorrt-rtx; TensorRT builds for the GPU it builds on")
+            return
+        named = {
+            "--hardware": compatibility.hardware != "same-gpu",
+            "--version-compatible": compatibility.newer_versions,
+            "--timing-cache": timing_cache,
+        }
+        for option in (name for name, asked in named.items() if asked):
+            raise UsageError(f"{option} is for --builder tensorrt; TensorRT-RTX has nothing like it, leave it out")
+        for target in compatibility.targets:
+            if target not in self._targets():
+                raise UsageError(unknown_name("target", target, list(self._targets())))
+
+    def apply(self, compatibility: Compatibility, config: Any) -> None:
+        """Set on an ``IBuilderConfig`` what ``check`` has let through.
+
+        Raises:
+            UnavailableError: this version of the library lacks it.
+        """
+        level = _LEVELS[compatibility.hardware]
+        if level != "NONE":
+            levels = self.module.HardwareCompatibilityLevel
+            if not hasattr(levels, level):
+                raise UnavailableError(f"TensorRT {self.version} has no hardware level {level}; upgrade it")
+            config.hardware_compatibility_level = getattr(levels, level)
+        if compatibility.newer_versions:
+            config.set_flag(self.module.BuilderFlag.VERSION_COMPATIBLE)
+        if compatibility.targets:
+            known = self._targets()
+            config.num_compute_capabilities = len(compatibility.targets)
+            for index, target in enumerate(compatibility.targets):
+                if not config.set_compute_capability(known[target], index):
+                    raise UnavailableError(f"TensorRT-RTX {self.version} refuses target {target}")
+
+    def _targets(self) -> dict[str, Any]:
+        """``{"8.9": ComputeCapability.SM89, …}``."""
+        members: dict[str, Any] = self.module.ComputeCapability.__members__
+        return {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
 
 
 def takes_platform(builder: BuilderName, built_on: str) -> bool:

@@ -8,15 +8,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from alexdeploy import artifacts
-from alexdeploy.contract import METADATA_KEY
-from alexdeploy.engine import build as engine
-from alexdeploy.engine.driver import current_gpu
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph, write_engine
+from alexdeploy.engine.driver import current_gpu, free_memory_bytes
+from alexdeploy.engine.monitor import Progress
 from alexdeploy.engine.trust import EngineDetails
-from alexdeploy.engine.versions import Builder, load_library, this_platform
+from alexdeploy.engine.versions import Builder, Library, load_library, this_platform
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.graph.lint import check_tensorrt
+from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, model_bytes, precision_of
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
+from alexdeploy.quantize import cache
 from alexdeploy.quantize.write import DEFAULT_METHOD, Ranges, quantized, with_fp16
 from alexdeploy.specs import BatchProfile
 
@@ -37,53 +40,133 @@ class BuildSettings:
     fp16: bool = False
     lrn_fp16: bool = False
     method: str = DEFAULT_METHOD
-    profile: BatchProfile = BatchProfile()
     builder: Builder = "auto"
     strict: bool = False
+    options: BuilderOptions = BuilderOptions()
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What is to be built: everything that is known, and has been checked, before the builder runs.
+
+    ``lrn_fp16_headroom`` is the certificate of ``BuildSettings.lrn_fp16``; ``free_bytes`` is None without a GPU.
+    """
+
+    model: ir.Model
+    model_path: Path
+    ranges: Ranges | None
+    ranges_path: Path | None
+    settings: BuildSettings
+    build: EngineBuild
+    lrn_fp16_headroom: dict[str, float]
+    memory: MemoryNeed
+    free_bytes: int | None
+
+    @property
+    def graph(self) -> Graph:
+        return self.build.graph
+
+    @property
+    def contract(self) -> Contract | None:
+        has_contract = METADATA_KEY in self.model.metadata_props
+        return contract_of(self.model, str(self.model_path)) if has_contract else None
+
+
+def open_library(settings: BuildSettings) -> Library:
+    """The library that the settings ask for, before any work that would be for nothing.
+
+    Raises:
+        UnavailableError: no such builder on this machine.
+        UsageError: options that this builder does not have.
+    """
+    library = load_library(settings.builder)
+    options = settings.options
+    library.check(options.compatibility, timing_cache=options.timing_cache is not None)
+    if settings.strict and not library.reports_kernels:
+        raise UsageError("--strict is for --builder tensorrt-rtx; TensorRT does not report which kernels it chose")
+    return library
+
+
+def plan_engine(
+    model_path: Path, *, ranges: Ranges | Path | None = None, settings: BuildSettings = BuildSettings()
+) -> EnginePlan:
+    """Do all that comes before the build: write the precision into the graph, check it, have TensorRT parse it.
+
+    Args:
+        model_path: ONNX, float or with Q/DQ.
+        ranges: for INT8, and for FP16 to know its islands; a file that calibrate wrote, or its content.
+        settings: see there.
+
+    Raises:
+        InputError: a graph outside TensorRT's limits, or refused by its parser.
+        UnavailableError: no builder on this machine.
+        UsageError: options that do not fit the model or the builder.
+        GateError: ranges of another model.
+    """
+    library = open_library(settings)
+    ranges_path = ranges if isinstance(ranges, Path) else None
+    seen = cache.load(ranges) if isinstance(ranges, Path) else ranges
+    model, headroom = _with_precision(model_path, seen, settings)
+    check_tensorrt(model, str(model_path))
+    profile = settings.options.profile
+    build = EngineBuild(_graph(model, model_path, profile), settings.options, library)
+    memory = predict_memory(model, profile.max)
+    return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
 
 
 def build_engine(
     model_path: Path,
     output: Path,
     *,
-    ranges: Ranges | None = None,
+    ranges: Ranges | Path | None = None,
     settings: BuildSettings = BuildSettings(),
     rebuild: str = "",
-) -> engine.EngineReport:
-    """Build ``output`` and its sidecar; ``ranges`` are for INT8, and for FP16 to know its islands.
+) -> EngineReport:
+    """``plan_engine`` and ``build_planned`` in one; raises what they raise."""
+    artifacts.check_output(output)
+    return build_planned(plan_engine(model_path, ranges=ranges, settings=settings), output, rebuild=rebuild)
 
-    ``rebuild`` is the command that does the same, for whoever cannot run the engine where they take it.
+
+def build_planned(
+    plan: EnginePlan, output: Path, *, rebuild: str = "", progress: Progress = lambda phase, share: None
+) -> EngineReport:
+    """Build ``output`` and its sidecar. What fails or is interrupted leaves nothing behind.
+
+    Args:
+        plan: what to build.
+        output: file to write.
+        rebuild: the command that does the same, for whoever cannot run the engine where they take it.
+        progress: called with the builder's phase and the share of that phase that is done.
 
     Raises:
-        InputError: a graph outside TensorRT's limits, or refused by its parser or builder.
-        UnavailableError: no builder on this machine.
-        GateError: ranges of another model; with ``strict``, INT8 layers that were built in float. Nothing is written.
+        InputError: the builder refused the graph.
+        GateError: ``strict``, and INT8 layers were built in float.
     """
-    artifacts.check_output(output)
-    library = load_library(settings.builder)
-    model, certificate = _with_precision(model_path, ranges, settings)
-    check_tensorrt(model, str(model_path))
-    graph = _graph(model, model_path, settings.profile)
-    plan, report = engine.build(graph, settings.profile, library)
+    data, report = plan.build.run(progress)
+    settings = plan.settings
     if settings.strict and report.float_layers:
         raise GateError(f"--strict: {int8_verdict(report)}; nothing was written")
-    engine.write_engine(
+    parents = [path for path in (plan.model_path, plan.ranges_path) if path is not None]
+    write_engine(
         output,
-        plan,
-        _details(model, model_path, report, graph, settings, rebuild),
-        parents=(artifacts.parent(model_path),),
+        data,
+        _details(plan, report, rebuild),
+        parents=tuple(artifacts.parent(path) for path in parents),
         options={
-            "precision": graph.precision.value,
-            "batch": str(settings.profile),
+            "precision": plan.graph.precision.value,
+            "batch": str(settings.options.profile),
             "method": settings.method if settings.int8 else None,
-            "lrn_fp16_headroom": certificate,
-            "ranges": ranges.origin if ranges is not None else None,
+            "lrn_fp16_headroom": plan.lrn_fp16_headroom,
+            "ranges": plan.ranges.origin if plan.ranges is not None else None,
+            "workspace_bytes": settings.options.workspace_bytes,
+            "level": settings.options.level,
+            "tf32": settings.options.tf32,
         },
     )
     return report
 
 
-def int8_verdict(report: engine.EngineReport) -> str:
+def int8_verdict(report: EngineReport) -> str:
     """``8 of 8 Conv/Gemm kernels are INT8``, and which are not."""
     verdict = f"{report.precisions['INT8']} of {len(report.layer_precisions)} Conv/Gemm kernels are INT8"
     if report.float_layers:
@@ -91,27 +174,20 @@ def int8_verdict(report: engine.EngineReport) -> str:
     return verdict
 
 
-def _details(
-    model: ir.Model,
-    model_path: Path,
-    report: engine.EngineReport,
-    graph: engine.Graph,
-    settings: BuildSettings,
-    rebuild: str,
-) -> EngineDetails:
-    has_contract = METADATA_KEY in model.metadata_props
-    contract = contract_of(model, str(model_path)) if has_contract else None
+def _details(plan: EnginePlan, report: EngineReport, rebuild: str) -> EngineDetails:
+    contract = plan.contract
     return EngineDetails(
         builder=report.builder,
         version=report.builder_version,
         rebuild=rebuild,
         platform=this_platform(),
         gpu=current_gpu(),
-        profile=str(settings.profile),
+        compatibility=plan.settings.options.compatibility,
+        profile=str(plan.settings.options.profile),
         input=report.input,
         output=report.output,
-        precision=graph.precision,
-        classes=class_count(model),
+        precision=plan.graph.precision,
+        classes=class_count(plan.model),
         contract=contract,
         contract_sha256=contract.fingerprint if contract is not None else None,
         build_seconds=round(report.seconds, 3),
@@ -134,7 +210,7 @@ def _with_precision(
     return with_fp16(model, ranges, lrn=settings.lrn_fp16) if settings.fp16 else (model, {})
 
 
-def _graph(model: ir.Model, model_path: Path, profile: BatchProfile) -> engine.Graph:
+def _graph(model: ir.Model, model_path: Path, profile: BatchProfile) -> Graph:
     spec = image_input(model, str(model_path))
     batch = spec.shape[0]
     if isinstance(batch, int) and profile != BatchProfile(batch, batch, batch):
@@ -142,7 +218,7 @@ def _graph(model: ir.Model, model_path: Path, profile: BatchProfile) -> engine.G
             f"{model_path}: the batch is frozen at {batch}; build with --batch {batch}, or export with a dynamic batch"
         )
     channels, height, width = (int(dim) for dim in spec.shape[1:])
-    return engine.Graph(
+    return Graph(
         data=model_bytes(model),
         input_name=spec.name,
         image_shape=(channels, height, width),

@@ -103,12 +103,12 @@ def _openvino() -> str:
 
 
 def _build(builder: Literal["tensorrt", "tensorrt-rtx"]) -> str:
-    from alexdeploy.engine.build import Graph, build
+    from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
     from alexdeploy.engine.versions import load_library
 
     library = load_library(builder)
     graph = Graph(_lrn_model(), "input", _SHAPE, Precision.FP32, weighted=(), quantized=())
-    plan, _ = build(graph, BatchProfile(1, 2, 2), library)
+    plan, _ = EngineBuild(graph, BuilderOptions(BatchProfile(1, 2, 2)), library).run()
     return f"{builder} {library.version}, LRN built into a plan of {len(plan)} bytes"
 
 

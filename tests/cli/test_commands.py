@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
 import re
+import shlex
+import signal
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -191,8 +196,64 @@ def test_build_engine_computes_in_the_type_asked_for(
     assert list(result["layer_precisions"]) == WEIGHTED
     assert result["float_layers"] == []
     assert result["size_bytes"] == path.stat().st_size > 0
-    sidecar = sidecar_of(path, "engine", model)
+    sidecar = sidecar_of(path, "engine", model, *([ranges] if "--ranges" in words else []))
     assert (sidecar.details["profile"], sidecar.details["classes"]) == ("1:2:4", 10)
+
+
+def test_build_engine_says_before_a_build_what_it_would_be(run: Run, int8: Path, tensorrt_rtx: str, out: Path) -> None:
+    line = ["build-engine", int8, "--builder", tensorrt_rtx, "--batch", "1:2:4", "--dry-run", "-o", out / "x.engine"]
+    told = run(*line)
+    assert told.code == 0
+    assert "would build" in told.out
+    assert "8 of 8 Conv/Gemm in INT8" in told.out
+    result = json_of(run(*line, "--json"))
+    assert (result["dry_run"], result["precision"], result["int8_layers"]) == (True, "int8", WEIGHTED)
+    assert result["memory"]["batch"] == 4
+    assert result["memory"]["weights_bytes"] > 4_000_000
+    assert list(out.iterdir()) == []
+
+
+def test_build_engine_warns_when_the_engine_will_not_fit_the_device(
+    run: Run, model: Path, tensorrt_rtx: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexdeploy.pipeline import build
+
+    line = ["build-engine", model, "--builder", tensorrt_rtx, "--dry-run", "-o", out / "x.engine"]
+    assert "warning" not in run(*line).err
+    monkeypatch.setattr(build, "free_memory_bytes", lambda: 20 << 20)
+    told = run(*line)
+    assert "this device has 20 MiB free; lower the largest --batch" in told.err
+    assert "free now: 20 MiB" in told.out
+
+
+def test_ctrl_c_stops_a_build_and_leaves_nothing(
+    run: Run, model: Path, tensorrt_rtx: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alexdeploy.cli import build_engine
+
+    def interrupt(phase: str, share: float) -> None:
+        if (phase, share) == ("Building engine", 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # the main thread sees it
+
+    monkeypatch.setattr(build_engine, "progress", lambda: contextlib.nullcontext(interrupt))
+    told = run("build-engine", model, "--builder", tensorrt_rtx, "-o", out / "x.engine")
+    assert (told.code, told.err.strip()) == (130, "error: interrupted")
+    assert list(out.iterdir()) == []
+
+
+def test_the_sidecar_holds_the_command_that_builds_the_engine_again(
+    run: Run, model: Path, ranges: Path, tensorrt_rtx: str, out: Path
+) -> None:
+    path = out / "x.engine"
+    line = ["build-engine", model, "--int8", "--ranges", ranges, "--builder", tensorrt_rtx, "-o", path]
+    assert run(*line).code == 0
+    sidecar = sidecar_of(path, "engine", model, ranges)
+    path.unlink()
+    assert run(*shlex.split(sidecar.details["rebuild"])[1:]).code == 0
+    again = sidecar_of(path, "engine", model, ranges)
+    assert again.options == sidecar.options
+    assert again.details["layer_precisions"] == sidecar.details["layer_precisions"]
 
 
 def test_build_engine_takes_a_quantized_model_as_it_is(int8: Path, engine: Path) -> None:

@@ -64,6 +64,12 @@ USAGE = {
     "quantize {model} --ranges {ranges} --for magic -o {out}/x.onnx": "tensorrt",
     "build-engine {model} --int8 --ranges {ranges} --method magic -o {out}/x.engine": "percentile",
     "build-engine {model} --builder magic -o {out}/x.engine": "tensorrt-rtx",
+    "build-engine {model} --builder {tensorrt_rtx} --target 9.0 -o {out}/x.engine": "unknown target '9.0'",
+    "build-engine {model} --builder {tensorrt_rtx} --hardware ampere+ -o {out}/x.engine": "--hardware is for",
+    "build-engine {model} --builder {tensorrt_rtx} --version-compatible -o {out}/x.engine": "--version-compatible is",
+    "build-engine {model} --builder {tensorrt_rtx} --timing-cache {out} -o {out}/x.engine": "--timing-cache is for",
+    "build-engine {model} --level 6 -o {out}/x.engine": "0<=x<=5",
+    "build-engine {model} --workspace 0 -o {out}/x.engine": "x>=1",
     "export --network alexnet-mnist --classes 1 -o {out}/x.onnx": "--classes",
     "train alexnet-mnist --data digits --lr -1 --out {out}": "learning_rate",
     # unknown networks
@@ -206,7 +212,7 @@ STAGES = {
     "export": "alexdeploy.export.export_onnx",
     "calibrate": "alexdeploy.quantize.calibrate.calibrate",
     "quantize": "alexdeploy.quantize.write.quantize_onnx",
-    "build-engine": "alexdeploy.pipeline.build.build_engine",
+    "build-engine": "alexdeploy.pipeline.build.plan_engine",
     "predict": "alexdeploy.predict.predict",
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from alexdeploy.engine.build import Graph, build
+from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
 from alexdeploy.engine.versions import load_library
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.specs import BatchProfile, Precision
@@ -21,7 +21,7 @@ def test_tensorrt_builds_the_graph_that_rtx_builds() -> None:
     pytest.importorskip("tensorrt", reason="tensorrt is not installed")
     data = model_bytes(ir.from_proto(conv_lrn_gemm()))
     graph = Graph(data, "input", (3, 8, 8), Precision.FP32, weighted=("conv1", "fc2"), quantized=())
-    plan, report = build(graph, BatchProfile(1, 2, 4), load_library("tensorrt"))
+    plan, report = EngineBuild(graph, BuilderOptions(BatchProfile(1, 2, 4)), load_library("tensorrt")).run()
     assert report.size_bytes == len(plan) > 0
 
 

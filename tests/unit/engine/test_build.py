@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from alexdeploy.engine.build import Graph, build
-from alexdeploy.engine.driver import why_no_cuda
+from alexdeploy.engine import timing_cache
+from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph
+from alexdeploy.engine.driver import Gpu, why_no_cuda
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
-from alexdeploy.engine.versions import load_library
-from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.engine.versions import Compatibility, Library, load_library
+from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes, precision_of
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
@@ -23,6 +30,10 @@ from tests.helpers.graphs import conv_lrn_gemm
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
+
+
+def build(graph: Graph, profile: BatchProfile = BatchProfile(), **options: Any) -> tuple[bytes, EngineReport]:
+    return EngineBuild(graph, BuilderOptions(profile, **options), load_library("tensorrt-rtx")).run()
 
 
 def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> Graph:
@@ -44,7 +55,9 @@ def test_kernels_compute_in_the_type_the_graph_says(int8: bool, fp16: bool, expe
     model = ir.from_proto(conv_lrn_gemm())
     model = insert_qdq(model, AMAX) if int8 else model
     model = to_fp16(model) if fp16 else model
-    plan, report = build(graph_of(model), BatchProfile(1, 2, 4), load_library("tensorrt-rtx"))
+    plan, report = EngineBuild(
+        graph_of(model), BuilderOptions(BatchProfile(1, 2, 4)), load_library("tensorrt-rtx")
+    ).run()
     assert report.layer_precisions == {"conv1": expected, "fc2": expected}
     assert report.float_layers == []
     assert report.size_bytes == len(plan) > 0
@@ -70,7 +83,7 @@ def test_a_layer_quantized_on_its_activation_only_is_reported_as_float() -> None
     conv.replace_input_with(1, weight)
     model.graph.remove(producer)
     changed = Graph(**{**graph.__dict__, "data": model_bytes(model)})
-    _, report = build(changed, BatchProfile(1, 2, 4), load_library("tensorrt-rtx"))
+    _, report = build(changed, BatchProfile(1, 2, 4))
     assert report.float_layers == ["conv1"]
     assert report.precisions == {"INT8": 1, "HALF": 0, "FLOAT": 1}
 
@@ -81,20 +94,125 @@ def test_what_the_parser_refuses_is_named_with_node_and_operator() -> None:
     proto.opset_import.append(helper.make_opsetid("my.ops", 1))
     graph = Graph(proto.SerializeToString(), "input", (3, 8, 8), precision_of(ir.from_proto(proto)), (), ())
     with pytest.raises(InputError, match=r"node 'swirl' \(Swirl\)"):
-        build(graph, BatchProfile(), load_library("tensorrt-rtx"))
+        build(graph)
 
 
 def test_an_empty_or_broken_graph_is_an_error_not_an_empty_engine() -> None:
     good = graph_of(ir.from_proto(conv_lrn_gemm()))
     for data in (b"", b"not onnx at all", onnx.ModelProto().SerializeToString()):
         with pytest.raises(InputError):
-            build(Graph(**{**good.__dict__, "data": data}), BatchProfile(), load_library("tensorrt-rtx"))
+            EngineBuild(
+                Graph(**{**good.__dict__, "data": data}), BuilderOptions(BatchProfile()), load_library("tensorrt-rtx")
+            ).run()
 
 
 def test_a_profile_for_another_input_is_refused_with_the_builders_words() -> None:
     good = graph_of(ir.from_proto(conv_lrn_gemm()))
     with pytest.raises(InputError, match="tensorrt-rtx"):
-        build(Graph(**{**good.__dict__, "image_shape": (3, 9, 9)}), BatchProfile(), load_library("tensorrt-rtx"))
+        EngineBuild(
+            Graph(**{**good.__dict__, "image_shape": (3, 9, 9)}),
+            BuilderOptions(BatchProfile()),
+            load_library("tensorrt-rtx"),
+        ).run()
+
+
+def as_tensorrt() -> Library:
+    """TensorRT-RTX under TensorRT's name: its binding has what TensorRT's has for the options that RTX itself lacks."""
+    rtx = load_library("tensorrt-rtx")
+    return Library("tensorrt", rtx.version, rtx.module)
+
+
+def test_a_library_that_does_not_start_is_unavailable() -> None:
+    rtx = load_library("tensorrt-rtx")
+    module = ModuleType("tensorrt_rtx")
+    module.__dict__.update(ILogger=rtx.module.ILogger, Builder=rtx.module.IBuilderConfig)  # refuses to be made, too
+    broken = Library(rtx.name, rtx.version, module)
+    with pytest.raises(UnavailableError, match="does not start"):
+        EngineBuild(graph_of(ir.from_proto(conv_lrn_gemm())), BuilderOptions(), broken)
+
+
+def test_too_little_workspace_is_refused_with_the_option_to_change() -> None:
+    with pytest.raises(InputError, match=r"within workspace limit.*raise --workspace"):
+        build(graph_of(ir.from_proto(conv_lrn_gemm())), workspace_bytes=1)
+
+
+def test_a_target_decides_for_which_gpus_tensorrt_rtx_compiles() -> None:
+    graph = graph_of(ir.from_proto(conv_lrn_gemm()))
+    plan, _ = build(graph, level=0, tf32=True, compatibility=Compatibility(targets=("8.6", "12.0")))
+    assert plan
+    with pytest.raises(InputError, match="FP32 GEMM is not supported"):
+        build(graph, compatibility=Compatibility(targets=("7.5",)))
+    with pytest.raises(UsageError, match=r"unknown target '9.0'.*7\.5, 8\.0, 8\.6, 8\.9"):
+        build(graph, compatibility=Compatibility(targets=("9.0",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"compatibility": Compatibility(hardware="ampere+")}, "--hardware"),
+        ({"compatibility": Compatibility(newer_versions=True)}, "--version-compatible"),
+        ({"timing_cache": Path()}, "--timing-cache"),
+    ],
+)
+def test_what_tensorrt_rtx_lacks_is_refused_and_not_dropped(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} is for --builder tensorrt"):
+        build(graph_of(ir.from_proto(conv_lrn_gemm())), **options)
+
+
+def test_tensorrts_own_options_reach_the_builder() -> None:
+    graph, library = graph_of(ir.from_proto(conv_lrn_gemm())), as_tensorrt()
+    levels = library.module.HardwareCompatibilityLevel
+    flags: list[object] = []
+    config = SimpleNamespace(set_flag=flags.append)  # RTX's own ignores both
+    library.apply(Compatibility(hardware="same-compute-capability"), config)
+    assert (config.hardware_compatibility_level, flags) == (levels.SAME_COMPUTE_CAPABILITY, [])
+    library.apply(Compatibility(hardware="ampere+", newer_versions=True), config)
+    assert config.hardware_compatibility_level == levels.AMPERE_PLUS
+    assert flags == [library.module.BuilderFlag.VERSION_COMPATIBLE]
+    with pytest.raises(UsageError, match="--target is for --builder tensorrt-rtx"):
+        EngineBuild(graph, BuilderOptions(compatibility=Compatibility(targets=("8.9",))), library)
+
+
+@pytest.mark.filterwarnings("ignore:.*TensorRT-RTX:DeprecationWarning")
+def test_the_timing_cache_is_kept_per_version_and_gpu_and_a_broken_one_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing_cache, "current_gpu", lambda: Gpu("NVIDIA L4", "8.9", "13.0"))
+    options = BuilderOptions(BatchProfile(1, 2, 4), timing_cache=tmp_path)
+    for _ in range(2):
+        EngineBuild(graph_of(ir.from_proto(conv_lrn_gemm())), options, as_tensorrt()).run()
+        (kept,) = tmp_path.iterdir()
+        assert kept.name == f"tensorrt-{as_tensorrt().version}-NVIDIA-L4-8.9-cuda13.0.timing"
+        assert kept.stat().st_size > 20
+        kept.write_bytes(b"not a timing cache")
+
+
+def test_progress_tells_every_phase_from_nothing_to_all() -> None:
+    told: dict[str, list[float]] = {}
+    graph = graph_of(ir.from_proto(conv_lrn_gemm()))
+    EngineBuild(graph, BuilderOptions(), load_library("tensorrt-rtx")).run(
+        lambda phase, share: told.setdefault(phase, []).append(share)
+    )
+    assert {"Building engine", "Timing tactics"} <= told.keys()
+    optimizing = told["Optimizing graph"]
+    assert optimizing == sorted(optimizing)
+    assert (optimizing[0], optimizing[-1]) == (0, 1)
+
+
+def test_an_interrupt_stops_the_builder_and_the_next_build_works() -> None:
+    building = EngineBuild(graph_of(ir.from_proto(conv_lrn_gemm())), BuilderOptions(), load_library("tensorrt-rtx"))
+    told: list[str] = []
+
+    def interrupt(phase: str, _: float) -> None:
+        told.append(phase)
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # for the main thread to see it
+
+    with pytest.raises(KeyboardInterrupt):
+        building.run(interrupt)
+    assert len(told) < 5
+    assert building.run()[0]
 
 
 @pytest.mark.skipif(why_no_cuda() is None, reason="this machine has a CUDA device")

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from alexdeploy.engine.build import Graph, build
+from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
 from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import InputError
 from alexdeploy.graph.fp16 import to_fp16
@@ -286,7 +286,7 @@ def int8_layers(proto: onnx.ModelProto) -> set[str]:
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
     height, width = (*shape[1:], 1)[:2]
     graph = Graph(model_bytes(model), "input", (shape[0], height, width), precision_of(model), (), ())
-    _, report = build(graph, BatchProfile(1, 2, 4), load_library("tensorrt-rtx"))
+    _, report = EngineBuild(graph, BuilderOptions(BatchProfile(1, 2, 4)), load_library("tensorrt-rtx")).run()
     kernels = [k for k in report.kernels if k.type in ("correlation", "gemm") and k.precision == "INT8"]
     return {layer for kernel in kernels for layer in kernel.onnx_layers}
 

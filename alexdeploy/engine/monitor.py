@@ -1,0 +1,42 @@
+"""What a running build tells, and how it is stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from alexdeploy.engine.versions import Library
+
+Progress = Callable[[str, float], None]
+
+
+def build_monitor(library: Library, progress: Progress) -> Any:
+    """An ``IProgressMonitor`` that calls ``progress`` with the phase at work and the share of it that is done.
+
+    Phases nest; which of them are long differs from build to build. ``cancel()`` makes the builder stop at its next
+    step. TensorRT calls the monitor from threads of its own.
+    """
+    interface: Any = library.module.IProgressMonitor
+
+    class Monitor(interface):  # type: ignore[misc]
+        def __init__(self) -> None:
+            interface.__init__(self)
+            self._cancelled = threading.Event()
+            self._steps: dict[str, int] = {}
+
+        def cancel(self) -> None:
+            self._cancelled.set()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            self._steps[phase_name] = num_steps
+            progress(phase_name, 0.0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, (step + 1) / self._steps[phase_name])
+            return not self._cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            """Nothing: it need not have told every step."""
+
+    return Monitor()

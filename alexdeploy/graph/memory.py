@@ -1,0 +1,70 @@
+"""How much device memory a graph will need, from its shapes alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+# Fused with their neighbour or only another shape of it: the result takes no memory of its own.
+_IN_PLACE = frozenset(
+    {"Clip", "DequantizeLinear", "Dropout", "Flatten", "Identity", "Relu", "Reshape", "Squeeze", "Unsqueeze"}
+)
+_SCRATCH = frozenset({"LRN"})  # computed from squares as large as its input
+
+_RESERVED_BYTES = 8 << 20  # of any plan, seen in what TensorRT-RTX 1.7 reports
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of the weights, of the values that must be there at once, and of input and output, at a batch size.
+
+    Beside that the kernels' workspace (as much as the builder is given) and the runtime itself need memory.
+    """
+
+    batch: int
+    weights_bytes: int
+    activations_bytes: int
+    io_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.activations_bytes + self.io_bytes
+
+
+def predict_memory(model: ir.Model, batch: int) -> MemoryNeed:
+    """Weights as stored, and the largest sum of values alive at one node when the nodes run in order.
+
+    A value is alive from the node that makes it to the last that reads it. What has no shape counts as nothing.
+    """
+    model = model.clone()
+    common.ShapeInferencePass()(model)
+    ends = {*model.graph.inputs, *model.graph.outputs}
+    owner: dict[ir.Value, ir.Value] = {}  # value → the value whose memory it lies in
+    last_use: dict[ir.Value, int] = {}
+    constant = set(model.graph.initializers.values())  # and what is computed from them, before the first image
+    for index, node in enumerate(model.graph):
+        inputs = [owner.get(value, value) for value in node.inputs if value is not None]
+        last_use.update(dict.fromkeys(inputs, index))
+        if constant.issuperset(inputs):
+            constant.update(node.outputs)
+        if node.op_type in _IN_PLACE:
+            owner.update(dict.fromkeys(node.outputs, inputs[0]))
+    alive: set[ir.Value] = set()
+    peak = 0
+    for index, node in enumerate(model.graph):
+        alive.update({*node.outputs} - owner.keys() - ends - constant)
+        scratch = _bytes(node.inputs[0], batch) if node.op_type in _SCRATCH else 0
+        peak = max(peak, _RESERVED_BYTES + scratch + sum(_bytes(value, batch) for value in alive))
+        alive = {value for value in alive if last_use.get(value, -1) > index}
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    return MemoryNeed(batch, weights, peak, sum(_bytes(value, batch) for value in ends))
+
+
+def _bytes(value: ir.Value | None, batch: int) -> int:
+    if value is None or value.shape is None or value.dtype is None or value.is_initializer():
+        return 0
+    dims = [dim if isinstance(dim, int) else batch for dim in value.shape]
+    return math.ceil(math.prod(dims) * value.dtype.itemsize)

@@ -1,0 +1,55 @@
+"""The prediction against arithmetic by hand, and against what NVIDIA's builder reports of its own plan."""
+
+from __future__ import annotations
+
+import re
+
+import onnx_ir as ir
+import pytest
+
+from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.memory import predict_memory
+from alexdeploy.graph.model import model_bytes, precision_of
+from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
+from alexdeploy.specs import BatchProfile
+from tests.helpers.graphs import conv_lrn_gemm
+
+MIB = 1 << 20
+
+
+def test_a_small_network_by_hand() -> None:
+    need = predict_memory(ir.from_proto(conv_lrn_gemm()), 3)
+    conv = 8 * 8 * 8  # floats of conv1 and lrn1 per image
+    assert need.weights_bytes == 4 * (8 * 3 * 3 * 3 + 8 + 4 * 8 * 4 * 4 + 4)
+    assert need.activations_bytes == 8 * MIB + 4 * 3 * (conv + conv + conv)  # relu1, lrn1 and the squares between
+    assert need.io_bytes == 4 * 3 * (3 * 8 * 8 + 4)
+    assert need.total_bytes == need.weights_bytes + need.activations_bytes + need.io_bytes
+
+
+def test_a_value_that_is_used_again_stays_alive() -> None:
+    """A → b → c → d, and a + d: at c and at d, a is there beside the two that are needed."""
+    from onnx import helper
+
+    from tests.helpers.graphs import make_model
+
+    nodes = [helper.make_node("Exp", [x], [y], y) for x, y in (["input", "a"], "ab", "bc", "cd")]
+    skip = make_model([*nodes, helper.make_node("Add", ["a", "d"], ["logits"], "sum")], {})
+    assert predict_memory(ir.from_proto(skip), 5).activations_bytes == 8 * MIB + 3 * 4 * 5 * 3 * 8 * 8
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["fp32", "int8+fp16"])
+def test_close_to_what_tensorrt_rtx_reports(int8: bool) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
+    from alexdeploy.engine.versions import load_library, process_logger
+
+    library, batch = load_library("tensorrt-rtx"), 8192
+    model = ir.from_proto(conv_lrn_gemm())
+    if int8:
+        model = to_fp16(insert_qdq(model, dict.fromkeys(calibration_tensors(model), TensorRange(1.0))))
+    graph = Graph(model_bytes(model), "input", (3, 8, 8), precision_of(model), (), ())
+    EngineBuild(graph, BuilderOptions(BatchProfile(1, 8, batch)), library).run()
+    words = "".join(text for _, text in process_logger(library).messages)
+    (activations,) = map(int, re.findall(r"Total Activation Memory: (\d+) bytes", words))
+    assert activations > 40 * MIB
+    assert predict_memory(model, batch).activations_bytes == pytest.approx(activations, rel=0.2)
