@@ -69,6 +69,11 @@ MIB = 1 << 20
 )
 @click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too.")
 @click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds.")
+@click.option(
+    "--implicit",
+    is_flag=True,
+    help="TensorRT 10: it calibrates and chooses the types itself (deprecated).",
+)
 @click.option("--strict", is_flag=True, help="Fail (exit 5) when an INT8 layer was built in float.")
 @click.option("--dry-run", is_flag=True, help="Check all and say what would be built; build and write nothing.")
 @output_option("model.engine")
@@ -95,6 +100,7 @@ def command(
     hardware: Hardware,
     version_compatible: bool,
     timing_cache: Path | None,
+    implicit: bool,
     strict: bool,
     dry_run: bool,
     output: Path,
@@ -111,14 +117,23 @@ def command(
     """
     profile = BatchProfile.parse(batch)
     check_lrn(lrn, fp16)
+    if implicit:
+        _check_implicit(ctx, int8, builder, ranges)
     _check_arguments(int8, fp16, ranges, data)
     artifacts.check_output(output)
     artifacts.check_input(model)
     from alexdeploy.engine.build import BuilderOptions
     from alexdeploy.engine.versions import Compatibility
-    from alexdeploy.pipeline.build import BuildSettings, build_planned, int8_verdict, open_library, plan_engine
+    from alexdeploy.pipeline.build import (
+        BuildSettings,
+        build_planned,
+        int8_verdict,
+        open_library,
+        plan_engine,
+        plan_implicit,
+    )
 
-    if ranges is not None:
+    if ranges is not None and not implicit:
         method = method_for_ranges(ctx, ranges, method)
     options = BuilderOptions(
         profile=profile,
@@ -129,11 +144,22 @@ def command(
         compatibility=Compatibility(hardware=hardware, newer_versions=version_compatible, targets=targets),
     )
     settings = BuildSettings(
-        int8=int8, fp16=fp16, lrn_fp16=lrn == "fp16", method=method, builder=builder, strict=strict, options=options
+        int8=int8,
+        fp16=fp16,
+        lrn_fp16=lrn == "fp16",
+        method=method,
+        builder=builder,
+        implicit=implicit,
+        strict=strict,
+        options=options,
     )
     open_library(settings)  # before a calibration that would be for nothing
-    seen = ranges or _calibrated(model, data, data_root, skip_bad_images, samples)
-    plan = plan_engine(model, ranges=seen, settings=settings)
+    if implicit:
+        source = ranges or open_data(str(data), "train", data_root, skip_bad_images).subset(samples)
+        plan = plan_implicit(model, source, settings=settings)
+    else:
+        seen = ranges or _calibrated(model, data, data_root, skip_bad_images, samples)
+        plan = plan_engine(model, ranges=seen, settings=settings)
     _warn_of_memory(plan)
     if dry_run:
         _show_plan(output, plan, as_json)
@@ -211,6 +237,19 @@ def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: str | No
         raise UsageError("--int8 needs either --ranges ranges.json or --data DATASET to calibrate on")
     if not (int8 or fp16) and (ranges is not None or data is not None):
         raise UsageError("--ranges and --data are for --int8 and --fp16; add one or leave them out")
+
+
+def _check_implicit(ctx: click.Context, int8: bool, builder: str, ranges: Path | None) -> None:
+    from click.core import ParameterSource
+
+    from alexdeploy.quantize.cache import is_cache
+
+    if not int8 or builder != "tensorrt":
+        raise UsageError("--implicit needs --int8 and --builder tensorrt (version 10)")
+    if ctx.get_parameter_source("method") is not ParameterSource.DEFAULT:
+        raise UsageError("--method does not go with --implicit: TensorRT calibrates by its own entropy method")
+    if ranges is not None and not is_cache(ranges):
+        raise UsageError(f"--implicit takes a calibration cache of TensorRT as --ranges, which {ranges} is not")
 
 
 def _calibrated(

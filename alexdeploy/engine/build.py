@@ -101,19 +101,23 @@ class BuilderOptions:
 class EngineBuild:
     """A graph that TensorRT's parser has taken, configured and ready to build.
 
+    With ``calibrator`` (an ``IInt8EntropyCalibrator2``) TensorRT 10 chooses the types itself, INT8 among them.
+
     Raises:
         InputError: the parser refused the graph (node, operator and the library's words), or the profile.
         UsageError: an option that this library does not have.
         UnavailableError: the library does not start.
     """
 
-    def __init__(self, graph: Graph, options: BuilderOptions, library: Library) -> None:
-        self.graph, self.options, self.library = graph, options, library
+    def __init__(self, graph: Graph, options: BuilderOptions, library: Library, calibrator: Any = None) -> None:
+        self.graph, self.options, self.library, self._calibrator = graph, options, library, calibrator
         library.check(options.compatibility, timing_cache=options.timing_cache is not None)
         self._logger = process_logger(library)
         self._logger.messages.clear()
         self._builder = self._create_builder()
-        network: trt.INetworkDefinition | None = self._builder.create_network(library.network_flags())
+        network: trt.INetworkDefinition | None = self._builder.create_network(
+            library.network_flags(implicit=calibrator is not None)
+        )
         if network is None:
             raise InputError(self._refused("no network could be created"))
         self._network = network
@@ -173,6 +177,12 @@ class EngineBuild:
         profile.set_shape(self.graph.input_name, *shapes)
         if not profile or config.add_optimization_profile(profile) < 0:  # a bad one does not raise
             raise InputError(self._refused(f"batch profile {batches} was refused"))
+        if self._calibrator is not None:
+            count = self._calibrator.get_batch_size()
+            seen = self._builder.create_optimization_profile()
+            seen.set_shape(self.graph.input_name, *[(count, *self.graph.image_shape)] * 3)
+            fp16 = self.graph.precision == Precision.INT8_FP16
+            self.library.calibrate_with(self._calibrator, config, seen, fp16=fp16)
         return config
 
     def _refused(self, what: str) -> str:

@@ -85,9 +85,12 @@ class Library:
         """Whether a build prints which kernels it chose; of TensorRT's engines only a running one can be asked."""
         return self.name == "tensorrt-rtx"
 
-    def network_flags(self) -> int:
-        """Strongly typed: precision comes from the graph. The bit moved between 10 and 11, so go by its name."""
-        return 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    def network_flags(self, *, implicit: bool = False) -> int:
+        """Strongly typed: precision comes from the graph, unless TensorRT 10 is to choose it (``check_implicit``).
+
+        The bit moved between 10 and 11, so go by its name.
+        """
+        return 0 if implicit else 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     @property
     def captures_graphs(self) -> bool:
@@ -103,6 +106,26 @@ class Library:
         config.set_execution_context_allocation_strategy(strategy)
         config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return engine.create_execution_context(config)
+
+    def check_implicit(self) -> None:
+        """Refuse to let TensorRT calibrate where it no longer can.
+
+        Raises:
+            UnavailableError: TensorRT 11 or TensorRT-RTX.
+        """
+        if not hasattr(self.module, "IInt8EntropyCalibrator2"):
+            raise UnavailableError(
+                f"{self.name} {self.version} cannot calibrate, which only TensorRT 10 does; leave out --implicit"
+            )
+
+    def calibrate_with(self, calibrator: Any, config: Any, profile: Any, *, fp16: bool) -> None:
+        """TensorRT 10: give an ``IBuilderConfig`` INT8 kernels to choose, with ranges from ``calibrator``."""
+        config.set_flag(self.module.BuilderFlag.INT8)
+        if fp16:
+            config.set_flag(self.module.BuilderFlag.FP16)
+        config.int8_calibrator = calibrator
+        if not config.set_calibration_profile(profile):
+            raise UnavailableError(f"{self.name} {self.version} refused the calibration profile")
 
     def check(self, compatibility: Compatibility, *, timing_cache: bool) -> None:
         """Refuse what this library has no counterpart for, before any work.

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from alexdeploy import artifacts
 from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph, write_engine
 from alexdeploy.engine.driver import current_gpu, free_memory_bytes
 from alexdeploy.engine.monitor import Progress
 from alexdeploy.engine.trust import EngineDetails
 from alexdeploy.engine.versions import Builder, Library, load_library, this_platform
-from alexdeploy.errors import GateError, UsageError
+from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, model_bytes, precision_of
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 from alexdeploy.quantize import cache
 from alexdeploy.quantize.write import DEFAULT_METHOD, Ranges, quantized, with_fp16
-from alexdeploy.specs import BatchProfile
+from alexdeploy.runners.calibrator import Calibration
+from alexdeploy.specs import BatchProfile, Precision
+
+_CALIBRATION_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class BuildSettings:
         fp16: write FP16 into the float parts of the graph.
         lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
         method: which of the range file's methods gives the INT8 ranges.
+        implicit: with ``int8``, TensorRT 10 calibrates and chooses the types itself; no Q/DQ is written.
         strict: a Conv/Gemm that Q/DQ asks for in INT8 and that is built in float is an error, not a warning.
     """
 
@@ -41,6 +47,7 @@ class BuildSettings:
     lrn_fp16: bool = False
     method: str = DEFAULT_METHOD
     builder: Builder = "auto"
+    implicit: bool = False
     strict: bool = False
     options: BuilderOptions = BuilderOptions()
 
@@ -61,6 +68,7 @@ class EnginePlan:
     lrn_fp16_headroom: dict[str, float]
     memory: MemoryNeed
     free_bytes: int | None
+    calibration: Calibration | None = None
 
     @property
     def graph(self) -> Graph:
@@ -82,6 +90,8 @@ def open_library(settings: BuildSettings) -> Library:
     library = load_library(settings.builder)
     options = settings.options
     library.check(options.compatibility, timing_cache=options.timing_cache is not None)
+    if settings.implicit:
+        library.check_implicit()
     if settings.strict and not library.reports_kernels:
         raise UsageError("--strict is for --builder tensorrt-rtx; TensorRT does not report which kernels it chose")
     return library
@@ -114,6 +124,36 @@ def plan_engine(
     return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
 
 
+def plan_implicit(model_path: Path, calibrate_on: ImageDataset | Path, *, settings: BuildSettings) -> EnginePlan:
+    """``plan_engine`` where TensorRT 10 calibrates; the model must be float.
+
+    Args:
+        model_path: float ONNX with a preprocessing contract.
+        calibrate_on: images, or a calibration cache of TensorRT.
+        settings: with ``implicit``.
+
+    Raises:
+        What ``plan_engine`` raises; UsageError also for a model with Q/DQ.
+    """
+    library = open_library(settings)
+    model = load_onnx(model_path)
+    check_tensorrt(model, str(model_path))
+    graph = _graph(model, model_path, settings.options.profile)
+    if graph.quantized:
+        raise UsageError(f"{model_path} has Q/DQ, which says what is INT8; build it without --implicit")
+    graph = replace(graph, precision=Precision.of(int8=True, fp16=settings.fp16))
+    if isinstance(calibrate_on, Path):
+        feed = Calibration(library, (1, *graph.image_shape), iter(()), lambda: 0, calibrate_on.read_bytes())
+    else:
+        data = calibrate_on
+        count = 1 if data.skip_bad else math.gcd(len(data), _CALIBRATION_BATCH)  # TensorRT takes whole batches only
+        images = (batch for batch, _ in data.batches(contract_of(model, str(model_path)), count))
+        feed = Calibration(library, (count, *graph.image_shape), images, lambda: len(data) - len(data.skipped))
+    build = EngineBuild(graph, settings.options, library, feed.calibrator)
+    memory = predict_memory(model, settings.options.profile.max)
+    return EnginePlan(model, model_path, None, None, settings, build, {}, memory, free_memory_bytes(), feed)
+
+
 def build_engine(
     model_path: Path,
     output: Path,
@@ -142,7 +182,7 @@ def build_planned(
         InputError: the builder refused the graph.
         GateError: ``strict``, and INT8 layers were built in float.
     """
-    data, report = plan.build.run(progress)
+    data, report = _run(plan, output, progress)
     settings = plan.settings
     if settings.strict and report.float_layers:
         raise GateError(f"--strict: {int8_verdict(report)}; nothing was written")
@@ -164,6 +204,24 @@ def build_planned(
         },
     )
     return report
+
+
+def _run(plan: EnginePlan, output: Path, progress: Progress) -> tuple[bytes, EngineReport]:
+    """The build; where TensorRT calibrates, also the cache it wrote, beside the engine."""
+    feed = plan.calibration
+    if feed is None:
+        return plan.build.run(progress)
+    with feed:
+        try:
+            built = plan.build.run(progress)
+        except InputError:
+            if feed.error is not None:  # that is what the builder complains of
+                raise feed.error from None
+            raise
+        feed.check()
+    if feed.written:
+        artifacts.write_bytes(output.with_name(output.name + ".cache"), feed.written)
+    return built
 
 
 def int8_verdict(report: EngineReport) -> str:

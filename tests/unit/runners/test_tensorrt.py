@@ -21,6 +21,6 @@ def test_on_the_simulated_driver(driver: Path, binding: str, monkeypatch: pytest
         pytest.skip(reason)
     monkeypatch.setitem(os.environ, "SIMULATED_BINDING", binding)
     slow = ["-k", "not eight_threads"] if binding == "pycuda alone" else []  # as pycuda, where threads are concerned
-    options = ["-p", "no:cacheprovider", "-q", "-x", *slow]
-    done = run(driver, "-m", "pytest", *options, "tests/simulated_cuda/inside_runner.py")
+    files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator")]
+    done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *slow, *files)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,0 +1,133 @@
+"""TensorRT 10's own calibration; run by tests/unit/runners/test_tensorrt.py."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from alexdeploy.cli import main
+from alexdeploy.contract import METADATA_KEY
+from alexdeploy.data.sources import load_dataset
+from alexdeploy.engine.trust import read_engine
+from alexdeploy.pipeline import build
+from alexdeploy.runners.tensorrt import TensorRTRunner
+from alexdeploy.specs import Precision
+from tests.helpers.graphs import conv_lrn_gemm, images
+from tests.simulated_cuda import builder_double
+from tests.simulated_cuda.conftest import CONTRACT, expected
+
+
+@pytest.fixture(autouse=True)
+def _builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    builder_double.install(sys.modules["tensorrt"])
+    yield
+    for kind in builder_double.CLASSES:
+        monkeypatch.delattr(sys.modules["tensorrt"], kind.__name__)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A float model and ten pictures, with the working directory there."""
+    from PIL import Image
+
+    model = conv_lrn_gemm()
+    helper.set_model_props(model, {METADATA_KEY: CONTRACT.to_json()})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    for index in range(10):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+        target = tmp_path / "pictures" / CONTRACT.labels[index % 4] / f"{index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(["build-engine", "model.onnx", "--builder", "tensorrt", "--implicit", "-o", "model.engine", *arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_every_image_is_seen_and_the_cache_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--int8", "--fp16", "--data", "pictures", "--batch", "1:2:4", "--json") == 0, capsys.readouterr().err
+    assert json.loads(capsys.readouterr().out)["builder"] == "tensorrt"
+    assert {"INT8", "FP16"} <= builder_double.flags_set
+    train = load_dataset("pictures", "train")
+    (everything, _) = next(iter(train.batches(CONTRACT, len(train))))
+    cache = (folder / "model.engine.cache").read_bytes()
+    header, _, line = cache.partition(b"\n")
+    assert header == b"TRT-101601-EntropyCalibration2"
+    (scale,) = struct.unpack("!f", bytes.fromhex(line.split(b": ")[1].decode()))
+    assert scale == pytest.approx(np.abs(everything).max() / 127)
+    assert read_engine(folder / "model.engine").precision == Precision.INT8_FP16
+    with TensorRTRunner(folder / "model.engine") as runner:
+        np.testing.assert_array_equal(runner.infer(images(3)), expected(images(3)))
+
+
+def test_a_cache_takes_the_place_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "old.cache").write_bytes(builder_double.CACHE_HEADER + b"input: 3c010a14\n")
+    assert run("--int8", "--ranges", "old.cache") == 0, capsys.readouterr().err
+    assert builder_double.flags_set == {"INT8"}
+    assert not (folder / "model.engine.cache").exists()
+
+
+def test_what_goes_wrong_in_the_middle_is_raised_after_the_build(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = folder / "pictures" / load_dataset("pictures", "train").samples[-1]
+    damaged.write_text("no picture")
+    assert run("--int8", "--data", "pictures") == 3
+    assert damaged.name in capsys.readouterr().err
+    assert not (folder / "model.engine").exists()
+
+
+def test_a_calibration_that_ends_early_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_batch(calibrator: object, shape: tuple[int, ...]) -> float:
+        calibrator.get_batch(["input"])  # type: ignore[attr-defined]
+        return float(shape[0])
+
+    monkeypatch.setattr(builder_double, "_calibrate", first_batch)
+    monkeypatch.setattr(build, "_CALIBRATION_BATCH", 1)
+    assert run("--int8", "--data", "pictures") == 5
+    count = len(load_dataset("pictures", "train"))
+    assert f"calibrated on 1 of {count} images" in capsys.readouterr().err
+    assert not (folder / "model.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--data", "pictures"], 2, "--implicit needs --int8"),
+        (["--int8", "--data", "pictures", "--builder", "tensorrt-rtx"], 2, "--builder tensorrt"),
+        (["--int8", "--data", "pictures", "--method", "entropy"], 2, "--method does not go with --implicit"),
+        (["--int8", "--ranges", "model.onnx"], 2, "calibration cache"),
+    ],
+)
+def test_what_does_not_go_with_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert folder.exists()
+    assert run(*arguments) == code
+    assert words in capsys.readouterr().err
+
+
+def test_tensorrt_11_says_why_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder.exists()
+    with monkeypatch.context() as patch:
+        patch.delattr(sys.modules["tensorrt"], "IInt8EntropyCalibrator2")
+        patch.setattr(sys.modules["tensorrt"], "__version__", "11.4.0.106")
+        assert run("--int8", "--data", "pictures") == 4
+    assert "only TensorRT 10" in capsys.readouterr().err
