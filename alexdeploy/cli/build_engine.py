@@ -22,6 +22,7 @@ from alexdeploy.errors import UsageError
 from alexdeploy.specs import BatchProfile
 
 if TYPE_CHECKING:
+    from alexdeploy.data.dataset import ImageDataset
     from alexdeploy.engine.build import EngineReport
     from alexdeploy.engine.versions import Builder, Hardware
     from alexdeploy.pipeline.build import EnginePlan
@@ -117,21 +118,14 @@ def command(
     """
     profile = BatchProfile.parse(batch)
     check_lrn(lrn, fp16)
+    _check_arguments(int8, fp16, ranges, data)
     if implicit:
         _check_implicit(ctx, int8, builder, ranges)
-    _check_arguments(int8, fp16, ranges, data)
     artifacts.check_output(output)
     artifacts.check_input(model)
     from alexdeploy.engine.build import BuilderOptions
     from alexdeploy.engine.versions import Compatibility
-    from alexdeploy.pipeline.build import (
-        BuildSettings,
-        build_planned,
-        int8_verdict,
-        open_library,
-        plan_engine,
-        plan_implicit,
-    )
+    from alexdeploy.pipeline.build import BuildSettings, open_library, plan_engine
 
     if ranges is not None and not implicit:
         method = method_for_ranges(ctx, ranges, method)
@@ -143,29 +137,26 @@ def command(
         timing_cache=timing_cache,
         compatibility=Compatibility(hardware=hardware, newer_versions=version_compatible, targets=targets),
     )
-    settings = BuildSettings(
-        int8=int8,
-        fp16=fp16,
-        lrn_fp16=lrn == "fp16",
-        method=method,
-        builder=builder,
-        implicit=implicit,
-        strict=strict,
-        options=options,
-    )
+    arithmetic = {"int8": int8, "fp16": fp16, "lrn_fp16": lrn == "fp16", "implicit": implicit}
+    settings = BuildSettings(**arithmetic, method=method, builder=builder, strict=strict, options=options)
     open_library(settings)  # before a calibration that would be for nothing
-    if implicit:
-        source = ranges or open_data(str(data), "train", data_root, skip_bad_images).subset(samples)
-        plan = plan_implicit(model, source, settings=settings)
-    else:
-        seen = ranges or _calibrated(model, data, data_root, skip_bad_images, samples)
-        plan = plan_engine(model, ranges=seen, settings=settings)
+    dataset = open_data(data, "train", data_root, skip_bad_images) if data is not None else None
+    seen: Path | RangeFile | ImageDataset | None = ranges
+    if dataset is not None:
+        seen = dataset.subset(samples) if implicit else _calibrated(model, dataset, samples)
+    plan = plan_engine(model, ranges=seen, settings=settings)
     _warn_of_memory(plan)
     if dry_run:
         _show_plan(output, plan, as_json)
-        return
+    else:
+        _build(plan, output, shlex.join(["alexdeploy", *ctx.obj]), as_json)
+
+
+def _build(plan: EnginePlan, output: Path, rebuild: str, as_json: bool) -> None:
+    from alexdeploy.pipeline.build import build_planned, int8_verdict
+
     with progress() as bar:
-        report = build_planned(plan, output, rebuild=shlex.join(["alexdeploy", *ctx.obj]), progress=bar)
+        report = build_planned(plan, output, rebuild=rebuild, progress=bar)
     if report.float_layers:
         warn(int8_verdict(report))
     _show(output, report, as_json)
@@ -252,14 +243,9 @@ def _check_implicit(ctx: click.Context, int8: bool, builder: str, ranges: Path |
         raise UsageError(f"--implicit takes a calibration cache of TensorRT as --ranges, which {ranges} is not")
 
 
-def _calibrated(
-    model: Path, data: str | None, data_root: Path | None, skip_bad_images: bool, samples: int
-) -> RangeFile | None:
-    if data is None:
-        return None
+def _calibrated(model: Path, dataset: ImageDataset, samples: int) -> RangeFile:
     from alexdeploy.quantize.calibrate import calibrate
 
-    dataset = open_data(data, "train", data_root, skip_bad_images)
     with progress() as bar:
         seen = calibrate(
             model,

@@ -98,13 +98,14 @@ def open_library(settings: BuildSettings) -> Library:
 
 
 def plan_engine(
-    model_path: Path, *, ranges: Ranges | Path | None = None, settings: BuildSettings = BuildSettings()
+    model_path: Path, *, ranges: Ranges | Path | ImageDataset | None = None, settings: BuildSettings = BuildSettings()
 ) -> EnginePlan:
     """Do all that comes before the build: write the precision into the graph, check it, have TensorRT parse it.
 
     Args:
         model_path: ONNX, float or with Q/DQ.
-        ranges: for INT8, and for FP16 to know its islands; a file that calibrate wrote, or its content.
+        ranges: for INT8, and for FP16 to know its islands; a file that calibrate wrote, or its content. With
+            ``settings.implicit`` images, or a calibration cache of TensorRT.
         settings: see there.
 
     Raises:
@@ -114,6 +115,10 @@ def plan_engine(
         GateError: ranges of another model.
     """
     library = open_library(settings)
+    if settings.implicit or isinstance(ranges, ImageDataset):
+        if not isinstance(ranges, Path | ImageDataset) or not settings.implicit:
+            raise UsageError("images, or a calibration cache of TensorRT, are what implicit quantization takes")
+        return _plan_implicit(model_path, ranges, settings, library)
     ranges_path = ranges if isinstance(ranges, Path) else None
     seen = cache.load(ranges) if isinstance(ranges, Path) else ranges
     model, headroom = _with_precision(model_path, seen, settings)
@@ -124,18 +129,9 @@ def plan_engine(
     return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
 
 
-def plan_implicit(model_path: Path, calibrate_on: ImageDataset | Path, *, settings: BuildSettings) -> EnginePlan:
-    """``plan_engine`` where TensorRT 10 calibrates; the model must be float.
-
-    Args:
-        model_path: float ONNX with a preprocessing contract.
-        calibrate_on: images, or a calibration cache of TensorRT.
-        settings: with ``implicit``.
-
-    Raises:
-        What ``plan_engine`` raises; UsageError also for a model with Q/DQ.
-    """
-    library = open_library(settings)
+def _plan_implicit(
+    model_path: Path, calibrate_on: ImageDataset | Path, settings: BuildSettings, library: Library
+) -> EnginePlan:
     model = load_onnx(model_path)
     check_tensorrt(model, str(model_path))
     graph = _graph(model, model_path, settings.options.profile)

@@ -108,7 +108,7 @@ def test_a_calibration_that_ends_early_is_an_error(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--data", "pictures"], 2, "--implicit needs --int8"),
+        (["--fp16", "--data", "pictures"], 2, "--implicit needs --int8"),
         (["--int8", "--data", "pictures", "--builder", "tensorrt-rtx"], 2, "--builder tensorrt"),
         (["--int8", "--data", "pictures", "--method", "entropy"], 2, "--method does not go with --implicit"),
         (["--int8", "--ranges", "model.onnx"], 2, "calibration cache"),
