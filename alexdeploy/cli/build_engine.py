@@ -119,8 +119,7 @@ def command(
     profile = BatchProfile.parse(batch)
     check_lrn(lrn, fp16)
     _check_arguments(int8, fp16, ranges, data)
-    if implicit:
-        _check_implicit(ctx, int8, builder, ranges)
+    _check_implicit(ctx, implicit, int8, builder, ranges)
     artifacts.check_output(output)
     artifacts.check_input(model)
     from alexdeploy.engine.build import BuilderOptions
@@ -230,7 +229,9 @@ def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: str | No
         raise UsageError("--ranges and --data are for --int8 and --fp16; add one or leave them out")
 
 
-def _check_implicit(ctx: click.Context, int8: bool, builder: str, ranges: Path | None) -> None:
+def _check_implicit(ctx: click.Context, implicit: bool, int8: bool, builder: str, ranges: Path | None) -> None:
+    if not implicit:
+        return
     from click.core import ParameterSource
 
     from alexdeploy.quantize.cache import is_cache
