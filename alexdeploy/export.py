@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 OPSET = 20
 PARITY_BATCHES = (1, 2, 5)
 PARITY_TOLERANCE = 1e-5
+_LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def export_onnx(
     path: Path,
     *,
     real_images: npt.NDArray[np.float32],
+    any_size: bool = False,
     parents: tuple[artifacts.Parent, ...] = (),
 ) -> ExportResult:
     """Write ``module`` as ONNX opset 20: native LRN, dynamic batch, contract in the metadata; only if parity holds.
@@ -65,6 +67,8 @@ def export_onnx(
         contract: preprocessing and labels to store in ``metadata_props``.
         path: written atomically with its sidecar; untouched when anything fails.
         real_images: preprocessed photographs, (n >= 1, C, H, W) float32, for the second half of the parity gate.
+        any_size: height and width are dynamic too, from the contract's size upwards; the module is fully convolutional
+            and returns (N, classes, h, w). Parity is checked at a larger size as well.
         parents: files the module's weights came from.
 
     Raises:
@@ -73,9 +77,9 @@ def export_onnx(
     """
     artifacts.check_output(path)
     module = module.eval()
-    model = trace(module, contract)
+    model = trace(module, contract, any_size=any_size)
     model.metadata_props[METADATA_KEY] = contract.to_json()
-    parity = check_parity(module, model, contract, real_images)
+    parity = check_parity(module, model, contract, real_images, larger_by=_LARGER if any_size else (0, 0))
     save_onnx(
         model,
         path,
@@ -89,9 +93,14 @@ def export_onnx(
     return ExportResult(op_counts(model), parity)
 
 
-def trace(module: nn.Module, contract: Contract) -> ir.Model:
-    """Export in memory with readable names; no check besides the exporter's."""
-    example = torch.zeros(2, *contract.input_shape)
+def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> ir.Model:
+    """Export in memory with readable names; no check besides the exporter's. ``any_size``: see ``export_onnx``."""
+    channels, height, width = contract.input_shape
+    dynamic = {0: torch.export.Dim("batch")}
+    if any_size:
+        dynamic |= {2: torch.export.Dim("height", min=height), 3: torch.export.Dim("width", min=width)}
+        height, width = height + _LARGER[0], width + _LARGER[1]  # an example of the least size would fix it
+    example = torch.zeros(2, channels, height, width)
     with _native_lrn(), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -100,17 +109,27 @@ def trace(module: nn.Module, contract: Contract) -> ir.Model:
             opset_version=OPSET,
             input_names=["input"],
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(dynamic,),
             verbose=False,
         )
     assert program is not None
-    return rename(restore_flatten(program.model))
+    model = rename(restore_flatten(program.model))
+    if any_size:
+        logits = model.graph.outputs[0]
+        assert logits.shape is not None
+        logits.shape = ir.Shape([*logits.shape[:2], "map_height", "map_width"])
+    return model
 
 
 def check_parity(
-    module: nn.Module, model: ir.Model, contract: Contract, real_images: npt.NDArray[np.float32]
+    module: nn.Module,
+    model: ir.Model,
+    contract: Contract,
+    real_images: npt.NDArray[np.float32],
+    *,
+    larger_by: tuple[int, int] = (0, 0),
 ) -> Parity:
-    """ONNX Runtime against PyTorch at batch 1, 2 and 5, on noise and on real images.
+    """ONNX Runtime against PyTorch at batch 1, 2 and 5, on noise (also of a larger size) and on real images.
 
     Raises:
         GateError: beyond ``PARITY_TOLERANCE``, with the worst case in the message.
@@ -118,6 +137,9 @@ def check_parity(
     noise = np.random.default_rng(0).standard_normal((max(PARITY_BATCHES), *contract.input_shape), dtype=np.float32)
     with OnnxRuntimeRunner(model_bytes(model)) as runner:
         parity = Parity(_distance(module, runner, noise), _distance(module, runner, real_images))
+        if any(larger_by):
+            larger = np.pad(noise, ((0, 0), (0, 0), (0, larger_by[0]), (0, larger_by[1])), mode="wrap")
+            parity = replace(parity, random_inputs=max(parity.random_inputs, _distance(module, runner, larger)))
     for kind, error in (("random", parity.random_inputs), ("real", parity.real_inputs)):
         if not error <= PARITY_TOLERANCE:
             raise GateError(
@@ -133,7 +155,8 @@ def _distance(module: nn.Module, runner: OnnxRuntimeRunner, images: npt.NDArray[
         chosen = np.take(images, range(batch), axis=0, mode="wrap")
         with torch.inference_mode():
             expected = module(torch.from_numpy(chosen)).numpy()
-        worst = max(worst, relative_error(runner.infer(chosen), expected))
+        (output,) = runner.run(chosen).values()
+        worst = max(worst, relative_error(output, expected))
     return worst
 
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     metavar="RECIPE|NETWORK",
     help="Preprocessing of a foreign .onnx file: a network's, or a TOML file with a [preprocess] section.",
 )
+@click.option(
+    "--fully-convolutional",
+    is_flag=True,
+    help="The classifier as convolutions: takes larger images too and returns a map of logits.",
+)
 @data_options(required=False)
 @output_option("model.onnx")
 @json_option
@@ -34,6 +39,7 @@ def command(
     classes: int | None,
     seed: int,
     contract: str | None,
+    fully_convolutional: bool,
     data: str | None,
     data_root: Path | None,
     skip_bad_images: bool,
@@ -41,6 +47,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Write a checkpoint as ONNX with native LRN, or adopt a foreign ONNX file.
+
+    Foreign weights (a state dict in .safetensors or .pth, bvlc_alexnet.npy) need --network.
 
     ONNX Runtime is compared with PyTorch at batch 1, 2 and 5 on noise and on real images (from --data, or
     photographs that scikit-learn brings); beyond a relative error of 1e-5 nothing is written (exit 5).
@@ -51,12 +59,13 @@ def command(
     \b
     Example: alexdeploy export alexnet-mnist.safetensors -o model.onnx
              alexdeploy export --network alexnet --classes 1000 --seed 0 -o untrained.onnx
+             alexdeploy export bvlc_alexnet.npy --network alexnet-caffe -o model.onnx
              alexdeploy export foreign.onnx --contract alexnet -o model.onnx
     """
     artifacts.check_output(output)
     foreign = checkpoint is not None and checkpoint.suffix.lower() == ".onnx"
     if foreign:
-        _check_foreign_arguments(network, classes, contract)
+        _check_foreign_arguments(network, classes, contract, fully_convolutional)
     else:
         _check_arguments(checkpoint, network, classes, contract)
     dataset = open_data(data, "val", data_root, skip_bad_images) if data else None
@@ -65,7 +74,7 @@ def command(
         assert contract is not None
         _adopt(checkpoint, contract, dataset, output, as_json)
         return
-    _export(_load(checkpoint, network, classes, seed), checkpoint, dataset, output, as_json)
+    _export(_load(checkpoint, network, classes, seed), checkpoint, dataset, output, fully_convolutional, as_json)
 
 
 def _check_arguments(checkpoint: Path | None, network: str | None, classes: int | None, contract: str | None) -> None:
@@ -77,9 +86,13 @@ def _check_arguments(checkpoint: Path | None, network: str | None, classes: int 
         raise UsageError("--classes is for fresh weights; a checkpoint has its own")
 
 
-def _check_foreign_arguments(network: str | None, classes: int | None, contract: str | None) -> None:
-    if network is not None or classes is not None:
-        raise UsageError("--network and --classes are for PyTorch weights; an .onnx file has its own graph")
+def _check_foreign_arguments(
+    network: str | None, classes: int | None, contract: str | None, fully_convolutional: bool
+) -> None:
+    if network is not None or classes is not None or fully_convolutional:
+        raise UsageError(
+            "--network, --classes and --fully-convolutional are for PyTorch weights; an .onnx file has its own graph"
+        )
     if contract is None:
         raise UsageError(
             "an .onnx file needs --contract: a network (alexnet) or a TOML file with a [preprocess] section"
@@ -97,16 +110,23 @@ def _load(checkpoint: Path | None, network: str | None, classes: int | None, see
 
 
 def _export(
-    loaded: Checkpoint, checkpoint: Path | None, dataset: ImageDataset | None, output: Path, as_json: bool
+    loaded: Checkpoint,
+    checkpoint: Path | None,
+    dataset: ImageDataset | None,
+    output: Path,
+    any_size: bool,
+    as_json: bool,
 ) -> None:
     from alexdeploy.export import export_onnx
     from alexdeploy.pipeline.real_images import real_images
+    from alexdeploy.zoo.convnet import fully_convolutional
 
     parents = (artifacts.parent(checkpoint),) if checkpoint is not None else ()
     images = real_images(loaded.contract, dataset)
     if dataset is not None:
         note_skipped(dataset)
-    result = export_onnx(loaded.model, loaded.contract, output, real_images=images, parents=parents)
+    model = fully_convolutional(loaded.model) if any_size else loaded.model
+    result = export_onnx(model, loaded.contract, output, real_images=images, any_size=any_size, parents=parents)
     if as_json:
         print_json({"model": str(output), "ops": result.ops, "parity": result.parity})
         return

@@ -145,7 +145,7 @@ def image_input(model: ir.Model, origin: str) -> TensorSpec:
 
 
 def class_count(model: ir.Model) -> int:
-    """Columns of the first output, or -1 when the graph does not tell."""
+    """Columns of the first output, channels where it is a map, or -1 when the graph does not tell."""
     shape = model.graph.outputs[0].shape
-    last = shape[-1] if shape is not None and len(shape) else None
-    return last if isinstance(last, int) else -1
+    classes = shape[1] if shape is not None and len(shape) > 1 else None
+    return classes if isinstance(classes, int) else -1

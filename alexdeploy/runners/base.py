@@ -67,8 +67,12 @@ class Runner(ABC):
         self.close()
 
     def check_batch(self, batch: npt.NDArray[np.float32]) -> None:
-        """Refuse what is not a float32 batch of this runner's images."""
-        if batch.dtype != np.float32 or batch.shape[1:] != self.input.shape[1:] or not len(batch):
+        """Refuse what is not a float32 batch of this runner's images; a size that the model leaves open may be any."""
+        expected = [dim if isinstance(dim, int) else None for dim in self.input.shape[1:]]
+        fits = batch.ndim == len(self.input.shape) and all(
+            dim in (None, found) for dim, found in zip(expected, batch.shape[1:], strict=True)
+        )
+        if batch.dtype != np.float32 or not fits or not len(batch):
             raise UsageError(
                 f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
                 f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) float32"

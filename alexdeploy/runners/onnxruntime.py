@@ -56,15 +56,17 @@ class OnnxRuntimeRunner(Runner):
         if self.input.dtype != "float32":
             raise InputError(f"the model takes {self.input.dtype} images; this runner feeds float32, so export it so")
         self.output_names = [output.name for output in self._session.get_outputs()]
-        last = self._session.get_outputs()[0].shape[-1:]
-        self.classes = last[0] if last and isinstance(last[0], int) else -1
+        columns = self._session.get_outputs()[0].shape[1:2]
+        self.classes = columns[0] if columns and isinstance(columns[0], int) else -1
 
     def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs by name."""
         return dict(zip(self.output_names, self._outputs(batch, self.output_names), strict=True))
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return self._outputs(batch, self.output_names[:1])[0]
+        """(N, C, H, W) → (N, classes), the mean over the map of a fully convolutional network."""
+        logits = self._outputs(batch, self.output_names[:1])[0]
+        return logits.mean(axis=(2, 3)) if logits.ndim == 4 else logits
 
     def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:
         """By ONNX Runtime's profiler, in a session of its own; a frozen batch is filled up."""

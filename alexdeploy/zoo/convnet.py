@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -47,6 +48,28 @@ def fold_batch_norm(model: ConvNet) -> ConvNet:
         else:
             features.append(module)
     return ConvNet(features, model.classifier).eval()
+
+
+def fully_convolutional(model: ConvNet) -> nn.Sequential:
+    """The classifier as convolutions (Sermanet et al. 2013; Long et al. 2015), in evaluation mode.
+
+    Takes (N, C, H, W) of at least the training size and returns a map of logits, (N, classes, h, w): one for each
+    place where the network fits, h = w = 1 at the training size. The weights are shared with ``model``.
+    """
+    channels = [module.out_channels for module in model.features if isinstance(module, nn.Conv2d)][-1]
+    layers = list(model.features)
+    for module in model.classifier:
+        if isinstance(module, nn.Linear):
+            side = math.isqrt(module.in_features // channels)
+            with torch.device("meta"):
+                convolution = nn.Conv2d(channels, module.out_features, side)
+            convolution.weight = nn.Parameter(module.weight.detach().view(convolution.weight.shape))
+            convolution.bias = module.bias
+            layers.append(convolution)
+            channels = module.out_features
+        else:
+            layers.append(module)
+    return nn.Sequential(*layers).eval()
 
 
 def layer_paths(model: nn.Module) -> dict[str, str]:

@@ -121,6 +121,42 @@ def test_fresh_weights_of_one_seed_export_to_the_same_bytes(run: Run, out: Path)
     assert 0 <= max(parity["random_inputs"], parity["real_inputs"]) <= parity["tolerance"] == 1e-5
 
 
+def test_a_fully_convolutional_export_gives_the_same_logits_and_a_map_of_larger_images(
+    run: Run, checkpoint: Path, model: Path, pictures: Path, out: Path
+) -> None:
+    import numpy as np
+    import onnxruntime as ort
+
+    path = out / "fully.onnx"
+    result = json_of(run("export", checkpoint, "--fully-convolutional", "-o", path, "--json"))
+    assert result["ops"] == {"Conv": 8, "LRN": 2, "MaxPool": 3, "Relu": 7}
+    assert max(result["parity"]["random_inputs"], result["parity"]["real_inputs"]) <= 1e-5
+    full, dense = (ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (path, model))
+    images = np.random.default_rng(0).standard_normal((3, 1, 28, 28), dtype=np.float32)
+    (logits,), (same,) = dense.run(None, {"input": images}), full.run(None, {"input": images})
+    assert same.shape == (3, 10, 1, 1)
+    np.testing.assert_allclose(same[..., 0, 0], logits, atol=1e-5)
+    assert full.run(None, {"input": np.pad(images, ((0, 0), (0, 0), (0, 24), (8, 40)))})[0].shape == (3, 10, 4, 7)
+    labels = [json_of(run("predict", p, pictures, "--json"))["predictions"] for p in (path, model)]
+    assert [p["label"] for p in labels[0]] == [p["label"] for p in labels[1]]
+    refused = run("calibrate", path, "--data", pictures, "-o", out / "r.json")
+    assert refused.code == 3
+    assert "only the batch may be dynamic" in refused.err
+
+
+def test_foreign_weights_are_exported_with_the_network_named(run: Run, out: Path) -> None:
+    import torch
+
+    from alexdeploy.zoo.checkpoint import untrained
+
+    torch.save(untrained("lenet", 10, seed=0).model.state_dict(), out / "lenet.pth")
+    result = json_of(run("export", out / "lenet.pth", "--network", "lenet", "-o", out / "lenet.onnx", "--json"))
+    assert result["ops"] == {"Conv": 2, "Flatten": 1, "Gemm": 3, "MaxPool": 2, "Relu": 4}
+    wrong = run("export", out / "lenet.pth", "--network", "mnist-cnn", "-o", out / "x.onnx")
+    assert (wrong.code, (out / "x.onnx").exists()) == (3, False)
+    assert "features.0.weight has shape (6, 1, 3, 3), expected (16, 1, 3, 3)" in wrong.err
+
+
 def test_calibrate_writes_every_method_and_a_receipt_per_tensor(run: Run, model: Path, ranges: Path, out: Path) -> None:
     path = out / "again.json"
     shown = json_of(run("calibrate", model, "--data", "digits", "--samples", 32, "-o", path, "--json"))

@@ -30,7 +30,7 @@ def _narrow(module: nn.Module, divisor: int) -> nn.Module:
         size, stride, padding = (int(value[0]) for value in (module.kernel_size, module.stride, module.padding))
         return nn.Conv2d(inputs, outputs, size, stride, padding, groups=module.groups)
     if isinstance(module, nn.Linear):
-        return nn.Linear(module.in_features // divisor, module.out_features // divisor)
+        return nn.Linear(module.in_features // divisor, max(module.out_features // divisor, 1))
     if isinstance(module, nn.BatchNorm2d):
         return nn.BatchNorm2d(module.num_features // divisor)
     return module

@@ -12,9 +12,10 @@ from torch import nn
 from alexdeploy.errors import UsageError
 from alexdeploy.recipe import NetworkSettings, load_recipe, recipe_names
 from alexdeploy.specs import Layer
-from alexdeploy.zoo.convnet import ConvNet
+from alexdeploy.zoo.convnet import ConvNet, fully_convolutional
 from alexdeploy.zoo.registry import NETWORKS, NETWORKS_WITH_LRN, build_network
 from alexdeploy.zoo.summary import summarize
+from tests.helpers.slim import slim
 
 
 def conv(outputs: int, window: int, stride: int = 1, padding: int = 0, groups: int = 1) -> tuple[Any, ...]:
@@ -267,6 +268,23 @@ def test_a_network_computes_logits_image_by_image(name: str) -> None:
         logits = network(images)
         torch.testing.assert_close(network(images[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
     assert logits.shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_as_convolutions_it_is_the_same_network_at_every_place_where_it_fits(name: str) -> None:
+    network = slim(name, 5, 1 if name in ("lenet", "mnist-cnn") else 8)
+    converted = fully_convolutional(network)
+    channels, size, _ = TABLE[name][0]
+    step = math.prod(stride for _, _, _, stride, _, _ in TABLE[name][1])
+    images = torch.rand(2, channels, size + step, size + 2 * step)
+    with torch.inference_mode():
+        torch.testing.assert_close(converted(images[..., :size, :size])[..., 0, 0], network(images[..., :size, :size]))
+        assert converted(images).shape == (2, 5, 2, 3)
+        if name == "mnist-cnn":  # no padding, so that a window of a larger image is a smaller image
+            for row, column in [(0, 0), (1, 2)]:
+                top, left = row * step, column * step
+                window = images[..., top : top + size, left : left + size]
+                torch.testing.assert_close(converted(images)[..., row, column], network(window))
 
 
 def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
