@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
@@ -148,8 +148,8 @@ class Library:
             if target not in self._targets():
                 raise UsageError(unknown_name("target", target, list(self._targets())))
 
-    def apply(self, compatibility: Compatibility, config: Any) -> None:
-        """Set on an ``IBuilderConfig`` what ``check`` has let through.
+    def apply(self, compatibility: Compatibility, config: trt.IBuilderConfig) -> None:
+        """Set what ``check`` has let through.
 
         Raises:
             UnavailableError: this version of the library lacks it.
@@ -163,10 +163,10 @@ class Library:
         if compatibility.newer_versions:
             config.set_flag(self.module.BuilderFlag.VERSION_COMPATIBLE)
         if compatibility.targets:
-            known = self._targets()
-            config.num_compute_capabilities = len(compatibility.targets)
+            known, of_rtx = self._targets(), cast(Any, config)
+            of_rtx.num_compute_capabilities = len(compatibility.targets)
             for index, target in enumerate(compatibility.targets):
-                if not config.set_compute_capability(known[target], index):
+                if not of_rtx.set_compute_capability(known[target], index):
                     raise UnavailableError(f"TensorRT-RTX {self.version} refuses target {target}")
 
     def _targets(self) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""Time of ``build_engine`` over the bare TensorRT-RTX calls, for networks of the zoo in every precision.
+
+``python -m tests.bench.build_overhead FOLDER NETWORK...``: the first run writes the ONNX files to FOLDER and stops, so
+that the second measures builds alone. Both sides read an ONNX file and write an engine file, in turn; medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorrt_rtx as trt
+
+from alexdeploy.export import trace
+from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.model import save_onnx
+from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
+from alexdeploy.pipeline.build import BuildSettings, build_engine
+from alexdeploy.recipe import load_recipe
+from alexdeploy.zoo.checkpoint import untrained
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8+fp16")
+ROUNDS = 3
+
+
+def write_models(folder: Path, network: str) -> None:
+    """The network with fresh weights in every precision; the ranges' values do not matter here."""
+    fresh = untrained(network, 1000, seed=0)
+    fp32 = trace(fresh.model, fresh.contract)
+    int8 = insert_qdq(fp32, dict.fromkeys(calibration_tensors(fp32), TensorRange(1.0)))
+    for precision, model in zip(PRECISIONS, (fp32, to_fp16(fp32), int8, to_fp16(int8)), strict=True):
+        save_onnx(model, folder / f"{network}-{precision}.onnx")
+
+
+def bare(model: Path, output: Path, shape: tuple[int, int, int], logger: trt.Logger) -> None:
+    """What the same takes with TensorRT alone."""
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(model))
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("input", (1, *shape), (8, *shape), (64, *shape))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    with output.open("wb") as file:
+        file.write(plan)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def main(folder: Path, networks: list[str]) -> None:
+    missing = [name for name in networks if not (folder / f"{name}-{PRECISIONS[-1]}.onnx").exists()]
+    for network in missing:
+        write_models(folder, network)
+    if missing:
+        sys.exit(f"wrote {', '.join(missing)} to {folder}; run again to measure")
+    logger, settings, output = (
+        trt.Logger(trt.Logger.WARNING),
+        BuildSettings(builder="tensorrt-rtx"),
+        folder / "x.engine",
+    )
+    bare(folder / f"{networks[0]}-fp32.onnx", output, load_recipe(networks[0]).preprocess.input_shape, logger)
+    for network in networks:
+        shape = load_recipe(network).preprocess.input_shape
+        for precision in PRECISIONS:
+            model = folder / f"{network}-{precision}.onnx"
+            pairs = [
+                (
+                    seconds(lambda: bare(model, output, shape, logger)),  # noqa: B023 (called at once)
+                    seconds(lambda: build_engine(model, output, settings=settings)),  # noqa: B023
+                )
+                for _ in range(ROUNDS)
+            ]
+            theirs, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+            print(f"| {network} | {precision} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
