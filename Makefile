@@ -26,7 +26,7 @@ readme: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,report,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,report,loadgen,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs
 	-$(BIN)/python -m tests.simulated_cuda.install_pycuda
 	touch $(READY)

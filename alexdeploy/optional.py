@@ -16,6 +16,7 @@ EXTRA_OF_MODULE = {
     "scipy": "report",
     "matplotlib": "report",
     "jinja2": "report",
+    "mlperf_loadgen": "loadgen",
     "PIL": "cpu",
     "onnx": "cpu",
     "onnx_ir": "cpu",

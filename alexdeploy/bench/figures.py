@@ -18,7 +18,7 @@ from alexdeploy.optional import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH, _HEIGHT = 5.2, 3.6  # inches; narrow, so that the letters stay readable on a phone
+_WIDTH, _HEIGHT = 4.6, 3.4  # inches; narrow, so that the letters stay readable on a phone
 _MAX_MATRIX = 20
 _MOST_LAYERS = 12
 _COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d")
@@ -96,7 +96,8 @@ def _scatter(axes: Axes, rows: list[Row], color: dict[str, str]) -> None:
     axes.set(xlabel="ms per batch, host to host (median, 95 % interval)", ylabel="top-1, %")
     axes.set_xlim(left=0)
     worst = min((row.top1 for row in rows if row.top1 is not None), default=0.0)
-    axes.set_ylim(max(100 * worst - max(2.0, 100 * (1 - worst)), 0), 101)
+    bottom = max(100 * worst - max(2.0, 100 * (1 - worst)), 0)
+    axes.set_ylim(bottom, 100 + 0.05 * (100 - bottom))
     _legend(axes)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from alexdeploy.bench.accuracy import Accuracy
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.limits import Limit, Machine
+from alexdeploy.bench.server import Server
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Row:
         ratio: speed against the reference, the first row that ran, at the same batch; None for the reference.
         agreement: share of images with the same top-1 as the reference.
         layers_ms: median time by layer of the runtime, at the first batch size.
+        server: single images arriving at random, up to ``batch`` run together; at the last batch size, where asked for.
         samples_ms: every timed call by boundary (``host``, ``device``, ``end_to_end``), a list per round.
     """
 
@@ -43,6 +45,7 @@ class Row:
     agreement: float | None = None
     limit: Limit | None = None
     layers_ms: dict[str, float] = field(default_factory=dict)
+    server: Server | None = None
     samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property

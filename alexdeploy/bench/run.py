@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import paired_ratio, summarize
 from alexdeploy.bench.limits import layers_of, limit, machine_rates
 from alexdeploy.bench.results import BenchReport, Choice, Row
+from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
 from alexdeploy.compare import agreement, topk_accuracy
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.optional import require
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact, open_runner
 from alexdeploy.runners.base import Runner
 
@@ -48,6 +51,7 @@ def bench(
     runtimes: Sequence[str] = (),
     seconds: float = DEFAULT_SECONDS,
     max_drop: float | None = None,
+    server_ms: float | None = None,
     progress: Progress = lambda what, share: None,
 ) -> BenchReport:
     """Score and time artifacts on the same images.
@@ -59,12 +63,16 @@ def bench(
         runtimes: limit to these; empty means every runtime that takes the file.
         seconds: for the whole bench. All images are judged and ten rounds are timed even where that takes longer.
         max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's.
+        server_ms: latency bound of a server; half of ``seconds`` then goes to the rates it can keep.
         progress: called with what is being done and the share of it that is.
 
     Raises:
+        UnavailableError: ``server_ms`` without LoadGen.
         InputError: an unusable file, contracts that differ, or labels that do not match the data set.
         UsageError: a file that none of ``runtimes`` takes.
     """
+    if server_ms is not None:
+        require("mlperf_loadgen")
     started = time.perf_counter()
     here = environment()
     candidates = _candidates([open_artifact(path) for path in paths], runtimes)
@@ -80,9 +88,14 @@ def bench(
         progress("limits of this machine", 0.0)
         machine = None if all(runner.on_gpu for runner in running.values()) else machine_rates()
         contract = candidates[0].artifact.contract
-        timings = time_runners(running, dataset, contract, batches, started + seconds, progress)
+        deadline = started + (seconds if server_ms is None else seconds / 2)
+        timings = time_runners(running, dataset, contract, batches, deadline, progress)
         images, _ = next(dataset.batches(contract, batches[0]))
         layer_times = {i: runner.layer_times_ms(images) for i, runner in running.items()}
+        servers = {}
+        if server_ms is not None:
+            images, _ = next(dataset.batches(contract, batches[-1]))
+            servers = _serve(running, images, timings, batches[-1], server_ms, seconds / 2, progress)
     accuracy = _judge(candidates, labels)
     reference = next(iter(running), None)
     rows = []
@@ -99,6 +112,8 @@ def bench(
                 figures["limit"] = limit(layers, image_bytes, batch, figures["latency_ms"].p50, machine)
             if batch == batches[0]:
                 figures["layers_ms"] = layer_times[index]
+            if batch == batches[-1]:
+                figures["server"] = servers.get(index)
             rows.append(_row(candidate, batch, status="ok", **score, **figures))
     return BenchReport(
         environment=here,
@@ -112,6 +127,28 @@ def bench(
         accuracy=accuracy,
         choices=choose(rows, max_drop) if max_drop is not None else [],
     )
+
+
+def _serve(
+    running: dict[int, Runner],
+    images: npt.NDArray[np.float32],
+    timings: Timings,
+    batch: int,
+    bound_ms: float,
+    seconds: float,
+    progress: Progress,
+) -> dict[int, Server]:
+    return {
+        index: serve(
+            runner,
+            np.resize(images, (batch, *images.shape[1:])),
+            bound_ms=bound_ms,
+            capacity_per_s=1000 * batch / float(np.median(timings[index, batch, "host"])),
+            seconds=seconds / len(running),
+            progress=partial(progress, "server"),
+        )
+        for index, runner in running.items()
+    }
 
 
 def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.bench.server import Server
 
 HEADERS = (
     *("artifact", "runtime", "precision", "MB", "top-1", "top-5", "agreement", "p worse"),
@@ -55,6 +56,12 @@ def ratio_text(ratio: Ratio) -> str:
     return ratio.verdict
 
 
+def _server_note(row: Row, server: Server) -> str:
+    tried = f"{len(server.probes)} rates tried, random arrivals, up to {server.max_batch} images together"
+    rate = f"{server.rate_per_s:.0f} images/s" if server.rate_per_s else "no rate tried"
+    return f"server, {Path(row.artifact).name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"
+
+
 def notes(report: BenchReport) -> list[str]:
     """What the figures are, where they were measured, why rows are missing, what is chosen and what has changed."""
     place, machine = report.environment, report.machine
@@ -71,6 +78,7 @@ def notes(report: BenchReport) -> list[str]:
         "speed-up: against the first row that ran, round by round, with its 99 % interval. p worse: chance of so many "
         "more errors if it were not less accurate (McNemar). of the limit: best time this machine allows over ms.",
     ]
+    lines += [_server_note(row, row.server) for row in report.rows if row.server is not None]
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
     lines += [

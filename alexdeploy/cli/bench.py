@@ -44,6 +44,12 @@ RUNTIMES = ("pytorch", "onnxruntime-cpu", "tensorrt", "tensorrt-rtx")
     show_default=True,
     help="For the whole bench; all images are judged and 10 rounds timed even if that takes longer.",
 )
+@click.option(
+    "--server-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="BOUND",
+    help="Also find the rate of single images, arriving at random, whose p99 stays within BOUND (MLPerf's LoadGen).",
+)
 @click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file.")
 @click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown.")
 @click.option(
@@ -59,6 +65,7 @@ def command(
     runtimes: tuple[str, ...],
     max_drop: float,
     seconds: float,
+    server_ms: float | None,
     html: Path | None,
     markdown: Path | None,
     baseline: Path | None,
@@ -95,6 +102,7 @@ def command(
             runtimes=[name for name in runtimes if name != "auto"],
             seconds=seconds,
             max_drop=max_drop if auto else None,
+            server_ms=server_ms,
             progress=bar,
         )
     if earlier is not None:

@@ -41,6 +41,8 @@ class TensorRTRunner(Runner):
         UnavailableError: this machine cannot run it.
     """
 
+    on_gpu = True
+
     def __init__(self, path: Path, *, contexts: int = 2, trust: bool = False) -> None:
         details = check_engine(path, trust=trust)
         self.runtime = details.builder
