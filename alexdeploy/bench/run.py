@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from alexdeploy.bench.accuracy import Accuracy, judge
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import paired_ratio, summarize
-from alexdeploy.bench.limits import layers_of, limit, machine_rates
+from alexdeploy.bench.limits import Machine, layers_of, limit, machine_rates
 from alexdeploy.bench.results import BenchReport, Choice, Row
 from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
@@ -41,6 +41,8 @@ class _Candidate:
     runner: Runner | None = None
     reason: str | None = None
     logits: npt.NDArray[np.float32] | None = None
+    layers_ms: dict[str, float] = field(default_factory=dict)
+    server: Server | None = None
 
 
 def bench(
@@ -91,30 +93,13 @@ def bench(
         deadline = started + (seconds if server_ms is None else seconds / 2)
         timings = time_runners(running, dataset, contract, batches, deadline, progress)
         images, _ = next(dataset.batches(contract, batches[0]))
-        layer_times = {i: runner.layer_times_ms(images) for i, runner in running.items()}
-        servers = {}
+        for index, runner in running.items():
+            candidates[index].layers_ms = runner.layer_times_ms(images)
         if server_ms is not None:
             images, _ = next(dataset.batches(contract, batches[-1]))
-            servers = _serve(running, images, timings, batches[-1], server_ms, seconds / 2, progress)
+            _serve(candidates, images, timings, batches[-1], server_ms, seconds / 2, progress)
     accuracy = _judge(candidates, labels)
-    reference = next(iter(running), None)
-    rows = []
-    for index, candidate in enumerate(candidates):
-        if index not in running or reference is None:
-            rows += [_row(candidate, batch, status="skipped", reason=candidate.reason) for batch in batches]
-            continue
-        score = _scores(candidate, candidates[reference], labels)
-        layers = None if running[index].on_gpu else layers_of(candidate.artifact)
-        for batch in batches:
-            figures = _figures(timings, index, reference, batch)
-            if layers is not None and machine is not None:
-                image_bytes = 4 * prod(contract.input_shape)
-                figures["limit"] = limit(layers, image_bytes, batch, figures["latency_ms"].p50, machine)
-            if batch == batches[0]:
-                figures["layers_ms"] = layer_times[index]
-            if batch == batches[-1]:
-                figures["server"] = servers.get(index)
-            rows.append(_row(candidate, batch, status="ok", **score, **figures))
+    rows = _rows(candidates, batches, timings, labels, machine)
     return BenchReport(
         environment=here,
         dataset=dataset.name,
@@ -130,16 +115,17 @@ def bench(
 
 
 def _serve(
-    running: dict[int, Runner],
+    candidates: Sequence[_Candidate],
     images: npt.NDArray[np.float32],
     timings: Timings,
     batch: int,
     bound_ms: float,
     seconds: float,
     progress: Progress,
-) -> dict[int, Server]:
-    return {
-        index: serve(
+) -> None:
+    running = [(index, c, c.runner) for index, c in enumerate(candidates) if c.runner is not None]
+    for index, candidate, runner in running:
+        candidate.server = serve(
             runner,
             np.resize(images, (batch, *images.shape[1:])),
             bound_ms=bound_ms,
@@ -147,8 +133,34 @@ def _serve(
             seconds=seconds / len(running),
             progress=partial(progress, "server"),
         )
-        for index, runner in running.items()
-    }
+
+
+def _rows(
+    candidates: Sequence[_Candidate],
+    batches: Sequence[int],
+    timings: Timings,
+    labels: npt.NDArray[np.int64],
+    machine: Machine | None,
+) -> list[Row]:
+    reference = next((index for index, c in enumerate(candidates) if c.runner is not None), None)
+    rows = []
+    for index, candidate in enumerate(candidates):
+        if candidate.runner is None or reference is None:
+            rows += [_row(candidate, batch, status="skipped", reason=candidate.reason) for batch in batches]
+            continue
+        score = _scores(candidate, candidates[reference], labels)
+        layers = None if candidate.runner.on_gpu else layers_of(candidate.artifact)
+        for batch in batches:
+            figures = _figures(timings, index, reference, batch)
+            if layers is not None and machine is not None:
+                image_bytes = 4 * prod(candidate.artifact.contract.input_shape)
+                figures["limit"] = limit(layers, image_bytes, batch, figures["latency_ms"].p50, machine)
+            if batch == batches[0]:
+                figures["layers_ms"] = candidate.layers_ms
+            if batch == batches[-1]:
+                figures["server"] = candidate.server
+            rows.append(_row(candidate, batch, status="ok", **score, **figures))
+    return rows
 
 
 def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:

@@ -57,8 +57,8 @@ def ratio_text(ratio: Ratio) -> str:
 
 
 def _server_note(row: Row, server: Server) -> str:
-    tried = f"{len(server.probes)} rates tried, random arrivals, up to {server.max_batch} images together"
-    rate = f"{server.rate_per_s:.0f} images/s" if server.rate_per_s else "no rate tried"
+    tried = f"best of {len(server.probes)} tried, random arrivals, up to {server.max_batch} images together"
+    rate = f"{server.rate_per_s:.0f} images/s" if server.rate_per_s else "no rate"
     return f"server, {Path(row.artifact).name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"
 
 

@@ -4,11 +4,11 @@ Run it by hand, on a machine that does nothing else, in slices where it is share
 
     python -m tests.bench.self_test --out self-test.json --aa 40 --planted 10 --repeated 2
 
-Each call adds its benches to ``self-test.json`` and prints the counts of all so far. The network is small
-(``mnist-cnn``'s size), so that many benches fit.
+Each call adds its benches to ``self-test.json`` and prints the counts of all so far. The network is
+``mnist-cnn`` at batch 1, so that many benches fit.
 
 * A/A: the same ONNX file listed twice; ``no difference shown`` is right.
-* planted: the second copy computes on for 5 % of each call's time; ``slower`` is right.
+* planted: the second copy stays busy for another 5 % of each call's time; ``slower`` is right.
 * repeated: the whole bench twice, as two files that differ in precision; the ratios' 99 % intervals must overlap.
 """
 
@@ -120,14 +120,13 @@ def main() -> None:
     results["environment"].append({**environment(), "seconds": options.seconds})
     with tempfile.TemporaryDirectory() as folder:
         model, int8 = make_models(Path(folder))
-        for _ in range(options.aa):
-            results["aa"].append(asdict(ratio_of(model, model, options.seconds)))
-        for _ in range(options.planted):
-            with patch("alexdeploy.bench.run.open_runner", second_is_slower()):
-                results["planted"].append(asdict(ratio_of(model, model, options.seconds)))
-        for _ in range(2 * options.repeated):
-            results["repeated"].append(asdict(ratio_of(model, int8, options.seconds)))
-    options.out.write_text(json.dumps(results, indent=1))
+        benches = [("aa", model)] * options.aa + [("planted", model)] * options.planted
+        for kind, second in benches + [("repeated", int8)] * (2 * options.repeated):
+            opener = second_is_slower() if kind == "planted" else open_runner
+            with patch("alexdeploy.bench.run.open_runner", opener):
+                ratio = ratio_of(model, second, options.seconds)
+            results[kind].append({**asdict(ratio), "seconds": options.seconds})
+            options.out.write_text(json.dumps(results, indent=1))
     show(results)
 
 
