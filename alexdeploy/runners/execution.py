@@ -73,6 +73,7 @@ class Execution:
         self._engine = engine
         most = engine.profile.max
         self._prepared: dict[int, _Prepared] = {}
+        self._flexible_at: tuple[int, dict[str, int]] | None = None  # its batch size and addresses
         with contextlib.ExitStack() as stack:
             self._stream = device.stream()
             stack.callback(self._stream.release)
@@ -165,7 +166,9 @@ class Execution:
 
     def _enqueue_at(self, count: int, addresses: dict[str, int]) -> None:
         assert self._flexible is not None
-        self._set(self._flexible, count, addresses)
+        if self._flexible_at != (count, addresses):
+            self._set(self._flexible, count, addresses)
+            self._flexible_at = (count, addresses)
         if not self._execute(self._flexible):
             raise self._failed("the engine could not be enqueued")
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
-from alexdeploy.contract import Contract
+from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.engine import build
 from alexdeploy.engine.driver import current_gpu
 from alexdeploy.engine.trust import EngineDetails
@@ -58,6 +59,23 @@ def builder(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def engine(tmp_path: Path, builder: BuilderName) -> Path:
     return write_engine(tmp_path / "model.engine", builder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A float model and ten pictures, with the working directory there."""
+    from PIL import Image
+
+    model = conv_lrn_gemm()
+    helper.set_model_props(model, {METADATA_KEY: CONTRACT.to_json()})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    for index in range(10):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+        target = tmp_path / "pictures" / CONTRACT.labels[index % 4] / f"{index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def write_engine(

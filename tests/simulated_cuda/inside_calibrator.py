@@ -10,16 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
 
 from alexdeploy.cli import main
-from alexdeploy.contract import METADATA_KEY
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.engine.trust import read_engine
 from alexdeploy.pipeline import build
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from alexdeploy.specs import Precision
-from tests.helpers.graphs import conv_lrn_gemm, images
+from tests.helpers.graphs import images
 from tests.simulated_cuda import builder_double
 from tests.simulated_cuda.conftest import CONTRACT, expected
 
@@ -30,23 +28,6 @@ def _builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for kind in builder_double.CLASSES:
         monkeypatch.delattr(sys.modules["tensorrt"], kind.__name__)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A float model and ten pictures, with the working directory there."""
-    from PIL import Image
-
-    model = conv_lrn_gemm()
-    helper.set_model_props(model, {METADATA_KEY: CONTRACT.to_json()})
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    for index in range(10):
-        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
-        target = tmp_path / "pictures" / CONTRACT.labels[index % 4] / f"{index}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(target)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(*arguments: str) -> int:

@@ -20,7 +20,8 @@ def test_on_the_simulated_driver(driver: Path, binding: str, monkeypatch: pytest
     if binding.startswith("pycuda") and (reason := why_not_pycuda()):
         pytest.skip(reason)
     monkeypatch.setitem(os.environ, "SIMULATED_BINDING", binding)
-    slow = ["-k", "not eight_threads"] if binding == "pycuda alone" else []  # as pycuda, where threads are concerned
-    files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator")]
+    # what does not depend on the binding is run once
+    slow = {"pycuda": ["-k", "not bench"], "pycuda alone": ["-k", "not bench and not eight_threads"]}.get(binding, [])
+    files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator", "commands")]
     done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *slow, *files)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
