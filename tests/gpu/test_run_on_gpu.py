@@ -65,8 +65,6 @@ def test_tensors_of_torch_are_used_where_they_lie(engine: Path) -> None:
         logits = torch.empty(3, 4, device="cuda")
         runner.infer_on_device(torch.from_numpy(images(3)).cuda(), logits)
         check(logits.cpu().numpy(), images(3))
-        batch = torch.from_numpy(images(4)).cuda()
-        runner.infer_on_device(
-            batch, logits := torch.empty(4, 4, device="cuda"), torch.cuda.current_stream().cuda_stream
-        )
+        batch, logits = torch.from_numpy(images(4)).cuda(), torch.empty(4, 4, device="cuda")
+        runner.infer_on_device(batch, logits, torch.cuda.current_stream().cuda_stream)
         check(logits.cpu().numpy(), images(4))
