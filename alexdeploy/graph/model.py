@@ -29,7 +29,11 @@ def load_onnx(path: Path) -> ir.Model:
     """
     artifacts.check_input(path)
     try:
-        proto = onnx.load(path)
+        content = path.read_bytes()
+        proto = onnx.load_model_from_string(content)
+        external = b"location" in content  # the key under which a tensor names its file
+        if external:
+            onnx.load_external_data_for_model(proto, str(path.parent))
     except (DecodeError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not an ONNX file ({_one_line(error)}); expected a model.onnx") from error
     except OSError as error:
@@ -38,7 +42,7 @@ def load_onnx(path: Path) -> ir.Model:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
     _check_operators(proto, path)
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(proto if external else content)  # bytes need not be serialised again
     except onnx.checker.ValidationError as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     model = ir.from_proto(proto)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from alexdeploy import artifacts
@@ -24,6 +29,7 @@ from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 BATCH = 8
+_MOST_WORKERS = 8  # each holds the activations of one batch
 
 
 def calibrate(
@@ -64,22 +70,31 @@ def calibrate(
     chosen = dataset.subset(samples)
     observers = {name: ActivationObserver(name) for name in tensors}
     inner = [name for name in tensors if name != spec.name]
-    fed = 0
     tapped, measured = _tapped(model, inner)
     largest = dict.fromkeys(measured, 0.0)
-    with OnnxRuntimeRunner(tapped) as runner, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(2) as counters:
-        batches = chosen.batches(contract, batch_size)
-        following = reader.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = reader.submit(next, batches, None)  # decoded while this one is run and counted
-            images, _ = batch
-            activations = {**runner.run(images), spec.name: images}
+    counting = Lock()
+
+    def observe(images: npt.NDArray[np.float32], first: int) -> int:
+        activations = {**runner.run(images), spec.name: images}
+        with counting:
             for name, (output, from_amax) in measured.items():
                 largest[name] = max(largest[name], from_amax(float(activations[output])))
-            seen = [activations[name] for name in observers]
-            list(counters.map(ActivationObserver.update, observers.values(), seen))
+            for name, observer in observers.items():
+                observer.update(activations[name], first)
+        return first + len(images)
+
+    fed = 0
+    pending: deque[Future[int]] = deque()
+    # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
+    workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    with OnnxRuntimeRunner(tapped, threads=1) as runner, ThreadPoolExecutor(workers) as pool:
+        for images, _ in chosen.batches(contract, batch_size):
+            pending.append(pool.submit(observe, images, fed))
             fed += len(images)
-            progress(fed, len(chosen))
+            if len(pending) > workers:
+                progress(pending.popleft().result(), len(chosen))
+        for future in pending:
+            progress(future.result(), len(chosen))
     result = RangeFile(
         model_sha256=artifacts.sha256_file(model_path),
         contract=contract.fingerprint,

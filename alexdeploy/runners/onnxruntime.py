@@ -35,6 +35,7 @@ class OnnxRuntimeRunner(Runner):
 
     Args:
         model: a file, or a serialised model.
+        threads: that one call uses; None for as many as there are cores.
 
     Raises:
         InputError: ONNX Runtime cannot load the model; the message is its own.
@@ -42,10 +43,12 @@ class OnnxRuntimeRunner(Runner):
 
     runtime = "onnxruntime-cpu"
 
-    def __init__(self, model: Path | bytes) -> None:
+    def __init__(self, model: Path | bytes, *, threads: int | None = None) -> None:
         self._model = str(model) if isinstance(model, Path) else model
+        options = _session_options()
+        options.intra_op_num_threads = threads or 0
         try:
-            self._session = ort.InferenceSession(self._model, _session_options(), providers=[_PROVIDER])
+            self._session = ort.InferenceSession(self._model, options, providers=[_PROVIDER])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             name = str(model) if isinstance(model, Path) else "the model"
             raise InputError(f"{name}: ONNX Runtime cannot load it: {error}") from error

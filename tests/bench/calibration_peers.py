@@ -10,8 +10,9 @@ virtual environments of their own below ``--venv`` on first use (ModelOpt brings
 What is measured:
 
 * Time and peak resident memory of fresh processes, from start to the file written, repeats interleaved, medians
-  reported. All decode and preprocess the same list of JPEG files with alexdeploy's code. alexdeploy is two processes
-  (``calibrate`` for all methods at once, ``quantize``), added up.
+  reported. Every tool is a library in one process (``peer_worker.py``), and all decode and preprocess the same list of
+  JPEG files with alexdeploy's code. alexdeploy computes the ranges of all methods each time, whichever it then uses.
+  Its two commands, ``calibrate`` and ``quantize``, are measured besides.
 * Growth of alexdeploy's peak memory with the number of images, which are links under other names where they run out.
 * Top-1 agreement with FP32 and logit error of every model on the held-out photographs, on ONNX Runtime's CPU provider
   with default session options: ||a-b||2/||b||2 over all logits, and max|a-b|/max|b|.
@@ -22,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -37,7 +37,7 @@ from tests.bench.peers_table import bars, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("peer_worker.py")
-OWN_METHODS = ("minmax", "entropy", "percentile", "mse")
+OWN_METHODS = ("minmax", "entropy", "percentile", "mse", "auto")
 PEER_METHODS = {
     "onnxruntime": ("minmax", "entropy", "percentile"),
     "modelopt": ("max", "entropy"),
@@ -70,7 +70,7 @@ class Sample:
 
 @dataclass
 class Row:
-    """A line of the table. ``samples`` are the repeats; alexdeploy's are sums of two processes."""
+    """A line of the table. ``samples`` are the repeats."""
 
     tool: str
     method: str
@@ -147,13 +147,9 @@ class Bench:
         self.contract = work / "contract.json"
         alexdeploy("export", options.checkpoint.resolve(), "--network", options.network, "-o", self.model)
         self._save_contract()
-        self.calibrations: list[Sample] = []
+        self.commands: list[tuple[Sample, Sample]] = []  # calibrate, quantize
         self.readings: list[float] = []
-        usage = alexdeploy("quantize", "--help").printed
-        self.with_auto = re.search(r"\[[^\]]*\bauto\b", usage) is not None
-        self.auto_data = ("--data", self.data) if "--data" in usage else ()
-        methods = (*OWN_METHODS, *(("auto",) if self.with_auto else ()))
-        self.own = [Row("alexdeploy", m, work / f"alexdeploy-{m}.onnx") for m in methods]
+        self.own = [Row("alexdeploy", m, work / f"alexdeploy-{m}.onnx") for m in OWN_METHODS]
         self.peers = [Row(t, m, work / f"{t}-{m}.onnx") for t, found in PEER_METHODS.items() for m in found]
 
     def _save_contract(self) -> None:
@@ -165,19 +161,14 @@ class Bench:
         """Each tool once."""
         printed = self._worker("reading", "-", self.model).printed
         self.readings.append(float(printed.split()[-2]))
-        ranges = self.work / f"ranges-{number}.json"
-        calibration = alexdeploy(
-            "calibrate", self.model, "--data", self.data, "--samples", str(self.samples), "-o", ranges
-        )
-        self.calibrations.append(calibration)
-        for row in self.own:
-            extra = self.auto_data if row.method == "auto" else ()
-            written = alexdeploy(
-                "quantize", self.model, "--ranges", ranges, "--method", row.method, *extra, "-o", row.model
+        ranges, count = self.work / "ranges.json", str(self.samples)
+        self.commands.append(
+            (
+                alexdeploy("calibrate", self.model, "--data", self.data, "--samples", count, "-o", ranges),
+                alexdeploy("quantize", self.model, "--ranges", ranges, "-o", self.work / "by-command.onnx"),
             )
-            row.samples.append(both(calibration, written))
-            say(f"round {number}: alexdeploy {row.method}: {calibration.seconds:.2f} + {written.seconds:.2f} s")
-        for row in self.peers:
+        )
+        for row in (*self.own, *self.peers):
             try:
                 row.samples.append(self._worker(row.tool, row.method, row.model))
                 say(f"round {number}: {row.tool} {row.method}: {row.samples[-1].seconds:.2f} s")
@@ -186,7 +177,7 @@ class Bench:
                 say(row.problem)
 
     def _worker(self, peer: str, method: str, output: Path) -> Sample:
-        python = python_of(self.venvs / VENV_OF[peer])
+        python = Path(sys.executable) if peer == "alexdeploy" else python_of(self.venvs / VENV_OF[peer])
         settings = ("--data", self.data, "--samples", str(self.samples), "--contract", self.contract)
         return timed(python, WORKER, peer, method, self.model, output, *settings)
 
@@ -242,11 +233,6 @@ class Bench:
         return len(labels)
 
 
-def both(first: Sample, second: Sample) -> Sample:
-    peak = max(first.peak_mib, second.peak_mib)
-    return Sample(first.seconds + second.seconds, peak, first.load, second.printed)
-
-
 def link_images(data: Path, folder: Path, count: int) -> None:
     """``folder``/train: at least ``count`` links under new names to the images of ``data``; val: one per class."""
     source = data / "train" if (data / "train").is_dir() else data
@@ -277,7 +263,7 @@ def report(bench: Bench, growth: dict[int, list[Sample]], scored: int, settings:
         "held_out_images": scored,
         "fp32_top1": bench.fp32_top1,
         "reading_seconds": bench.readings,
-        "calibrate": [asdict(sample) for sample in bench.calibrations],
+        "commands": [[asdict(sample) for sample in pair] for pair in bench.commands],
         "rows": [
             {
                 "tool": row.tool,

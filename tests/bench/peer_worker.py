@@ -1,4 +1,4 @@
-"""One peer, one method, one process: started by ``calibration_peers.py`` with the Python of the peers' own venv.
+"""One tool, one method, one process: started by ``calibration_peers.py`` with the Python of the tool's own venv.
 
 Usage: ``python peer_worker.py PEER METHOD MODEL OUTPUT --data FOLDER --samples N --contract FILE``, with alexdeploy's
 root on ``PYTHONPATH``: the images are listed, decoded and preprocessed by ``alexdeploy.data`` for every peer, which
@@ -101,10 +101,24 @@ def nncf(_method: str, model: Path, output: Path, reader: Reader) -> None:
     onnx.save(quantized, output)
 
 
+def alexdeploy(method: str, model: Path, output: Path, options: argparse.Namespace) -> None:
+    """Ranges by every method, written to a file, and the model quantized by one of them."""
+    from alexdeploy import artifacts
+    from alexdeploy.quantize.calibrate import calibrate
+    from alexdeploy.quantize.rangefile import save_ranges
+    from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
+
+    dataset = load_dataset(options.data, "train")
+    ranges = output.with_suffix(".ranges.json")
+    save_ranges(ranges, calibrate(model, dataset, samples=options.samples), (artifacts.parent(model),), {})
+    choose_on = dataset.subset(256) if method == "auto" else None
+    quantize_onnx(model, ranges, output, settings=QuantizeSettings(method=method), choose_on=choose_on)
+
+
 def main() -> None:
     start = time.perf_counter()
     parser = argparse.ArgumentParser()
-    parser.add_argument("peer", choices=list(BATCH))
+    parser.add_argument("peer", choices=["alexdeploy", *BATCH])
     parser.add_argument("method")
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
@@ -113,6 +127,9 @@ def main() -> None:
     parser.add_argument("--contract", type=Path, required=True)
     parser.add_argument("--batch", type=int)
     options = parser.parse_args()
+    if options.peer == "alexdeploy":
+        alexdeploy(options.method, options.model, options.output, options)
+        return
     contract = Contract.from_json(options.contract.read_text(), str(options.contract))
     batch = options.batch or BATCH[options.peer]
     reader = Reader(options.data, options.samples, contract, batch, "input")
