@@ -127,8 +127,8 @@ def open_device() -> Device:
 
         return CudaPythonDevice()
     raise UnavailableError(
-        "running an engine needs PyCUDA or cuda-python; install one with: pip install 'alexdeploy[pycuda]' or "
-        "'alexdeploy[gpu]'"
+        "running an engine needs cuda-python or PyCUDA; install one with: pip install cuda-bindings, or "
+        "pip install 'alexdeploy[pycuda]'"
     )
 
 

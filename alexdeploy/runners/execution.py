@@ -119,7 +119,7 @@ class Execution:
         return count
 
     def launch(self, count: int) -> None:
-        """Enqueue the engine on its own buffers; as a graph from the third call with this batch size on."""
+        """Enqueue the engine on its own buffers; as a graph from the second call with this batch size on."""
         prepared = self._prepare(count)
         if prepared is None:
             memory = self._memory
