@@ -87,10 +87,13 @@ def command(
     from alexdeploy.artifacts import check_output
     from alexdeploy.bench.baseline import changes, load_report
     from alexdeploy.bench.run import bench
+    from alexdeploy.optional import require
 
     sizes = _batches(batch)
     for path in filter(None, (html, markdown)):
         check_output(path)
+    for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if html else ())):
+        require(module)
     earlier = load_report(baseline) if baseline else None
     dataset = open_data(data, "val", data_root, skip_bad_images)
     auto = "auto" in runtimes
