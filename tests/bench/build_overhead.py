@@ -1,15 +1,16 @@
 """Time of ``build_engine`` over the bare TensorRT-RTX calls, for networks of the zoo in every precision.
 
 ``python -m tests.bench.build_overhead FOLDER NETWORK...``: the first run writes the ONNX files to FOLDER and stops, so
-that the second measures builds alone. Both sides read an ONNX file and write an engine file, in turn; medians.
+that the second measures builds alone. Both sides read an ONNX file and write an engine file, each in a process of its
+own; medians of three after one to warm up.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import tensorrt_rtx as trt
@@ -52,10 +53,20 @@ def bare(model: Path, output: Path, shape: tuple[int, int, int], logger: trt.Log
         file.write(plan)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+def measure(side: str, model: Path) -> list[float]:
+    """Seconds of each round after one to warm up, in this process; TensorRT keeps the first logger it is given."""
+    output, settings, logger = model.with_name("x.engine"), BuildSettings(builder="tensorrt-rtx"), None
+    shape = load_recipe(model.stem.rpartition("-")[0]).preprocess.input_shape
+    times = []
+    for _ in range(1 + ROUNDS):
+        started = time.perf_counter()
+        if side == "bare":
+            logger = logger or trt.Logger(trt.Logger.WARNING)
+            bare(model, output, shape, logger)
+        else:
+            build_engine(model, output, settings=settings)
+        times.append(time.perf_counter() - started)
+    return times[1:]
 
 
 def main(folder: Path, networks: list[str]) -> None:
@@ -64,26 +75,20 @@ def main(folder: Path, networks: list[str]) -> None:
         write_models(folder, network)
     if missing:
         sys.exit(f"wrote {', '.join(missing)} to {folder}; run again to measure")
-    logger, settings, output = (
-        trt.Logger(trt.Logger.WARNING),
-        BuildSettings(builder="tensorrt-rtx"),
-        folder / "x.engine",
-    )
-    bare(folder / f"{networks[0]}-fp32.onnx", output, load_recipe(networks[0]).preprocess.input_shape, logger)
     for network in networks:
-        shape = load_recipe(network).preprocess.input_shape
         for precision in PRECISIONS:
             model = folder / f"{network}-{precision}.onnx"
-            pairs = [
-                (
-                    seconds(lambda: bare(model, output, shape, logger)),  # noqa: B023 (called at once)
-                    seconds(lambda: build_engine(model, output, settings=settings)),  # noqa: B023
-                )
-                for _ in range(ROUNDS)
-            ]
-            theirs, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+            medians = []
+            for side in ("bare", "ours"):
+                command = [sys.executable, "-m", "tests.bench.build_overhead", side, str(model)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                medians.append(statistics.median(map(float, done.stdout.split())))
+            theirs, ours = medians
             print(f"| {network} | {precision} | {theirs:.2f} | {ours:.2f} | {ours / theirs:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] in ("bare", "ours"):
+        print(*measure(sys.argv[1], Path(sys.argv[2])))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])
