@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check readme clean
+.PHONY: demo test check readme gpu-check clean
 
 demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
@@ -20,6 +20,13 @@ check: $(READY)
 readme: $(READY)
 	$(BIN)/python -m tests.helpers.readme
 
+# for a machine with an NVIDIA GPU, in a venv of its own: onnxruntime-gpu and onnxruntime exclude each other
+gpu-check:
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check torch torchvision
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check --editable '.[train,gpu,report,dev]'
+	.venv-gpu/bin/python -m tests.gpu.acceptance gpu-check
+
 # torch first and alone: its wheel is large, and everything else resolves against it.
 # tensorrt-stubs (types only) would pull tensorrt itself in, which needs a GPU machine; hence --no-deps.
 # PyCUDA is compiled where that is possible; without it the tests on it are skipped.
@@ -32,4 +39,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-gpu gpu-check demo dist .mypy_cache .ruff_cache .pytest_cache

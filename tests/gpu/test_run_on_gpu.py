@@ -6,10 +6,14 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import alexdeploy
 from alexdeploy.engine.build import BuilderOptions
+from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.model import model_bytes
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.pipeline.build import BuildSettings, build_engine
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from alexdeploy.specs import BatchProfile
@@ -31,6 +35,22 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(found: Array, batch: Array) -> None:
     np.testing.assert_allclose(found, run(conv_lrn_gemm(), batch)[0], rtol=1e-3, atol=1e-4)
+
+
+# of the largest logit; ONNX Runtime computes FP16 in FP32, and INT8 may land on the neighbouring level
+@pytest.mark.parametrize(("int8", "fp16", "error"), [(0, 0, 1e-4), (0, 1, 1e-2), (1, 0, 2e-2), (1, 1, 2e-2)])
+def test_every_precision_answers_as_onnxruntime_does(int8: bool, fp16: bool, error: float, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="tensorrt is not installed")
+    model = ir.from_proto(conv_lrn_gemm())
+    if int8:
+        model = insert_qdq(model, {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)})
+    model = to_fp16(model) if fp16 else model
+    (tmp_path / "model.onnx").write_bytes(model_bytes(model))
+    settings = BuildSettings(builder="tensorrt", options=BuilderOptions(profile=BatchProfile(1, 2, 4)))
+    build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", settings=settings)
+    wanted = run(model, images(9))[0]
+    with alexdeploy.load(tmp_path / "model.engine") as runner:
+        np.testing.assert_allclose(runner.infer(images(9)), wanted, rtol=0, atol=error * float(abs(wanted).max()))
 
 
 def test_every_batch_size_again_and_again(engine: Path) -> None:
