@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -113,9 +114,24 @@ def _build(builder: Literal["tensorrt", "tensorrt-rtx"]) -> str:
 
 
 def _cuda() -> str:
-    from alexdeploy.engine.driver import why_no_cuda
+    from alexdeploy.engine.driver import current_gpu, why_no_cuda
+    from alexdeploy.runners.device import open_device
 
     reason = why_no_cuda()
     if reason is not None:
         raise UnavailableError(f"{reason}; TensorRT engines can be built with tensorrt-rtx but not run here")
-    return "the driver answers"
+    device, x = open_device(), _images()
+    with contextlib.ExitStack() as held:
+        held.enter_context(device.current())
+        stream, memory, host = device.stream(), device.allocate(x.nbytes), device.pinned(x.shape, x.dtype)
+        for thing in (stream, memory, host):
+            held.callback(thing.release)
+        host.array[...] = x
+        stream.upload(memory.pointer, host.array)
+        stream.synchronize()
+        host.array[...] = 0
+        stream.download(host.array, memory.pointer)
+        stream.synchronize()
+        if not np.array_equal(host.array, x):
+            raise AlexdeployError("what was copied to the device came back changed")
+    return f"{current_gpu()}, copies right through {device.binding}"

@@ -12,6 +12,7 @@ import pytest
 import alexdeploy
 from alexdeploy.cli import main
 from alexdeploy.errors import GateError, UnavailableError
+from alexdeploy.pipeline import doctor
 from alexdeploy.runners.device import Device, open_device
 from tests.simulated_cuda import engine_double
 from tests.simulated_cuda.conftest import BINDING, write_engine
@@ -54,6 +55,11 @@ def test_an_engine_without_its_sidecar_runs_only_on_trust(folder: Path) -> None:
         alexdeploy.load(path)
     with alexdeploy.load(path, trust=True) as runner:
         assert runner.classes == 4
+
+
+def test_the_doctor_copies_to_the_device_and_back() -> None:
+    said = doctor._cuda()
+    assert said.startswith("Simulated GPU (compute capability 8.6), copies right through ")
 
 
 @pytest.fixture
