@@ -119,7 +119,7 @@ def _check_parity(
     inputs = [noise[:batch] for batch in batches]
     names = [node.name for node in original.graph if node.name]
     unique = len(names) == len(set(names))  # or ONNX Runtime refuses the file
-    with OnnxRuntimeRunner(path if unique else model_bytes(name_unnamed(original))) as runner:
+    with OnnxRuntimeRunner(path if unique else model_bytes(name_unnamed(original)), as_written=True) as runner:
         expected = [_infer(runner, batch, path) for batch in inputs]
     error = _distance(model, inputs, expected)
     if not error <= PARITY_TOLERANCE:
@@ -140,5 +140,5 @@ def _infer(runner: OnnxRuntimeRunner, batch: npt.NDArray[np.float32], path: Path
 
 
 def _distance(model: ir.Model, inputs: list[npt.NDArray[np.float32]], expected: list[npt.NDArray[np.float32]]) -> float:
-    with OnnxRuntimeRunner(model_bytes(model)) as runner:
+    with OnnxRuntimeRunner(model_bytes(model), as_written=True) as runner:
         return max(relative_error(runner.infer(batch), wanted) for batch, wanted in zip(inputs, expected, strict=True))

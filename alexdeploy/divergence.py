@@ -196,7 +196,7 @@ def _run_graph(model: ir.Model, names: list[str]) -> _Run:
     from alexdeploy.graph.taps import with_outputs
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
-    runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)))
+    runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)), as_written=True)
     return lambda batch: list(runner.run(batch).values())
 
 

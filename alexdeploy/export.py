@@ -135,7 +135,7 @@ def check_parity(
         GateError: beyond ``PARITY_TOLERANCE``, with the worst case in the message.
     """
     noise = np.random.default_rng(0).standard_normal((max(PARITY_BATCHES), *contract.input_shape), dtype=np.float32)
-    with OnnxRuntimeRunner(model_bytes(model)) as runner:
+    with OnnxRuntimeRunner(model_bytes(model), as_written=True) as runner:
         parity = Parity(_distance(module, runner, noise), _distance(module, runner, real_images))
         if any(larger_by):
             larger = np.pad(noise, ((0, 0), (0, 0), (0, larger_by[0]), (0, larger_by[1])), mode="wrap")

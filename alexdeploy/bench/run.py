@@ -62,7 +62,7 @@ def bench(
         paths: checkpoints, ONNX files and engines; the first that runs is the reference.
         dataset: images to judge on.
         batches: batch sizes to time.
-        runtimes: limit to these; empty means every runtime that takes the file.
+        runtimes: limit to these; empty means the usual one of each file.
         seconds: for the whole bench. All images are judged and ten rounds are timed even where that takes longer.
         max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's.
         server_ms: latency bound of a server; half of ``seconds`` then goes to the rates it can keep.
@@ -183,7 +183,7 @@ def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:
 def _candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str]) -> list[_Candidate]:
     found: list[_Candidate] = []
     for artifact in artifacts:
-        chosen = [name for name in artifact.runtimes if not runtimes or name in runtimes]
+        chosen = [name for name in artifact.runtimes if name in runtimes] if runtimes else artifact.runtimes[:1]
         if not chosen:
             raise UsageError(
                 f"{artifact.path} does not run on {', '.join(runtimes)}; it runs on {', '.join(artifact.runtimes)}"

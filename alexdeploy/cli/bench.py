@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     from alexdeploy.bench.results import BenchReport
 
-RUNTIMES = ("pytorch", "onnxruntime-cpu", "tensorrt", "tensorrt-rtx")
+RUNTIMES = (
+    "pytorch",
+    "onnxruntime-cpu",
+    "openvino",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 @click.command("bench")
@@ -27,7 +35,7 @@ RUNTIMES = ("pytorch", "onnxruntime-cpu", "tensorrt", "tensorrt-rtx")
     "runtimes",
     multiple=True,
     type=click.Choice(["auto", *RUNTIMES]),
-    help="Only these; auto measures all that apply and chooses.  [default: all that apply]",
+    help="Only these; auto measures all that apply and chooses.  [default: the usual one for each file]",
 )
 @click.option(
     "--max-drop",
@@ -102,7 +110,7 @@ def command(
             artifacts,
             dataset,
             batches=sizes,
-            runtimes=[name for name in runtimes if name != "auto"],
+            runtimes=[name for name in runtimes if name != "auto"] or (RUNTIMES if auto else ()),
             seconds=seconds,
             max_drop=max_drop if auto else None,
             server_ms=server_ms,

@@ -2,9 +2,14 @@
 
 x / (k + alpha/size · Σ x²)^beta, the sum over ``size`` neighbouring channels being a 1×1 convolution with a banded
 matrix of ones, and y^0.75 being sqrt(y)·sqrt(sqrt(y)).
+
+Behind a DequantizeLinear it works on the integers q, x = s·q, with s folded into the constants, and channels last, as
+the integer convolutions and pooling around it do: so nothing is dequantized twice and no layout is changed.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +26,36 @@ def lower_lrn(model: ir.Model) -> ir.Model:
             continue
         channels = source.shape[1]
         if isinstance(channels, int) and len(source.shape) == 4:
-            _replace(model.graph, node, source, channels)
+            lowering = _Lowering(model.graph, node)
+            integers = _quantized(source) if lowering.beta else None
+            result = lowering.on_floats(source, channels) if integers is None else lowering.on_integers(integers)
+            new, result.name = lowering.nodes, node.outputs[0].name
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], new, node.outputs, [result])
     common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def lrn_alone(node: ir.Node) -> ir.Model:
+    """A graph of this LRN only, on (batch, C, 3, 3) images; behind Q/DQ when it lies behind a DequantizeLinear."""
+    source = node.inputs[0]
+    assert source is not None
+    assert source.shape is not None
+    integers = _quantized(source)
+    value = start = ir.val("input", ir.DataType.FLOAT, ["batch", source.shape[1], 3, 3])
+    nodes, constants = [], []
+    if integers is not None:
+        scale = ir.val("scale", const_value=ir.tensor(np.float32(integers.scale), name="scale"))
+        zero = ir.val("zero", const_value=ir.tensor(np.zeros((), integers.dtype), name="zero"))
+        constants = [scale, zero]
+        for op in ("QuantizeLinear", "DequantizeLinear"):
+            nodes.append(ir.node(op, [value, scale, zero], name=op))
+            value = nodes[-1].outputs[0]
+    nodes.append(ir.node("LRN", [value], dict(node.attributes), name="lrn"))
+    result = nodes[-1].outputs[0]
+    result.name, result.type, result.shape = "output", ir.TensorType(ir.DataType.FLOAT), start.shape
+    graph = ir.Graph([start], [result], nodes=nodes, initializers=constants, opset_imports={"": 20}, name="lrn")
+    model = ir.Model(graph, ir_version=10)
+    common.ShapeInferencePass()(model)
     return model
 
 
@@ -53,30 +86,79 @@ def _coefficients(node: ir.Node) -> tuple[float, float, float]:
     return alpha, beta, bias
 
 
-def _replace(graph: ir.Graph, node: ir.Node, source: ir.Value, channels: int) -> None:
-    size = node.attributes["size"].as_int()
-    alpha, beta, bias = _coefficients(node)
+@dataclass(frozen=True)
+class _Integers:
+    """x = scale · q with q (batch, C, H, W) of that integer type, zero point 0, C, H and W known."""
 
-    def constant(part: str, array: npt.NDArray[np.float32]) -> ir.Value:
-        value = ir.val(f"{node.name}.{part}", const_value=ir.tensor(array, name=f"{node.name}.{part}"))
-        graph.register_initializer(value)
+    q: ir.Value
+    scale: float
+    sizes: tuple[int, int, int]
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        assert self.q.dtype is not None
+        return self.q.dtype.numpy()
+
+
+def _quantized(source: ir.Value) -> _Integers | None:
+    """The integers behind ``source``, or None when it is not a plain DequantizeLinear of a whole tensor."""
+    node = source.producer()
+    if node is None or node.op_type != "DequantizeLinear" or source.shape is None:
+        return None
+    q, scale = node.inputs[:2]
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    sizes = [dim for dim in source.shape[1:] if isinstance(dim, int)]
+    constant = [value.const_value for value in (scale, zero) if value is not None]
+    if q is None or len(sizes) != 3 or len(constant) != 2 or any(t is None or t.size != 1 for t in constant):
+        return None
+    factor, offset = (float(tensor.numpy().item()) for tensor in constant if tensor is not None)
+    return _Integers(q, factor, (sizes[0], sizes[1], sizes[2])) if offset == 0 and q.dtype is not None else None
+
+
+class _Lowering:
+    """The nodes that take the place of one LRN; its constants go into the graph."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self._graph, self._name = graph, str(node.name or node.outputs[0].name)
+        self._size = node.attributes["size"].as_int()
+        self._alpha, self.beta, self._bias = _coefficients(node)
+        self.nodes: list[ir.Node] = []
+
+    def on_floats(self, x: ir.Value, channels: int) -> ir.Value:
+        weight = (band(channels, self._size) * np.float32(self._alpha / self._size)).reshape(channels, channels, 1, 1)
+        k = self._constant("k", np.full(channels, self._bias, np.float32))
+        base = self._add("Conv", self._add("Mul", x, x), self._constant("band", weight), k)
+        base.name = sum_of_squares(self._name)
+        return self._add("Div", x, self._power(base))
+
+    def on_integers(self, integers: _Integers) -> ir.Value:
+        """The same as q / (s^(-1/beta) · base)^beta."""
+        channels, height, width = integers.sizes
+        unit = integers.scale ** (-1 / self.beta)
+        weight = band(channels, self._size).T * np.float32(self._alpha / self._size * integers.scale**2 * unit)
+        q = self._add("Transpose", integers.q, perm=[0, 2, 3, 1])
+        q = self._add("Cast", q, to=ir.DataType.FLOAT)
+        q = self._add("Reshape", q, self._constant("rows", np.array([-1, channels])))
+        k = self._constant("k", np.full(channels, self._bias * unit, np.float32))
+        base = self._add("Gemm", self._add("Mul", q, q), self._constant("band", weight), k)
+        ratio = self._add("Div", q, self._power(base))
+        image = self._add("Reshape", ratio, self._constant("image", np.array([-1, height, width, channels])))
+        return self._add("Transpose", image, perm=[0, 3, 1, 2])
+
+    def _power(self, base: ir.Value) -> ir.Value:
+        if self.beta == 0.75:
+            root = self._add("Sqrt", base)
+            return self._add("Mul", root, self._add("Sqrt", root))
+        return self._add("Pow", base, self._constant("beta", np.asarray(self.beta, np.float32)))
+
+    def _constant(self, part: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        name = f"{self._name}.{part}"
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        self._graph.register_initializer(value)
         return value
 
-    nodes: list[ir.Node] = []
-
-    def add(op: str, *inputs: ir.Value) -> ir.Value:
-        nodes.append(ir.node(op, inputs, name=f"{node.name}.{len(nodes)}.{op.lower()}"))
-        nodes[-1].outputs[0].name = str(nodes[-1].name)
-        return nodes[-1].outputs[0]
-
-    weight = (band(channels, size) * np.float32(alpha / size)).reshape(channels, channels, 1, 1)
-    squares = add("Mul", source, source)
-    base = add("Conv", squares, constant("band", weight), constant("k", np.full(channels, bias, np.float32)))
-    base.name = sum_of_squares(str(node.name))
-    if beta == 0.75:
-        root = add("Sqrt", base)
-        power = add("Mul", root, add("Sqrt", root))
-    else:
-        power = add("Pow", base, constant("beta", np.asarray(beta, np.float32)))
-    add("Div", source, power).name = node.outputs[0].name
-    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
+    def _add(self, op: str, *inputs: ir.Value, **attributes: list[int] | int) -> ir.Value:
+        node = ir.node(op, inputs, attributes, name=f"{self._name}.{len(self.nodes)}.{op.lower()}")
+        node.outputs[0].name = str(node.name)
+        self.nodes.append(node)
+        return node.outputs[0]

@@ -45,6 +45,15 @@ def load_onnx(path: Path) -> ir.Model:
         onnx.checker.check_model(proto if external else content)  # bytes need not be serialised again
     except onnx.checker.ValidationError as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
+    return _prepared(proto)
+
+
+def parse_onnx(model: bytes) -> ir.Model:
+    """A serialised model as ``load_onnx`` gives it, unchecked."""
+    return _prepared(onnx.load_model_from_string(model))
+
+
+def _prepared(proto: onnx.ModelProto) -> ir.Model:
     model = ir.from_proto(proto)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass()(model)

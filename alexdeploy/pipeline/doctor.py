@@ -90,16 +90,18 @@ def _onnxruntime() -> str:
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
     x = _images()
-    with OnnxRuntimeRunner(_lrn_model()) as runner:
+    with OnnxRuntimeRunner(_lrn_model(), as_written=True) as runner:
         _check(runner.infer(x), x)
     return f"onnxruntime {ort.__version__}, LRN right"
 
 
 def _openvino() -> str:
     openvino = require("openvino")
+    from alexdeploy.runners.openvino import OpenVinoRunner
+
     x = _images()
-    core = openvino.Core()
-    _check(core.compile_model(core.read_model(_lrn_model()), "CPU")(x)[0], x)
+    with OpenVinoRunner(_lrn_model()) as runner:
+        _check(runner.infer(x), x)
     return f"openvino {openvino.__version__}, LRN right"
 
 

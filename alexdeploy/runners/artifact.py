@@ -8,13 +8,13 @@ from pathlib import Path
 from alexdeploy import artifacts
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UnavailableError, UsageError
-from alexdeploy.optional import unavailable
+from alexdeploy.optional import require, unavailable
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import Precision
 
 RUNTIMES_OF_KIND = {
     "checkpoint": ("pytorch",),
-    "onnx": ("onnxruntime-cpu",),
+    "onnx": ("onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"),
     "engine": ("tensorrt", "tensorrt-rtx"),
 }
 RUNTIMES = tuple(name for names in RUNTIMES_OF_KIND.values() for name in names)
@@ -25,7 +25,8 @@ _KIND_OF_SUFFIX = {".safetensors": "checkpoint", ".onnx": "onnx", ".engine": "en
 class Artifact:
     """A file that classifies images.
 
-    ``runtimes`` are those that can run this very file; ``classes`` is -1 where the file does not tell.
+    ``runtimes`` are those that can run this very file, the usual one first; ``classes`` is -1 where the file does not
+    tell.
     """
 
     path: Path
@@ -113,6 +114,17 @@ def _open(path: Path, runtime: str, trust: bool = False) -> Runner:
             from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
             return OnnxRuntimeRunner(path)
+        if runtime == "openvino":
+            require("openvino")
+            from alexdeploy.runners.openvino import OpenVinoRunner
+
+            return OpenVinoRunner(path)
+        if runtime in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
+            from alexdeploy.graph.model import load_onnx, precision_of
+            from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner
+
+            provider = CudaRunner if runtime == "onnxruntime-cuda" else TensorRtProviderRunner
+            return provider(path, precision_of(load_onnx(path)))
     except ModuleNotFoundError as error:
         raise unavailable(error) or error from error
     from alexdeploy.runners.tensorrt import TensorRTRunner

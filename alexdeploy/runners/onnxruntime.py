@@ -1,28 +1,31 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, and the session that its GPU providers share."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from alexdeploy.compare import relative_error
 from alexdeploy.errors import InputError
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import TensorSpec
 
-_PROVIDER = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 _FATAL_ONLY = 4
-
-
+_LRN_TOLERANCE = 1e-5
 _WARMUP_RUNS, _PROFILED_RUNS = 3, 10
 
 
-def _session_options() -> ort.SessionOptions:
+def session_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY  # errors come as exceptions
     # else idle workers go on spinning; beside three idle sessions a call took 3 × as long on two cores
@@ -31,10 +34,14 @@ def _session_options() -> ort.SessionOptions:
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX model on ``CPUExecutionProvider``.
+    """An ONNX model on ``CPUExecutionProvider``; threads may share it.
+
+    LRN, whose kernel is slow there, is written with fast operators in memory (``alexdeploy.graph.lower_lrn``), once
+    that form has given the native kernel's answers; where it does not, a warning says so and the kernel stays.
 
     Args:
         model: a file, or a serialised model.
+        as_written: run the graph as it is, its LRN too.
         threads: that one call uses; None for as many as there are cores.
 
     Raises:
@@ -42,16 +49,26 @@ class OnnxRuntimeRunner(Runner):
     """
 
     runtime = "onnxruntime-cpu"
+    _provider, _device = "CPUExecutionProvider", "cpu"
 
-    def __init__(self, model: Path | bytes, *, threads: int | None = None) -> None:
-        self._model = str(model) if isinstance(model, Path) else model
-        options = _session_options()
+    def __init__(self, model: Path | bytes, *, as_written: bool = False, threads: int | None = None) -> None:
+        self._model, self._as_written = model, as_written
+        self._provider_options: dict[str, str] = {}
+        options = session_options()
         options.intra_op_num_threads = threads or 0
+        self._open(options)
+
+    def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        model = self._model if self._as_written else with_fast_lrn(self._model)
+        source = str(model) if isinstance(model, Path) else model
         try:
-            self._session = ort.InferenceSession(self._model, options, providers=[_PROVIDER])
+            return ort.InferenceSession(source, options, providers=[(self._provider, self._provider_options)])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            name = str(model) if isinstance(model, Path) else "the model"
-            raise InputError(f"{name}: ONNX Runtime cannot load it: {error}") from error
+            raise InputError(f"{_origin(self._model)}: ONNX Runtime cannot load it: {error}") from error
+
+    def _open(self, options: ort.SessionOptions) -> None:
+        """Start the session and read what goes in and out."""
+        self._session = self._start(options)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise InputError(f"expected a model with one input, found {len(inputs)}")
@@ -71,16 +88,30 @@ class OnnxRuntimeRunner(Runner):
         logits = self._outputs(batch, self.output_names[:1])[0]
         return logits.mean(axis=(2, 3)) if logits.ndim == 4 else logits
 
+    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+        self.check_batch(batch)
+        if isinstance(self.input.shape[0], int) and self.input.shape[0] != len(batch):
+            return partial(self.infer, batch)  # in pieces
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self.input.name, ort.OrtValue.ortvalue_from_numpy(batch, self._device, 0))
+        binding.bind_output(self.output_names[0], self._device)
+        return partial(self._run_bound, binding)
+
+    def _run_bound(self, binding: Any) -> object:
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding.get_outputs()
+
     def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:
         """By ONNX Runtime's profiler, in a session of its own; a frozen batch is filled up."""
         self.check_batch(batch)
         if isinstance(self.input.shape[0], int):
             batch = np.resize(batch, (self.input.shape[0], *batch.shape[1:]))
-        options = _session_options()
+        options = session_options()
         options.enable_profiling = True
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder, "profile"))
-            session = ort.InferenceSession(self._model, options, providers=[_PROVIDER])
+            session = self._start(options)
             for _ in range(_WARMUP_RUNS + _PROFILED_RUNS):
                 session.run(self.output_names[:1], {self.input.name: batch})
             events = json.loads(Path(session.end_profiling()).read_bytes())
@@ -103,3 +134,43 @@ class OnnxRuntimeRunner(Runner):
             np.concatenate(parts)[: len(batch)] if parts[0].ndim else np.max(parts, axis=0)
             for parts in zip(*pieces, strict=True)
         ]
+
+
+def with_fast_lrn(model: Path | bytes) -> Path | bytes:
+    """The model with its LRN lowered and proven; the model itself where it has none, or the proof fails."""
+    if b"LRN" not in (model.read_bytes() if isinstance(model, Path) else model):
+        return model
+    try:
+        from alexdeploy.graph.lower_lrn import lower_lrn, lrn_alone
+        from alexdeploy.graph.model import load_onnx, model_bytes, parse_onnx
+    except ModuleNotFoundError as error:
+        warnings.warn(f"{_origin(model)}: its LRN runs slowly, for want of '{error.name}'", stacklevel=3)
+        return model
+    graph = load_onnx(model) if isinstance(model, Path) else parse_onnx(model)
+    lowered = lower_lrn(graph)
+    left = {node.outputs[0].name for node in lowered.graph if node.op_type == "LRN"}
+    for node in graph.graph:
+        if node.op_type != "LRN" or node.outputs[0].name in left:
+            continue
+        probe = lrn_alone(node)
+        distance = _distance(model_bytes(lower_lrn(probe)), model_bytes(probe))
+        if not distance <= _LRN_TOLERANCE:
+            warnings.warn(
+                f"{_origin(model)}: the fast form of LRN '{node.outputs[0].name}' is {distance:.1e} away from ONNX "
+                f"Runtime's own (relative, at most {_LRN_TOLERANCE:.0e}); the slow one is used",
+                stacklevel=3,
+            )
+            return model
+    return model_bytes(lowered)
+
+
+def _origin(model: Path | bytes) -> str:
+    return str(model) if isinstance(model, Path) else "the model"
+
+
+def _distance(fast: bytes, native: bytes) -> float:
+    """Largest relative error over images from small to large, where LRN hardly acts and where it rules."""
+    with OnnxRuntimeRunner(fast, as_written=True) as a, OnnxRuntimeRunner(native, as_written=True) as b:
+        noise = np.random.default_rng(0).standard_normal((1, *map(int, a.input.shape[1:])), dtype=np.float32)
+        images = [noise * np.float32(10.0**exponent) for exponent in range(-2, 4)]
+        return max(relative_error(a.infer(image), b.infer(image)) for image in images)

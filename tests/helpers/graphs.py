@@ -71,3 +71,15 @@ def run(model: onnx.ModelProto | ir.Model, batch: Array, outputs: Sequence[str] 
 
 def images(count: int = 5, shape: tuple[int, ...] = (3, 8, 8), seed: int = 1) -> Array:
     return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def conv_lrn_gemm_in_torch(batch: Array) -> Array:
+    """What ``conv_lrn_gemm()`` computes, by PyTorch (onnx.reference sums the wrong channels in LRN)."""
+    import torch
+    from torch.nn import functional
+
+    weights = {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in conv_lrn_gemm().graph.initializer}
+    x = functional.relu(functional.conv2d(torch.from_numpy(batch), weights["w1"], weights["b1"], padding=1))
+    x = functional.max_pool2d(functional.local_response_norm(x, 5, 1e-2, 0.75, 2.0), 2)
+    logits: Array = functional.linear(x.flatten(1), weights["w2"], weights["b2"]).numpy()
+    return logits

@@ -1,26 +1,85 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.graph import lower_lrn
+from alexdeploy.graph.model import model_bytes, parse_onnx
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.runners import onnxruntime_gpu
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-from tests.helpers.graphs import conv_lrn_gemm, images, run
+from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner
+from alexdeploy.specs import Precision
+from tests.helpers.graphs import conv_lrn_gemm, conv_lrn_gemm_in_torch, images, run
+
+MODEL = conv_lrn_gemm()
+RANGES = {"input": TensorRange(4.0), "relu1": TensorRange(5.0, True), "flatten1": TensorRange(2.0, True)}
 
 
 def test_infers_what_the_graph_says_at_any_batch() -> None:
-    model = conv_lrn_gemm()
-    with OnnxRuntimeRunner(model.SerializeToString()) as runner:
+    with OnnxRuntimeRunner(MODEL.SerializeToString()) as runner:
         assert (runner.input.name, runner.input.shape[1:], runner.classes) == ("input", (3, 8, 8), 4)
         for count in (1, 5, 3):
-            np.testing.assert_allclose(runner.infer(images(count)), run(model, images(count))[0], rtol=1e-5, atol=1e-5)
+            expected = conv_lrn_gemm_in_torch(images(count))
+            np.testing.assert_allclose(runner.infer(images(count)), expected, rtol=1e-5, atol=1e-5)
+            (bound,) = runner.device_call(images(count))()  # type: ignore[misc]
+            np.testing.assert_allclose(bound.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_integer_kernels_give_the_answers_of_the_quantized_graph() -> None:
+    model = insert_qdq(ir.from_proto(MODEL), RANGES, dialect="onnxruntime")
+    batch = images(64)
+    (expected,) = run(model, batch)  # node by node, in float between Q and DQ
+    actual = OnnxRuntimeRunner(ir.to_proto(model).SerializeToString()).infer(batch)
+    error = np.abs(actual - expected) / np.abs(expected).max()
+    assert error.max() <= 1 / 255, "a rounding tie may fall to the other side in another kernel"
+    assert error.mean() <= 1 / 2550
+
+
+def test_a_fast_lrn_that_is_not_the_native_one_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    band = lower_lrn.band
+    monkeypatch.setattr(lower_lrn, "band", lambda channels, size: band(channels, size - 2))
+    with pytest.warns(UserWarning, match=r"fast form of LRN 'lrn1' is .* away"):
+        runner = OnnxRuntimeRunner(MODEL.SerializeToString())
+    np.testing.assert_allclose(runner.infer(images()), run(MODEL, images())[0], rtol=1e-5, atol=1e-5)
+    wrong = OnnxRuntimeRunner(model_bytes(lower_lrn.lower_lrn(parse_onnx(MODEL.SerializeToString()))))
+    assert np.abs(wrong.infer(images()) - runner.infer(images())).max() > 1e-4, "or the test shows nothing"
+
+
+def test_a_result_stays_as_it_is_and_the_batch_too() -> None:
+    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
+    batch = images(3)
+    first = runner.infer(batch)
+    kept = first.copy()
+    runner.infer(images(3, seed=9))
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(batch, images(3))
+    first[:] = 0
+    np.testing.assert_array_equal(runner.infer(batch), kept)
+
+
+def test_threads_share_a_runner() -> None:
+    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
+    batches = [images(1 + seed % 4, seed=seed) for seed in range(16)]
+    expected = [runner.infer(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(runner.infer, batches * 20), expected * 20, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [images(2)[:, :2], images(2).astype(np.float64), images(2)[:0], images(2)[0]])
-def test_a_wrong_batch_is_refused_in_words(batch: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
-    runner = OnnxRuntimeRunner(conv_lrn_gemm().SerializeToString())
-    with pytest.raises(UsageError, match=r"expected \(N, 3, 8, 8\) float32"):
-        runner.infer(batch)
+def test_a_wrong_batch_is_refused_in_words(batch: npt.NDArray[np.float32]) -> None:
+    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
+    for call in (runner.infer, runner.device_call):
+        with pytest.raises(UsageError, match=r"expected \(N, 3, 8, 8\) float32"):
+            call(batch)
 
 
 def test_what_onnx_runtime_refuses_comes_with_its_own_words() -> None:
@@ -28,3 +87,41 @@ def test_what_onnx_runtime_refuses_comes_with_its_own_words() -> None:
         OnnxRuntimeRunner(b"not a model")
     with pytest.raises(InputError, match="LRN"):
         OnnxRuntimeRunner(conv_lrn_gemm(lrn_size=4).SerializeToString())
+
+
+@pytest.mark.parametrize("runner", [CudaRunner, TensorRtProviderRunner])
+def test_a_gpu_provider_that_this_onnxruntime_lacks_is_not_replaced_by_the_cpu(runner: type[CudaRunner]) -> None:
+    if runner._provider in ort.get_available_providers():
+        pytest.skip("this onnxruntime has GPU providers")
+    with pytest.raises(UnavailableError, match=rf"has no {runner._provider}.*alexdeploy\[gpu\]"):
+        runner(MODEL.SerializeToString(), Precision.FP32)
+
+
+def test_a_session_that_started_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's ONNX Runtime, claiming to have the provider, as onnxruntime-gpu does without its libraries."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime_gpu, "why_no_cuda", lambda: None)
+    with (
+        pytest.warns(UserWarning, match="not in available"),
+        pytest.raises(UnavailableError, match="disabled by the user"),
+    ):
+        CudaRunner(MODEL.SerializeToString(), Precision.FP32)
+
+
+def test_options_follow_the_precision_and_int8_on_cuda_is_refused() -> None:
+    for precision in (Precision.INT8, Precision.INT8_FP16):
+        with pytest.raises(UnavailableError, match=r"no INT8 convolution.*onnxruntime-tensorrt"):
+            CudaRunner(MODEL.SerializeToString(), precision)
+    assert CudaRunner.defaults(Precision.FP16) == {"use_tf32": "0"}
+    assert TensorRtProviderRunner.defaults(Precision.INT8_FP16) == {"trt_fp16_enable": "1", "trt_int8_enable": "1"}
+    assert TensorRtProviderRunner.defaults(Precision.FP32) == {"trt_fp16_enable": "0", "trt_int8_enable": "0"}
+
+
+def test_a_frozen_batch_is_served_in_pieces() -> None:
+    frozen = onnx.ModelProto()
+    frozen.CopyFrom(MODEL)
+    frozen.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    runner = OnnxRuntimeRunner(frozen.SerializeToString())
+    expected = OnnxRuntimeRunner(MODEL.SerializeToString()).infer(images(5))
+    np.testing.assert_allclose(runner.infer(images(5)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(runner.device_call(images(5))(), expected, rtol=1e-5, atol=1e-6)  # type: ignore[call-overload]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import pytest
+
+from alexdeploy.errors import InputError, UsageError
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from tests.helpers.graphs import conv_lrn_gemm, conv_lrn_gemm_in_torch, images, run
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+from alexdeploy.runners.openvino import OpenVinoRunner
+
+MODEL = conv_lrn_gemm()
+
+
+def test_infers_what_the_graph_says_at_any_batch_whole_and_in_pieces(tmp_path: Path) -> None:
+    onnx.save(MODEL, tmp_path / "model.onnx")
+    with OpenVinoRunner(tmp_path / "model.onnx", whole=4) as runner:
+        assert (runner.input.name, runner.input.shape[1:], runner.classes) == ("input", (3, 8, 8), 4)
+        for count in (1, 4, 3, 5, 17):
+            expected = conv_lrn_gemm_in_torch(images(count))
+            np.testing.assert_allclose(runner.infer(images(count)), expected, rtol=1e-5, atol=1e-5)
+            call = runner.device_call(images(count))
+            assert call() is not None
+            np.testing.assert_allclose(call()[0] if count <= 4 else call(), expected, rtol=1e-5, atol=1e-5)  # type: ignore[index]
+
+
+def test_float_layers_compute_in_fp32_unless_told_otherwise() -> None:
+    model = MODEL.SerializeToString()
+    precisions = [str(r._compiled.get_property("INFERENCE_PRECISION_HINT")) for r in map(OpenVinoRunner, (model,))]
+    assert precisions == ["<Type: 'float32'>"]
+
+
+def test_an_int8_graph_is_close_to_its_definition() -> None:
+    ranges = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0, True)}
+    model = insert_qdq(ir.from_proto(MODEL), ranges, dialect="openvino")
+    (expected,) = run(model, images(16))
+    actual = OpenVinoRunner(ir.to_proto(model).SerializeToString()).infer(images(16))
+    assert np.abs(actual - expected).max() <= np.abs(expected).max() / 127
+
+
+@pytest.mark.parametrize("whole", [2, 16])
+def test_a_result_stays_as_it_is_and_the_batch_too(whole: int) -> None:
+    runner = OpenVinoRunner(MODEL.SerializeToString(), whole=whole)
+    batch = images(3)
+    first = runner.infer(batch)
+    kept = first.copy()
+    runner.infer(images(3, seed=9))
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(batch, images(3))
+    first[:] = 0
+    np.testing.assert_array_equal(runner.infer(batch), kept)
+
+
+def test_threads_share_a_runner() -> None:
+    runner = OpenVinoRunner(MODEL.SerializeToString(), whole=3)
+    batches = [images(1 + seed % 5, seed=seed) for seed in range(16)]
+    expected = [runner.infer(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(runner.infer, batches * 10), expected * 10, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [images(2)[:, :2], images(2).astype(np.float64), images(2)[:0], images(2)[0]])
+def test_a_wrong_batch_is_refused_in_words(batch: npt.NDArray[np.float32]) -> None:
+    runner = OpenVinoRunner(MODEL.SerializeToString())
+    for call in (runner.infer, runner.device_call):
+        with pytest.raises(UsageError, match=r"expected \(N, 3, 8, 8\) float32"):
+            call(batch)
+
+
+def test_a_frozen_batch_and_an_unreadable_model_are_refused_in_words() -> None:
+    frozen = onnx.ModelProto()
+    frozen.CopyFrom(MODEL)
+    frozen.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(UsageError, match="frozen at 2, got 3"):
+        OpenVinoRunner(frozen.SerializeToString()).infer(images(3))
+    with pytest.raises(InputError, match="OpenVINO cannot load"):
+        OpenVinoRunner(b"not a model")
