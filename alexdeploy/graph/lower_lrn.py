@@ -41,7 +41,8 @@ def lrn_alone(node: ir.Node) -> ir.Model:
     assert source is not None
     assert source.shape is not None
     integers = _quantized(source)
-    value = start = ir.val("input", ir.DataType.FLOAT, ["batch", source.shape[1], 3, 3])
+    shape = ir.Shape(["batch", source.shape[1], 3, 3])
+    value = start = ir.val("input", ir.DataType.FLOAT, shape)
     nodes, constants = [], []
     if integers is not None:
         scale = ir.val("scale", const_value=ir.tensor(np.float32(integers.scale), name="scale"))
@@ -52,7 +53,7 @@ def lrn_alone(node: ir.Node) -> ir.Model:
             value = nodes[-1].outputs[0]
     nodes.append(ir.node("LRN", [value], dict(node.attributes), name="lrn"))
     result = nodes[-1].outputs[0]
-    result.name, result.type, result.shape = "output", ir.TensorType(ir.DataType.FLOAT), start.shape
+    result.name, result.type, result.shape = "output", ir.TensorType(ir.DataType.FLOAT), shape
     graph = ir.Graph([start], [result], nodes=nodes, initializers=constants, opset_imports={"": 20}, name="lrn")
     model = ir.Model(graph, ir_version=10)
     common.ShapeInferencePass()(model)

@@ -26,6 +26,7 @@ _WARMUP_RUNS, _PROFILED_RUNS = 3, 10
 
 
 def session_options() -> ort.SessionOptions:
+    """Quiet, and idle as soon as a call has ended."""
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY  # errors come as exceptions
     # else idle workers go on spinning; beside three idle sessions a call took 3 × as long on two cores

@@ -8,7 +8,7 @@ from onnx import helper
 
 from alexdeploy.graph.lower_lrn import lower_lrn, lrn_alone
 from alexdeploy.graph.model import op_counts
-from tests.helpers.graphs import images, make_model, run
+from tests.helpers.graphs import Array, images, make_model, run
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9, 15])
@@ -42,8 +42,7 @@ def test_behind_a_quantized_tensor_it_computes_the_same_on_the_integers(beta: fl
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
         node,
     ]
-    constants = {"scale": np.float32(0.03), "zero": np.uint8(0)}
-    arrays = {name: np.asarray(value) for name, value in constants.items()}
+    arrays: dict[str, Array] = {"scale": np.asarray(np.float32(0.03)), "zero": np.asarray(np.uint8(0))}
     proto = onnx.shape_inference.infer_shapes(make_model(nodes, arrays, shape=("batch", 12, 4, 6)))
     lowered = lower_lrn(ir.from_proto(proto))
     assert "DequantizeLinear" not in op_counts(lowered)
@@ -58,7 +57,7 @@ def test_a_lone_lrn_keeps_its_attributes_and_its_quantized_input(zero: int) -> N
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
         helper.make_node("LRN", ["x"], ["logits"], "lrn1", size=3, alpha=2.0, beta=0.75, bias=1.5),
     ]
-    arrays = {"scale": np.asarray(np.float32(0.03)), "zero": np.asarray(np.uint8(zero))}
+    arrays: dict[str, Array] = {"scale": np.asarray(np.float32(0.03)), "zero": np.asarray(np.uint8(zero))}
     proto = onnx.shape_inference.infer_shapes(make_model(nodes, arrays, shape=("batch", 12, 3, 3)))
     alone = lrn_alone(next(node for node in ir.from_proto(proto).graph if node.op_type == "LRN"))
     x = np.abs(images(3, (12, 3, 3)))

@@ -66,8 +66,10 @@ def test_a_foreign_model_without_a_contract_loads_but_labels_nothing(tmp_path: P
 
 
 def test_a_library_that_is_missing_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    monkeypatch.delitem(__import__("sys").modules, "alexdeploy.runners.onnxruntime", raising=False)
+    for library in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(__import__("sys").modules, library, None)
+    for runner in ("onnxruntime", "onnxruntime_gpu"):
+        monkeypatch.delitem(__import__("sys").modules, f"alexdeploy.runners.{runner}", raising=False)
     with pytest.raises(UnavailableError, match=r"alexdeploy\[cpu\]"):
         alexdeploy.load(model)
 
