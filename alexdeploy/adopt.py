@@ -12,7 +12,7 @@ import onnx_ir as ir
 from alexdeploy import artifacts
 from alexdeploy.compare import relative_error
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.fuse_lrn import fuse_lrn
@@ -56,9 +56,7 @@ def adopt_onnx(path: Path, contract: Contract, output: Path) -> AdoptResult:
         InputError: not such a model, an input of another shape than the contract's, or another number of labels.
         GateError: ONNX Runtime's results for both files differ by more than ``PARITY_TOLERANCE``.
     """
-    artifacts.check_output(output)
-    if output.exists() and output.samefile(path):
-        raise UsageError(f"{output}: is the file to adopt; write the result to another one")
+    artifacts.check_output(output, path)
     original = load_onnx(path)
     _check_interface(original, contract, path)
     model, fused = _rewritten(original)

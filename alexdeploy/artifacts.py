@@ -84,11 +84,11 @@ def check_input(path: Path) -> Path:
     return path
 
 
-def check_output(path: Path) -> Path:
-    """Fail before the work, not after it, when the result could not be written.
+def check_output(path: Path, *inputs: Path) -> Path:
+    """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 
     Raises:
-        UsageError: the folder does not exist or is not writable, or ``path`` is itself a folder.
+        UsageError: the folder does not exist or is not writable, or ``path`` is a folder or one of ``inputs``.
     """
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
@@ -96,6 +96,8 @@ def check_output(path: Path) -> Path:
         raise UsageError(f"cannot write {path}: it is a folder; expected a file name")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: no permission to write in '{path.parent}'")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+        raise UsageError(f"cannot write {path}: it is what this reads; choose another name")
     return path
 
 

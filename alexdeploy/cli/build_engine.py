@@ -54,7 +54,10 @@ MIB = 1 << 20
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
 @click.option("--builder", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True)
 @click.option(
-    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory a kernel may take.  [default: all]"
+    "--workspace",
+    type=click.IntRange(1, 1 << 30),
+    metavar="MIB",
+    help="Scratch memory a kernel may take.  [default: all]",
 )
 @click.option("--level", type=click.IntRange(0, 5), help="Effort of the builder.  [default: TensorRT's, 3]")
 @click.option("--tf32", is_flag=True, help="Let FP32 multiplications round their inputs to 10 bits.")
@@ -120,7 +123,7 @@ def command(
     check_lrn(lrn, fp16)
     _check_arguments(int8, fp16, ranges, data)
     _check_implicit(ctx, implicit, int8, builder, ranges)
-    artifacts.check_output(output)
+    artifacts.check_output(output, *(path for path in (model, ranges) if path is not None))
     artifacts.check_input(model)
     from alexdeploy.engine.build import BuilderOptions
     from alexdeploy.engine.versions import Compatibility

@@ -49,7 +49,7 @@ def command(
     \b
     Example: alexdeploy calibrate model.onnx --data digits --samples 512 -o ranges.json
     """
-    artifacts.check_output(output)
+    artifacts.check_output(output, model)
     if cache is not None:
         _check_cache(cache, output)
     artifacts.check_input(model)

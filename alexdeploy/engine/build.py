@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -187,7 +188,7 @@ class EngineBuild:
 
     def _refused(self, what: str) -> str:
         text = refused(self.library, what)
-        limited = self.options.workspace_bytes is not None and "workspace limit" in text
+        limited = self.options.workspace_bytes is not None and re.search("workspace limit|OutOfMemory", text)
         return f"{text}; raise --workspace or leave it out" if limited else text
 
     def _report(self, plan: bytes, seconds: float) -> EngineReport:

@@ -159,7 +159,7 @@ def build_engine(
     rebuild: str = "",
 ) -> EngineReport:
     """``plan_engine`` and ``build_planned`` in one; raises what they raise."""
-    artifacts.check_output(output)
+    artifacts.check_output(output, model_path)
     return build_planned(plan_engine(model_path, ranges=ranges, settings=settings), output, rebuild=rebuild)
 
 

@@ -76,7 +76,7 @@ def quantize_onnx(
         UsageError: ``auto`` or ``max_drop`` without images, or ``auto`` with a calibration cache.
         GateError: the ranges belong to another model or contract, or the budget cannot be met.
     """
-    artifacts.check_output(output)
+    artifacts.check_output(output, model_path, ranges_path)
     ranges = cache.load(ranges_path)
     model = load_onnx(model_path)
     ranges.check_fits(model, model_path)

@@ -58,8 +58,8 @@ def test_without_a_data_set_there_are_no_labels(run: Run, foreign: Path, out: Pa
     [
         ("", 2, "an .onnx file needs --contract"),
         ("--contract alexnet-mnits", 2, "did you mean 'alexnet-mnist'?"),
-        ("--contract alexnet-mnist --network alexnet", 2, "--network and --classes are for PyTorch weights"),
-        ("--contract alexnet-mnist --classes 10", 2, "--network and --classes are for PyTorch weights"),
+        ("--contract alexnet-mnist --network alexnet", 2, "are for PyTorch weights"),
+        ("--contract alexnet-mnist --classes 10", 2, "are for PyTorch weights"),
         ("--contract {out}/absent.toml", 3, "absent.toml: no such recipe file"),
         ("--contract alexnet", 3, "expects (batch, 3, 227, 227)"),
         ("--contract alexnet-mnist --data {data}/two-classes", 3, "has 10 outputs but 2 labels"),

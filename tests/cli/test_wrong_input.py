@@ -69,7 +69,12 @@ USAGE = {
     "build-engine {model} --builder {tensorrt_rtx} --version-compatible -o {out}/x.engine": "--version-compatible is",
     "build-engine {model} --builder {tensorrt_rtx} --timing-cache {out} -o {out}/x.engine": "--timing-cache is for",
     "build-engine {model} --level 6 -o {out}/x.engine": "0<=x<=5",
-    "build-engine {model} --workspace 0 -o {out}/x.engine": "x>=1",
+    "build-engine {model} -o {model}": "it is what this reads",
+    "build-engine {model} --int8 --ranges {ranges} -o {ranges}": "it is what this reads",
+    "quantize {model} --ranges {ranges} -o {ranges}": "it is what this reads",
+    "calibrate {model} --data digits -o {model}": "it is what this reads",
+    "build-engine {model} --workspace 9999999999999 -o {out}/x.engine": "x<=1073741824",
+    "build-engine {model} --workspace 0 -o {out}/x.engine": "1<=x",
     "export --network alexnet-mnist --classes 1 -o {out}/x.onnx": "--classes",
     "train alexnet-mnist --data digits --lr -1 --out {out}": "learning_rate",
     # unknown networks
@@ -104,7 +109,7 @@ INPUT = {
     "predict {model} {out}/x.png": "x.png: no such file",
     "inspect {out}/x.engine": "x.engine: no such file",
     "calibrate {model} --data {out}/x -o {out}/x.json": "no data set",
-    "calibrate {model} --data mnist --data-root {out} -o {out}/x.json": "no such file; put MNIST's IDX files there",
+    "calibrate {model} --data mnist --data-root {out} -o {out}/x.json": "put the IDX files of mnist there",
     # a folder where a file is expected, a file where a folder is
     "export {pictures} -o {out}/x.onnx": "is a folder",
     "calibrate {pictures} --data digits -o {out}/x.json": "is a folder",

@@ -142,7 +142,7 @@ def test_a_contract_of_another_network_is_refused(contract: Contract, complaint:
 def test_a_file_is_not_overwritten_by_what_it_becomes(tmp_path: Path) -> None:
     theirs = written(tmp_path, conv_lrn_gemm())
     content = theirs.read_bytes()
-    with pytest.raises(UsageError, match="is the file to adopt"):
+    with pytest.raises(UsageError, match="it is what this reads"):
         adopt_onnx(theirs, CONTRACT, theirs)
     assert theirs.read_bytes() == content
 
