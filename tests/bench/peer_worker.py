@@ -49,9 +49,15 @@ class Reader:
 
 
 def onnxruntime(method: str, model: Path, output: Path, reader: Reader) -> None:
-    """``quantize_static`` as TensorRT wants it: symmetric int8 on the inputs of Conv and Gemm, the rest float."""
+    """``quantize_static`` as TensorRT wants it: symmetric int8 on the inputs of Conv and Gemm, the rest float.
+
+    ``method`` ``quantize_static`` is without any of that: its own defaults.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    if method == "quantize_static":
+        quantize_static(model, output, reader)
+        return
     methods = {
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
