@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,11 @@ def python_of(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def install(root: Path) -> dict[str, dict[str, str]]:
+def install(root: Path, names: Iterable[str] = tuple(PACKAGES)) -> dict[str, dict[str, str]]:
     """Make the peers' environments where they are missing; returns the versions found in each."""
     versions = {}
-    for name, packages in PACKAGES.items():
+    for name in names:
+        packages = PACKAGES[name]
         python, done = python_of(root / name), root / name / "installed"
         if not done.exists():
             say(f"installing {', '.join(packages)} into {root / name}")

@@ -54,7 +54,7 @@ def prepare(options: argparse.Namespace, work: Path) -> dict[str, Path]:
 
     contract = work / "contract.json"
     contract.write_text(contract_of(load_onnx(files["fp32"]), "fp32").to_json())
-    install(options.venv)
+    install(options.venv, ["onnxruntime"])
     python = python_of(options.venv / "onnxruntime")
     for peer, method in (("onnxruntime", "quantize_static"), ("nncf", "default")):
         output = files["nncf" if peer == "nncf" else method]

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alexdeploy.engine.driver import why_no_cuda
 from alexdeploy.errors import UnavailableError
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import conv_lrn_gemm, conv_lrn_gemm_in_torch, images
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(why_no_cuda() is not None, reason=str(why_no_cuda()))]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("name", ["CudaRunner", "TensorRtProviderRunner"])
