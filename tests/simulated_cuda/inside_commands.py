@@ -11,6 +11,7 @@ import pytest
 
 import alexdeploy
 from alexdeploy.cli import main
+from alexdeploy.engine.driver import Gpu, current_gpu, free_memory_bytes
 from alexdeploy.errors import GateError, UnavailableError
 from alexdeploy.pipeline import doctor
 from alexdeploy.runners.device import Device, open_device
@@ -114,3 +115,10 @@ def test_misuse_that_a_driver_cannot_report_is_counted(device: Device) -> None:
         assert library.sim_violations() == before + 2, "freed while a copy was under way"
         stream.release()
     library.sim_forgive(2)
+
+
+def test_the_driver_is_asked_without_any_binding(sim: ctypes.CDLL) -> None:
+    depth = sim.sim_depth()
+    assert current_gpu() == Gpu("Simulated GPU", "8.6", "13.0")
+    assert free_memory_bytes() == 8 << 30
+    assert sim.sim_depth() == depth
