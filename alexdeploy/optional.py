@@ -13,6 +13,7 @@ EXTRA_OF_MODULE = {
     "safetensors": "train",
     "onnxscript": "train",
     "sklearn": "train",
+    "matplotlib": "train",
     "scipy": "report",
     "matplotlib": "report",
     "jinja2": "report",

@@ -34,7 +34,25 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Knobs of the training loop. The learning rate follows one cycle (up, then down) over all steps."""
+    """Knobs of the training loop; the defaults leave out everything that is a matter of taste.
+
+    Attributes:
+        batch_size: images per step, over all processes together.
+        learning_rate: the peak of ``one-cycle``, the start of ``step``.
+        optimizer: ``adam`` decouples the weight decay (AdamW). Biases and normalisation are never decayed.
+        schedule: ``one-cycle`` rises over 30 % of the steps and falls to almost nothing along cosines; ``step`` divides
+            by ten after each quarter of the steps (the paper did so three times).
+        label_smoothing: share of the target spread over all classes.
+        augment: ``crop-mirror`` is the paper's (a window of the crop's size anywhere in the image, mirrored half the
+            time); ``scale-mirror`` also takes 35 to 100 % of the area, stretched by up to 4/3 (Szegedy et al. 2014).
+        fancy_pca: standard deviation of the paper's colour shifts along the principal components of the training
+            set's pixels; 0 for none, 0.1 in the paper.
+        initialisation: ``pytorch``; ``paper`` (normal, 0.01, biases of conv2, 4, 5 and of hidden layers 1); or ``he``
+            (He et al. 2015: normal, sqrt(2/inputs)), with which a network without batch normalisation starts faster.
+        precision: ``auto`` is bfloat16 autocast on a GPU or a CPU with AMX, else float32.
+        train_layers: only these learn (``fc7``), or all of a kind (``fc``); empty for all layers.
+        head_learning_rate: of the last layer, when it is to differ.
+    """
 
     epochs: int
     batch_size: int
@@ -42,16 +60,25 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    augment: Literal["none", "crop-mirror"] = "none"
+    schedule: Literal["one-cycle", "step"] = "one-cycle"
+    label_smoothing: float = 0.0
+    augment: Literal["none", "crop-mirror", "scale-mirror"] = "none"
+    fancy_pca: float = 0.0
+    initialisation: Literal["pytorch", "paper", "he"] = "pytorch"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    train_layers: tuple[str, ...] = ()
+    head_learning_rate: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError("epochs and batch_size must be >= 1")
-        if not self.learning_rate > 0:
-            raise ValueError("learning_rate must be > 0")
+        if not self.learning_rate > 0 or (self.head_learning_rate is not None and not self.head_learning_rate > 0):
+            raise ValueError("learning_rate and head_learning_rate must be > 0")
         if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
             raise ValueError("momentum must be at least 0 and below 1, weight_decay at least 0")
+        if not 0 <= self.label_smoothing < 1 or not self.fancy_pca >= 0:
+            raise ValueError("label_smoothing must be at least 0 and below 1, fancy_pca at least 0")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ import click
 
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
+from alexdeploy.errors import UsageError
 
 
 @click.command("train")
@@ -14,7 +15,12 @@ from alexdeploy.cli.output import note, note_skipped, print_json, progress
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images per step.  [default: the recipe's]")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the recipe's]")
-@click.option("--out", type=FILE, metavar="DIR", help="Folder for the checkpoint.  [default: models/NETWORK]")
+@click.option("--weights", type=FILE, metavar="FILE", help="Start from these: .safetensors, .pth or bvlc_alexnet.npy.")
+@click.option("--freeze", is_flag=True, help="Train the fully connected layers only.")
+@click.option("--train-layers", metavar="NAME,...", help="Train these layers only, such as fc7,fc8.")
+@click.option("--head-lr", type=float, help="Learning rate of the last layer.  [default: that of the others]")
+@click.option("--out", type=FILE, metavar="DIR", help="Folder for what it writes.  [default: models/NETWORK]")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run, exactly where it was.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @json_option
 def command(
@@ -25,22 +31,37 @@ def command(
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
+    weights: Path | None,
+    freeze: bool,
+    train_layers: str | None,
+    head_lr: float | None,
     out: Path | None,
+    resume: bool,
     device: str,
     as_json: bool,
 ) -> None:
     """Train a network and keep its best weights.
 
     Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the
-    name of a network with its own recipe. Writes DIR/NETWORK.safetensors.
+    name of a network with its own recipe. Writes DIR/NETWORK.safetensors (the best weights), .last.pt (the last,
+    and all that --resume needs), .jsonl (log) and .png (curves).
 
     \b
     Example: alexdeploy train alexnet-mnist --data digits --out .
+             alexdeploy train alexnet-caffe --data photos/ --weights bvlc_alexnet.npy --train-layers fc7,fc8
+             accelerate launch -m alexdeploy train alexnet --data imagenet/
     """
     from alexdeploy.recipe import load_recipe, with_train_options
 
-    loaded = with_train_options(load_recipe(recipe), epochs=epochs, batch_size=batch_size, learning_rate=lr)
-    from alexdeploy.train import Epoch, train
+    loaded = with_train_options(
+        load_recipe(recipe),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        train_layers=_layers(freeze, train_layers),
+        head_learning_rate=head_lr,
+    )
+    from alexdeploy.train import Epoch, Step, train
 
     learn = open_data(data, "train", data_root, skip_bad_images)
     judge = open_data(data, "val", data_root, skip_bad_images)
@@ -48,26 +69,37 @@ def command(
 
     def show(epoch: Epoch) -> None:
         note(
-            f"epoch {epoch.epoch}/{loaded.train.epochs}  loss {epoch.train_loss:.4f}  "
-            f"top-1 {epoch.top1:.2%}  {epoch.seconds:.1f} s"
+            f"epoch {epoch.epoch}/{loaded.train.epochs}  loss {epoch.train_loss:.4f}  held out: loss "
+            f"{epoch.val_loss:.4f}, top-1 {epoch.top1:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.1f} s"
         )
 
     with progress() as bar:
+
+        def tick(step: Step) -> None:
+            what = f"epoch {step.epoch}/{loaded.train.epochs}  loss {step.loss:.3f}  {step.images_per_s:.0f} images/s"
+            bar(what, step.done / step.total)
+
         result = train(
-            loaded,
-            learn,
-            judge,
-            path,
-            device=device,
-            on_epoch=show,
-            on_step=lambda done, total: bar(f"training, step {done}/{total}", done / total),
+            loaded, learn, judge, path, device=device, weights=weights, resume=resume, on_epoch=show, on_step=tick
         )
+    if not result.is_first:
+        return
     note_skipped(learn)
     note_skipped(judge)
+    if result.fresh:
+        note(f"{weights}: made for other classes; began anew: {', '.join(result.fresh)}")
     if as_json:
-        print_json({"checkpoint": str(path), "top1": result.top1, "epochs": result.epochs})
+        print_json({"checkpoint": str(path), "top1": result.top1, "epochs": result.epochs, "fresh": result.fresh})
     else:
         click.echo(f"{path}: top-1 {result.top1:.2%} on {len(judge)} held-out images")
+
+
+def _layers(freeze: bool, train_layers: str | None) -> tuple[str, ...] | None:
+    if freeze and train_layers:
+        raise UsageError("--freeze and --train-layers both say which layers learn; use one of them")
+    if train_layers:
+        return tuple(name.strip() for name in train_layers.split(","))
+    return ("fc",) if freeze else None
 
 
 def _checkpoint_path(out: Path | None, network: str) -> Path:

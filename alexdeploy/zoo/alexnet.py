@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from alexdeploy.zoo.convnet import ConvNet, classifier
+from alexdeploy.zoo.lrn import LocalResponseNorm
 
 
 def alexnet(classes: int, *, lrn: bool = False, dropout: float, groups: int = 2, k: float = 2.0) -> ConvNet:
@@ -109,7 +110,7 @@ def alexnet_mnist(classes: int, *, lrn: bool, dropout: float) -> ConvNet:
 
 def _relu_lrn(lrn: bool, size: int = 5, alpha: float = 1e-4, k: float = 2.0) -> list[nn.Module]:
     """ReLU, and LRN after it when the network has it; the defaults are the paper's."""
-    return [nn.ReLU(inplace=True), *([nn.LocalResponseNorm(size, alpha, 0.75, k)] if lrn else [])]
+    return [nn.ReLU(inplace=True), *([LocalResponseNorm(size, alpha, 0.75, k)] if lrn else [])]
 
 
 def _last_convolutions(inputs: int, conv3: int, conv4: int, conv5: int, groups: int = 1) -> list[nn.Module]:

@@ -1,0 +1,197 @@
+"""A training run from recipe to checkpoint: best and last weights, log, curves, and going on after an interruption."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import torch
+
+from alexdeploy import artifacts
+from alexdeploy.contract import Contract
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.errors import InputError
+from alexdeploy.recipe import Recipe
+from alexdeploy.train import optimizer as learning
+from alexdeploy.train.images import Augmentation, Pixels
+from alexdeploy.train.processes import Processes, join_processes
+from alexdeploy.train.progress import Epoch, Step, write_curves, write_log
+from alexdeploy.train.run import Batches, Stepper, evaluate, freed_memory_kept
+from alexdeploy.train.state import State, load_state, save_state
+from alexdeploy.zoo.checkpoint import Checkpoint, save_checkpoint
+from alexdeploy.zoo.convnet import ConvNet
+from alexdeploy.zoo.registry import build_network
+from alexdeploy.zoo.weights import start_from
+
+SAVE_EVERY_S = 300.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The checkpoint written, the best held-out accuracy and the epochs it was chosen from.
+
+    ``fresh`` names the parameters that ``weights`` did not fill, ``is_first`` is False in all processes but one.
+    """
+
+    path: Path
+    top1: float
+    epochs: list[Epoch] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    is_first: bool = True
+
+
+def train(
+    recipe: Recipe,
+    learn: ImageDataset,
+    judge: ImageDataset,
+    path: Path,
+    *,
+    device: str = "auto",
+    weights: Path | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> TrainResult:
+    """Train a network of the zoo on ``learn`` and write the weights that score best on ``judge``.
+
+    ``NAME.safetensors`` holds the best weights. ``NAME.last.pt`` holds the last ones and all that ``resume`` needs; it
+    is replaced after each epoch, every five minutes and on interruption. ``NAME.jsonl`` and ``NAME.png`` are log and
+    curves. On a CPU a resumed run ends with the very bits of one that was not interrupted. Started by ``accelerate
+    launch`` or ``torchrun`` the processes share each batch, and the first one writes and reports.
+
+    Args:
+        recipe: network, preprocessing and training settings.
+        learn: images to learn from.
+        judge: held-out images that choose the best epoch.
+        path: the checkpoint to write, ``NAME.safetensors``.
+        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        weights: start from these instead of fresh ones; the last layer is new when they are for other classes.
+        resume: go on with the run that left ``NAME.last.pt``, if its settings and images are the same.
+        on_epoch: called after each epoch.
+        on_step: called after each step.
+
+    Raises:
+        InputError: the splits name different classes, an image or ``weights`` cannot be read, nothing to resume.
+        UsageError: a layer to train that the network lacks, or ``resume`` with other settings.
+        UnavailableError: ``cuda`` without a GPU.
+        TrainingDivergedError: NaN or infinite loss.
+    """
+    artifacts.check_output(path)
+    if learn.classes != judge.classes:
+        raise InputError(f"{learn.name} and {judge.name} name different classes")
+    with join_processes(device) as processes, freed_memory_kept():
+        run = _Run(recipe, learn, judge, path, processes, weights)
+        if resume:
+            run.resume()
+        with processes.signals_deferred():
+            while run.state.step < run.steps:
+                run.epoch(on_step, on_epoch)
+        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, processes.is_first)
+
+
+class _Run:
+    """One run, between its epochs a ``State``."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learn: ImageDataset,
+        judge: ImageDataset,
+        path: Path,
+        processes: Processes,
+        weights: Path | None,
+    ) -> None:
+        self.state = State()
+        self._recipe, self._path, self._processes = recipe, path, processes
+        self._contract: Contract = msgspec.structs.replace(recipe.preprocess, labels=learn.classes)
+        settings = recipe.train
+        torch.manual_seed(settings.seed)
+        model = build_network(recipe.network, len(learn.classes))
+        learning.initialise(model, settings.initialisation)
+        self.fresh = start_from(model, weights, recipe.network.name) if weights is not None else []
+        self._parents = (artifacts.parent(weights),) if weights is not None else ()
+        learning.freeze(model, settings.train_layers)
+        self._model: ConvNet = model.to(processes.device).to(memory_format=torch.channels_last)
+        self._optimizer = learning.make_optimizer(self._model, settings)
+        self._stepper = Stepper(self._model, self._optimizer, settings, processes)
+        pixels = Pixels(learn, self._contract, cropped=settings.augment == "none")
+        self._held_out = Pixels(judge, self._contract, cropped=True)
+        augmentation = Augmentation(pixels, self._contract, settings.augment, settings.fancy_pca)
+        self._batches = Batches(augmentation, len(pixels), settings, processes)
+        self.steps = settings.epochs * self._batches.per_epoch
+        self._identity = {
+            **msgspec.to_builtins(recipe.train),
+            "network": msgspec.to_builtins(recipe.network),
+            "preprocessing": self._contract.fingerprint,
+            "images": learn.fingerprint,
+            "held-out images": judge.fingerprint,
+            "weights": self._parents[0].sha256 if self._parents else None,
+        }
+        self._saved_at = time.monotonic()
+
+    @property
+    def _last(self) -> Path:
+        return self._path.with_suffix(".last.pt")
+
+    def resume(self) -> None:
+        """Take over where ``save`` left off."""
+        self.state, model, optimizer = load_state(self._last, self._identity)
+        self._model.load_state_dict(model)
+        self._optimizer.load_state_dict(optimizer)
+
+    def save(self) -> None:
+        """Write ``NAME.last.pt``, in the first process."""
+        if self._processes.is_first:
+            save_state(self._last, self.state, self._identity, self._model.state_dict(), self._optimizer.state_dict())
+        self._saved_at = time.monotonic()
+
+    def epoch(self, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None]) -> None:
+        """From the state's step to the end of its epoch."""
+        state, settings = self.state, self._recipe.train
+        number = state.step // self._batches.per_epoch + 1
+        started = time.perf_counter() - state.seconds
+        learning.set_training(self._model)
+        rate = 0.0
+        for images, labels, counted, size in self._batches.from_step(state.step):
+            rate = learning.set_learning_rate(self._optimizer, settings.schedule, state.step, self.steps)
+            loss = self._stepper.step(state.step, images, labels, counted, size)
+            state.step += 1
+            state.loss_sum += loss * size
+            state.images += size
+            state.seconds = time.perf_counter() - started
+            if self._processes.is_first:
+                on_step(Step(state.step, self.steps, number, loss, state.images / state.seconds))
+            interrupted = self._processes.any_signalled()
+            if state.step % self._batches.per_epoch == 0:
+                break  # what an epoch leaves behind is written even when it was interrupted in its last step
+            if interrupted or time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                self.save()
+            if interrupted:
+                raise KeyboardInterrupt
+        speed = state.images / state.seconds
+        top1, val_loss = evaluate(self._model, self._held_out, self._contract, self._processes)
+        seconds = time.perf_counter() - started
+        ended = Epoch(number, state.loss_sum / state.images, val_loss, top1, rate, speed, seconds)
+        self._close(ended)
+        if self._processes.is_first:
+            on_epoch(ended)
+        if self._processes.any_signalled():
+            raise KeyboardInterrupt
+
+    def _close(self, ended: Epoch) -> None:
+        """Write what an epoch leaves behind; the state last, so that a run killed before it repeats the epoch."""
+        best = max(self.state.best, ended.top1)
+        improved = best > self.state.best
+        self.state = State(step=self.state.step, best=best, epochs=[*self.state.epochs, ended])
+        if self._processes.is_first:
+            if improved:
+                metrics = {"top1": ended.top1, "epoch": float(ended.epoch)}
+                classes = len(self._contract.labels)
+                checkpoint = Checkpoint(self._model, self._recipe, self._contract, classes, metrics)
+                save_checkpoint(self._path, checkpoint, self._parents)
+            write_log(self._path.with_suffix(".jsonl"), self.state.epochs)
+            write_curves(self._path.with_suffix(".png"), self.state.epochs)
+        self.save()

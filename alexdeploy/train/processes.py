@@ -1,0 +1,105 @@
+"""One process or many: what ``accelerate launch`` and ``torchrun`` say in the environment, and what follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alexdeploy.errors import UnavailableError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among the ``world`` that train one network; only rank 0 writes and reports."""
+
+    rank: int
+    world: int
+    device: torch.device
+    signalled: list[int] = field(default_factory=list)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> tuple[Tensor, int]:
+        """The part of a global batch of indices that is this process's, and how many of them count.
+
+        A process that a short last batch leaves without an image gets the first one, which does not count.
+        """
+        mine = batch[self.rank :: self.world]
+        return (mine, len(mine)) if len(mine) else (batch[:1], 0)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, averaging its gradients over the processes in ``backward``."""
+        if self.world == 1:
+            return model
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return DistributedDataParallel(model)
+
+    @contextlib.contextmanager
+    def signals_deferred(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of obeying them; a second one is obeyed. Outside the main thread, nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def defer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the form of a handler)
+            self.signalled.append(number)
+            for each, handler in usual.items():
+                signal.signal(each, handler)
+
+        for number in usual:
+            signal.signal(number, defer)
+        try:
+            yield
+        finally:
+            for number, handler in usual.items():
+                signal.signal(number, handler)
+
+    def any_signalled(self) -> bool:
+        """Whether any process has been told to stop; all of them hear the same answer at the same step."""
+        return self.total(len(self.signalled))[0] > 0
+
+    def total(self, *values: float) -> list[float]:
+        """Each value summed over the processes."""
+        if self.world == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+
+@contextlib.contextmanager
+def join_processes(device: str) -> Iterator[Processes]:
+    """Meet the other processes, if there are any, and part from them at the end.
+
+    Raises:
+        UnavailableError: ``cuda`` without a GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
+        return
+    target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(target)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(dist.get_rank(), world, target)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,67 @@
+"""What a training run shows of itself, and keeps beside the checkpoint: a log and its curves."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from alexdeploy import artifacts
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch showed.
+
+    ``train_loss`` is the mean over its images, with augmentation, dropout and label smoothing; ``val_loss`` (plain
+    cross entropy) and ``top1`` are over the held-out split.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    top1: float
+    learning_rate: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``done`` of ``total``; ``images_per_s`` over this epoch so far, on all processes together."""
+
+    done: int
+    total: int
+    epoch: int
+    loss: float
+    images_per_s: float
+
+
+def write_log(path: Path, epochs: list[Epoch]) -> None:
+    """One JSON object per epoch and line."""
+    artifacts.write_bytes(path, msgspec.json.Encoder().encode_lines(epochs))
+
+
+def write_curves(path: Path, epochs: list[Epoch]) -> None:
+    """Losses, and held-out accuracy, over the epochs, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, accuracy = figure.subplots(1, 2)
+    numbers = [epoch.epoch for epoch in epochs]
+    losses.plot(numbers, [epoch.train_loss for epoch in epochs], ".-", label="training")
+    losses.plot(numbers, [epoch.val_loss for epoch in epochs], ".-", label="held out")
+    losses.set(xlabel="epoch", ylabel="cross entropy")
+    losses.legend()
+    accuracy.plot(numbers, [100 * epoch.top1 for epoch in epochs], ".-")
+    accuracy.set(xlabel="epoch", ylabel="held-out top-1, %")
+    for axes in (losses, accuracy):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    artifacts.write_bytes(path, image.getvalue())

@@ -1,0 +1,155 @@
+"""The steps of a training run and their arithmetic; what is kept of them is in ``alexdeploy.train.loop``."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import math
+import platform
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from alexdeploy.contract import Contract
+from alexdeploy.errors import AlexdeployError
+from alexdeploy.recipe import TrainSettings
+from alexdeploy.train.images import Augmentation, Pixels, normalize_batch
+from alexdeploy.train.processes import Processes
+from alexdeploy.zoo.lrn import LocalResponseNorm
+
+_EVALUATION_BATCH = 256
+_ORDER, _AUGMENTATION, _DROPOUT = range(3)
+
+
+class TrainingDivergedError(AlexdeployError):
+    """The loss is no longer a number."""
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether ``auto`` means bfloat16 here: without AMX a CPU convolves it more slowly than float32."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def seed_of(*parts: int) -> int:
+    """63 bits that depend on every part: seed, what for, epoch or step, rank."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class Batches:
+    """The global batches of every epoch, and this process's share of each."""
+
+    def __init__(self, augmentation: Augmentation, count: int, settings: TrainSettings, processes: Processes) -> None:
+        self._augmentation, self._count, self._settings, self._processes = augmentation, count, settings, processes
+        self.per_epoch = math.ceil(count / settings.batch_size)
+
+    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+        """(images, labels, how many of them count, images in the global batch) from ``step`` to its epoch's end.
+
+        The next batch is made while the caller works on this one.
+        """
+        epoch, first = divmod(step, self.per_epoch)
+        order = torch.Generator().manual_seed(seed_of(self._settings.seed, _ORDER, epoch))
+        batches = torch.randperm(self._count, generator=order).split(self._settings.batch_size)  # type: ignore[no-untyped-call]
+
+        def make(number: int) -> tuple[Tensor, Tensor, int, int]:
+            places, counted = self._processes.share(torch.arange(len(batches[number])))
+            seed = seed_of(self._settings.seed, _AUGMENTATION, epoch, number)
+            images, labels = self._augmentation.batch(batches[number][places], places, len(batches[number]), seed)
+            return images, labels, counted, len(batches[number])
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(make, first)
+            for number in range(first, self.per_epoch):
+                ready = coming.result()
+                if number + 1 < self.per_epoch:
+                    coming = pool.submit(make, number + 1)
+                yield ready
+
+
+class Stepper:
+    """One optimizer step at a time, on this process's share of the global batch."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainSettings, processes: Processes
+    ) -> None:
+        self._model, self._optimizer = processes.wrap(model), optimizer
+        self._settings, self._processes = settings, processes
+        self._bf16 = uses_bf16(settings.precision, processes.device)
+
+    def step(self, number: int, images: Tensor, labels: Tensor, counted: int, size: int) -> float:
+        """Learn from a batch; returns the mean loss over the global batch of ``size`` images.
+
+        Raises:
+            TrainingDivergedError: that loss is NaN or infinite; the weights are as they were.
+        """
+        device = self._processes.device
+        torch.manual_seed(seed_of(self._settings.seed, _DROPOUT, number, self._processes.rank))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            logits = self._model(images.to(device, non_blocking=True))
+        smoothing = self._settings.label_smoothing
+        losses = cross_entropy(logits.float(), labels.to(device), reduction="none", label_smoothing=smoothing)
+        local = losses[:counted].sum() + 0 * losses.sum()  # the second term: an image that does not count
+        (loss,) = self._processes.total(float(local.detach()) / size)
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(self._advice(number, loss))
+        self._optimizer.zero_grad(set_to_none=True)
+        (local * (self._processes.world / size)).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss
+
+    def _advice(self, number: int, loss: float) -> str:
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        text = (
+            f"the training loss became {loss} at step {number + 1}, learning rate {rate:.2g}; try --lr {rate / 5:.2g}"
+        )
+        return f'{text}, or precision = "fp32" in the recipe' if self._bf16 else text
+
+
+def evaluate(model: nn.Module, images: Pixels, contract: Contract, processes: Processes) -> tuple[float, float]:
+    """(top-1, mean cross entropy) over all images, in float32; the model is left in evaluation mode."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, LocalResponseNorm):
+            module.train()  # it has no state; in training mode it is the fast one
+    correct = loss = 0.0
+    every = torch.arange(len(images)).split(_EVALUATION_BATCH)  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        for batch in every[processes.rank :: processes.world]:
+            pixels = images[batch]
+            stacked = pixels if isinstance(pixels, Tensor) else torch.stack(pixels)
+            logits = model(normalize_batch(stacked, contract).to(processes.device)).cpu()
+            labels = images.labels[batch]
+            correct += float((logits.argmax(1) == labels).sum())
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+    correct, loss = processes.total(correct, loss)
+    return correct / len(images), loss / len(images)
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let glibc keep freed blocks for the next step instead of returning them to the system.
+
+    By default each large tensor is mapped and unmapped anew, and faulting its pages in costs nearly as much as the
+    arithmetic of a step. Elsewhere than on Linux with glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
+    if mallopt is None:
+        yield
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 1 << 28)):
+        mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in ((mmap_max, 65536), (trim_threshold, 128 << 10), (top_pad, 128 << 10)):
+            mallopt(option, value)
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,70 @@
+"""Everything a run needs to go on exactly where it was, in one file that is only ever replaced as a whole."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from alexdeploy import artifacts
+from alexdeploy.errors import InputError, UsageError
+from alexdeploy.train.progress import Epoch
+
+
+@dataclass
+class State:
+    """How far a run is.
+
+    Random choices are functions of seed and step, so no generator needs saving.
+
+    Attributes:
+        step: steps done, over all epochs.
+        loss_sum, images, seconds: of the epoch begun: summed loss, images seen, time spent.
+        best: highest held-out top-1 so far.
+        epochs: those that ended.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    epochs: list[Epoch] = field(default_factory=list)
+
+
+def save_state(
+    path: Path, state: State, identity: dict[str, Any], model: dict[str, Any], optimizer: dict[str, Any]
+) -> None:
+    """Write atomically; ``identity`` is what a run must have in common with this one to continue it."""
+    content = io.BytesIO()
+    kept = {"state": msgspec.to_builtins(state), "identity": identity, "model": model, "optimizer": optimizer}
+    torch.save(kept, content)
+    artifacts.write_bytes(path, content.getbuffer())
+
+
+def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, Any], dict[str, Any]]:
+    """(state, weights, optimizer state) as ``save_state`` wrote them.
+
+    Raises:
+        InputError: missing, or not such a file.
+        UsageError: it belongs to a run with other settings or other images (named).
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file, so there is no run to resume; start one without --resume")
+    artifacts.check_input(path)
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        state = msgspec.convert(kept["state"], State)
+        found, model, optimizer = kept["identity"], kept["model"], kept["optimizer"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, msgspec.ValidationError) as error:
+        raise InputError(f"{path}: not the state of a training run ({type(error).__name__}); start anew") from error
+    other = [key for key in sorted({*identity, *found}) if identity.get(key) != found.get(key)]
+    if other:
+        differences = "; ".join(f"{key} was {found.get(key)}, now {identity.get(key)}" for key in other[:3])
+        raise UsageError(f"{path} belongs to a run with other settings ({differences}); repeat them to resume it")
+    return state, model, optimizer

@@ -1,0 +1,211 @@
+"""Whole runs: LeNet on a few of scikit-learn's digits, a fraction of a second per epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from alexdeploy import artifacts
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.data.sources import load_dataset
+from alexdeploy.errors import InputError, UsageError
+from alexdeploy.recipe import Recipe, load_recipe, with_train_options
+from alexdeploy.train import Step, TrainingDivergedError, TrainResult, train
+from alexdeploy.zoo.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[3]
+LEARN, JUDGE = load_dataset("digits", "train").subset(150), load_dataset("digits", "val").subset(60)
+
+
+def _recipe(**options: Any) -> Recipe:
+    recipe = load_recipe("lenet")
+    network = msgspec.structs.replace(recipe.network, dropout=0.2)
+    defaults = {"epochs": 3, "batch_size": 32, "augment": "crop-mirror", "fancy_pca": 0.1, "label_smoothing": 0.1}
+    return with_train_options(msgspec.structs.replace(recipe, network=network), **{**defaults, **options})
+
+
+def _train(folder: Path, recipe: Recipe, learn: ImageDataset = LEARN, **options: Any) -> TrainResult:
+    folder.mkdir(exist_ok=True)
+    return train(recipe, learn, JUDGE, folder / "net.safetensors", device="cpu", **options)
+
+
+def _last(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = torch.load(folder / "net.last.pt", weights_only=True)["model"]
+    return found
+
+
+def _interrupt_at(number: int, seen: list[Step] | None = None) -> Callable[[Step], None]:
+    def on_step(step: Step) -> None:
+        if seen is not None:
+            seen.append(step)
+        if step.done == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult, list[Step]]:
+    """An uninterrupted run: its folder, result and steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    steps: list[Step] = []
+    return folder, _train(folder, _recipe(), on_step=steps.append), steps
+
+
+def test_a_run_leaves_best_last_log_and_curves(whole: tuple[Path, TrainResult, list[Step]]) -> None:
+    folder, result, steps = whole
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("net.jsonl", "net.last.pt", "net.png", "net.safetensors", "net.safetensors.json")
+    ]
+    assert [step.done for step in steps] == list(range(1, 16))
+    assert (folder / "net.png").read_bytes().startswith(b"\x89PNG")
+    log = msgspec.json.Decoder(dict[str, float]).decode_lines((folder / "net.jsonl").read_bytes())
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert max(line["top1"] for line in log) == result.top1
+    assert load_checkpoint(folder / "net.safetensors").metrics["top1"] == result.top1
+    assert load_checkpoint(folder / "net.last.pt", "lenet").classes == 10
+
+
+@pytest.mark.parametrize("stop", [3, 5, 11])
+def test_a_resumed_run_is_to_the_bit_one_that_was_never_interrupted(
+    stop: int, whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
+) -> None:
+    folder, expected, steps = whole
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, _recipe(), on_step=_interrupt_at(stop))
+    seen: list[Step] = []
+    result = _train(tmp_path, _recipe(), resume=True, on_step=seen.append)
+    assert [(step.done, step.loss) for step in seen] == [(step.done, step.loss) for step in steps[stop:]]
+    assert [(e.train_loss, e.val_loss, e.top1) for e in result.epochs] == [
+        (e.train_loss, e.val_loss, e.top1) for e in expected.epochs
+    ]
+    for name, weight in _last(folder).items():
+        assert torch.equal(_last(tmp_path)[name], weight), name
+    best, again = (load_checkpoint(path / "net.safetensors") for path in (folder, tmp_path))
+    assert again.metrics == best.metrics
+    for name, weight in best.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight), name
+
+
+def test_resuming_a_run_that_ended_changes_nothing(whole: tuple[Path, TrainResult, list[Step]]) -> None:
+    folder, expected, _ = whole
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert _train(folder, _recipe(), resume=True).epochs == expected.epochs
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_seed_decides_everything(whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path) -> None:
+    again: list[Step] = []
+    torch.rand(3)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, _recipe(), on_step=_interrupt_at(2, again))
+    other: list[Step] = []
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, _recipe(seed=1), on_step=_interrupt_at(2, other))
+    assert [s.loss for s in again] == [s.loss for s in whole[2][:2]]
+    assert [s.loss for s in again] != [s.loss for s in other]
+
+
+def test_resume_refuses_other_settings_other_images_and_what_is_no_state(
+    whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
+) -> None:
+    folder = whole[0]
+    with pytest.raises(UsageError, match=r"net.last.pt belongs to .*\(epochs was 3, now 4\)"):
+        _train(folder, _recipe(epochs=4), resume=True)
+    with pytest.raises(UsageError, match=r"other settings \(images was"):
+        _train(folder, _recipe(), LEARN.subset(140), resume=True)
+    with pytest.raises(InputError, match="no run to resume"):
+        _train(tmp_path, _recipe(), resume=True)
+    data = (folder / "net.last.pt").read_bytes()
+    for broken in (data[: len(data) // 2], b"no state", data[:-1]):
+        (tmp_path / "net.last.pt").write_bytes(broken)
+        with pytest.raises(InputError, match="not the state of a training run"):
+            _train(tmp_path, _recipe(), resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    recipe = _recipe(optimizer="sgd", learning_rate=1e6, schedule="step", augment="none")
+    with pytest.raises(
+        TrainingDivergedError, match=r"loss became (nan|inf) at step \d+, learning rate 1e\+06; try --lr 2e"
+    ):
+        _train(tmp_path, recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frozen_layers_keep_the_weights_they_start_from(
+    whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
+) -> None:
+    start = whole[0] / "net.safetensors"
+    _train(tmp_path, _recipe(epochs=1, train_layers=("fc",), head_learning_rate=0.01), weights=start)
+    before, after = load_checkpoint(start).model.state_dict(), _last(tmp_path)
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier"}
+    assert artifacts.read_sidecar(tmp_path / "net.safetensors").parents == (artifacts.parent(start),)
+
+
+def _command(out: Path, *options: str) -> list[str]:
+    arguments = ["-m", "alexdeploy", "train", "lenet", "--data", "digits", "--epochs", "3", "--device", "cpu"]
+    return [*arguments, "--batch-size", "16", "--out", str(out), *options]
+
+
+def test_a_run_killed_anywhere_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
+    last, best = tmp_path / "lenet.last.pt", tmp_path / "lenet.safetensors"
+    run = subprocess.Popen([sys.executable, *_command(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not last.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(torch.rand(1).item() * 0.5)
+    finally:
+        run.kill()
+        run.wait()
+    epochs_kept = len(torch.load(last, weights_only=True)["state"]["epochs"])
+    assert epochs_kept >= 1
+    assert artifacts.read_sidecar(best).kind == "checkpoint"
+    done = subprocess.run(
+        [sys.executable, *_command(tmp_path, "--resume")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("epoch ") == 3 - epochs_kept
+    assert not list(tmp_path.glob(".*partial")) or epochs_kept < 3
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.unit.train.test_train import equal_steps
+equal_steps(Path({folder!r}))
+"""
+
+
+def equal_steps(folder: Path) -> TrainResult:
+    """20 steps at a global batch of 15; the last of each epoch has one image, which leaves a second process none."""
+    recipe = load_recipe("lenet")
+    settings = {"optimizer": "sgd", "learning_rate": 0.05, "augment": "crop-mirror", "epochs": 4, "batch_size": 15}
+    return _train(folder, with_train_options(recipe, **settings), LEARN.subset(61))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_two_processes_learn_what_one_does_and_only_the_first_writes(tmp_path: Path) -> None:
+    assert len(equal_steps(tmp_path / "one").epochs) == 4
+    code = PROCESSES.format(root=str(ROOT), folder=str(tmp_path / "two"))
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    done = subprocess.run([sys.executable, *launch], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = _last(tmp_path / "one"), _last(tmp_path / "two")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    assert len((tmp_path / "two" / "net.jsonl").read_text().splitlines()) == 4
