@@ -15,7 +15,6 @@ EXTRA_OF_MODULE = {
     "sklearn": "train",
     "matplotlib": "train",
     "scipy": "report",
-    "matplotlib": "report",
     "jinja2": "report",
     "mlperf_loadgen": "loadgen",
     "PIL": "cpu",

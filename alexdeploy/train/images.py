@@ -88,7 +88,8 @@ def principal_components(pixels: Pixels) -> Tensor:
     thinned = [image[::8, ::8].reshape(-1, image.shape[-1]) for image in pixels[chosen]]
     covariance = torch.cov(torch.cat(thinned).double().T).reshape(thinned[0].shape[1], -1)
     variances, directions = torch.linalg.eigh(covariance)
-    return (directions * variances.clamp(min=0).sqrt()).float()
+    components: Tensor = directions * variances.clamp(min=0).sqrt()
+    return components.float()
 
 
 class Augmentation:

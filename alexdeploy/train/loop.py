@@ -170,7 +170,7 @@ class _Run:
             if interrupted or time.monotonic() - self._saved_at > SAVE_EVERY_S:
                 self.save()
             if interrupted:
-                raise KeyboardInterrupt
+                self._processes.obey_signal()
         speed = state.images / state.seconds
         top1, val_loss = evaluate(self._model, self._held_out, self._contract, self._processes)
         seconds = time.perf_counter() - started
@@ -179,7 +179,7 @@ class _Run:
         if self._processes.is_first:
             on_epoch(ended)
         if self._processes.any_signalled():
-            raise KeyboardInterrupt
+            self._processes.obey_signal()
 
     def _close(self, ended: Epoch) -> None:
         """Write what an epoch leaves behind; the state last, so that a run killed before it repeats the epoch."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -71,6 +72,16 @@ class Processes:
     def any_signalled(self) -> bool:
         """Whether any process has been told to stop; all of them hear the same answer at the same step."""
         return self.total(len(self.signalled))[0] > 0
+
+    def obey_signal(self) -> NoReturn:
+        """Do what the signal asked for.
+
+        Raises:
+            KeyboardInterrupt: it was SIGINT, or another process got it; after SIGTERM whatever its handler raises.
+        """
+        if self.signalled:
+            signal.raise_signal(self.signalled[0])
+        raise KeyboardInterrupt
 
     def total(self, *values: float) -> list[float]:
         """Each value summed over the processes."""
