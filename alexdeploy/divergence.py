@@ -192,12 +192,24 @@ def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
 
 
 def _run_graph(model: ir.Model, names: list[str]) -> _Run:
+    from alexdeploy.graph.equalize import scale_factors
     from alexdeploy.graph.model import model_bytes
     from alexdeploy.graph.taps import with_outputs
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
     runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)), as_written=True)
-    return lambda batch: list(runner.run(batch).values())
+    factors = scale_factors(model)
+
+    def run(batch: npt.NDArray[np.float32]) -> list[_Array]:
+        found = runner.run(batch)
+        for name, factor in factors.items():
+            if name in found:  # back to the size it has in the other model
+                array = found[name]
+                per_column = np.repeat(factor, array.shape[1] // len(factor)).astype(array.dtype)
+                found[name] = array / per_column.reshape(1, -1, *[1] * (array.ndim - 2))
+        return list(found.values())
+
+    return run
 
 
 def _open_checkpoint(path: Path) -> tuple[list[_Layer], _Run]:

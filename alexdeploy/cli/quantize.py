@@ -134,4 +134,5 @@ def _explain_choice(result: QuantizeResult) -> None:
         note(f"{method}: agreement {score.agreement:.2%}, SQNR {score.sqnr_db:.1f} dB")
     counts = {name: list(choice.method_of.values()).count(name) for name in choice.scores}
     picked = ", ".join(f"{name} for {count} tensors" for name, count in counts.items() if count)
-    note(f"auto: {picked}: agreement {choice.chosen.agreement:.2%}, SQNR {choice.chosen.sqnr_db:.1f} dB")
+    evened = ", on equalized channels" if choice.equalized is not None else ""
+    note(f"auto: {picked}{evened}: agreement {choice.chosen.agreement:.2%}, SQNR {choice.chosen.sqnr_db:.1f} dB")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from alexdeploy.compare import agreement, sqnr_db, topk_accuracy
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError
+from alexdeploy.graph.equalize import equalizable, equalize
 from alexdeploy.graph.lower_lrn import lower_lrn
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.table import layer_table
+from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.rangefile import RangeFile
@@ -71,16 +74,35 @@ class Judge:
         total = sum(macs.get(name, 0) for name in self.layers) or 1
         self.macs_share = {name: macs.get(name, 0) / total for name in self.layers}
 
-    def score(self, ranges: Ranges, keep_float: Collection[str] = ()) -> Score:
+    def score(self, ranges: Ranges, keep_float: Collection[str] = (), *, equalized: bool = False) -> Score:
         """Quantize every layer but those in ``keep_float``, and compare."""
         if set(keep_float) >= set(self.layers):
             return Score(float("inf"), 1.0, 0.0)
-        logits = self._logits(insert_qdq(self.model, ranges, keep_float=keep_float))
+        model = self.equalized(ranges) if equalized else self.model
+        logits = self._logits(insert_qdq(model, ranges, keep_float=keep_float))
         return Score(
             sqnr_db=sqnr_db(logits, self._reference),
             agreement=agreement(logits, self._reference),
             drop=100 * (self.top1 - topk_accuracy(logits, self._labels, 1)),
         )
+
+    def equalized(self, ranges: Ranges) -> ir.Model:
+        """The float model with channels of similar size, as these images show them."""
+        return equalize(self.model, self._channels, {name: ranges[name].amax for name in self._channels})
+
+    @cached_property
+    def _channels(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Largest |x| per index of axis 1 of each tensor that can be equalized."""
+        names = equalizable(self.model)
+        if not names:
+            return {}
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        with OnnxRuntimeRunner(model_bytes(with_outputs(lower_lrn(self.model), names))) as runner:
+            for batch in self._batches:
+                for name, array in runner.run(batch).items():
+                    largest = np.abs(array).max(axis=(0, *range(2, array.ndim)))
+                    found[name] = np.maximum(found.get(name, largest), largest)
+        return found
 
     def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
         with OnnxRuntimeRunner(model_bytes(lower_lrn(model))) as runner:
@@ -181,12 +203,21 @@ def _describe(attempt: Attempt) -> str:
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """The ranges chosen, the method of each tensor, and the score of each method used alone and of the choice."""
+    """What was chosen, and the scores that tell why.
+
+    Attributes:
+        ranges: by tensor.
+        method_of: the method of each tensor.
+        scores: of each method used alone.
+        chosen: of the choice.
+        equalized: None, or the float model with equalized channels, which the ranges are for.
+    """
 
     ranges: dict[str, TensorRange]
     method_of: dict[str, str]
     scores: dict[str, Score]
     chosen: Score
+    equalized: ir.Model | None
 
 
 def choose_methods(
@@ -194,21 +225,31 @@ def choose_methods(
 ) -> MethodChoice:
     """Measure each method end to end, take the best, then change single tensors to another method where that helps.
 
-    Best is the higher agreement with the float model, then the higher SQNR. A tensor is changed only when the SQNR
-    rises by 0.25 dB or more and the agreement does not fall.
+    Best is the higher agreement with the float model, then the higher SQNR. Channels are equalized, and then a tensor
+    is changed, only when the SQNR rises by more than 0.25 dB and the agreement does not fall.
     """
     by_method = {method: seen.of(method) for method in METHODS}
     scores = {method: judge.score(ranges) for method, ranges in by_method.items()}
     best = max(scores, key=lambda method: (scores[method].agreement, scores[method].sqnr_db))
-    ranges, current = dict(by_method[best]), scores[best]
+    current, equalized = scores[best], False
+    evened = {method: judge.score(alternatives, equalized=True) for method, alternatives in by_method.items()}
+    better = {method: score for method, score in evened.items() if _clearly_better(score, current)}
+    if better:
+        best, equalized = max(better, key=lambda method: better[method].sqnr_db), True
+        current = better[best]
+    ranges = dict(by_method[best])
     method_of = dict.fromkeys(ranges, best)
     tensors = [name for name in ranges if name in {str(n.activation.name) for n in weighted_nodes(judge.model)}]
     for number, tensor in enumerate(tensors, start=1):
         for method, alternative in by_method.items():
             if alternative[tensor] == ranges[tensor]:
                 continue
-            score = judge.score({**ranges, tensor: alternative[tensor]})
-            if score.sqnr_db > current.sqnr_db + _WORTH_DB and score.agreement >= current.agreement:
+            score = judge.score({**ranges, tensor: alternative[tensor]}, equalized=equalized)
+            if _clearly_better(score, current):
                 ranges[tensor], method_of[tensor], current = alternative[tensor], method, score
         progress(number / len(tensors))
-    return MethodChoice(ranges, method_of, scores, current)
+    return MethodChoice(ranges, method_of, scores, current, judge.equalized(ranges) if equalized else None)
+
+
+def _clearly_better(score: Score, than: Score) -> bool:
+    return score.sqnr_db > than.sqnr_db + _WORTH_DB and score.agreement >= than.agreement

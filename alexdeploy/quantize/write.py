@@ -87,6 +87,7 @@ def quantize_onnx(
         if not isinstance(ranges, RangeFile) or choose_on is None:
             raise UsageError("--method auto needs a range file with every method, and images to measure on (--data)")
         choice = choose_methods(Judge(model, contract, choose_on), ranges)
+        model = choice.equalized or model
     tensor_ranges = choice.ranges if choice is not None else ranges.of(settings.method)
     if settings.max_drop is not None:
         if judge_on is None:
@@ -112,6 +113,7 @@ def quantize_onnx(
         details={
             "kept_float": list(kept),
             "method_of": choice.method_of if choice is not None else None,
+            "equalized": choice is not None and choice.equalized is not None,
             "lrn_fp16_headroom": certificate,
         },
     )

@@ -22,6 +22,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.divergence import BANDS, Divergence, compare
 from alexdeploy.errors import InputError
 from alexdeploy.export import export_onnx
+from alexdeploy.graph.equalize import equalizable, equalize, scale_factors
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import weighted_nodes
@@ -212,6 +213,16 @@ def test_two_floats_give_the_numbers_exactly_and_a_changed_bias_its_layer(tmp_pa
     assert result.first == result.layers[-1].layer == "fc2"
     assert result.layers[-1].relative_l2 == pytest.approx(0.5 * math.sqrt(logits.size) / np.linalg.norm(logits))
     assert result.layers[-1].max_abs == pytest.approx(0.5, rel=1e-5)
+
+
+def test_equalized_channels_are_compared_at_the_size_they_had(tmp_path: Path) -> None:
+    case = case_of(deep())
+    values = tapped(case.model, case.batch)
+    names = equalizable(case.graph)
+    largest = {name: np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))) for name in names}
+    equalized = equalize(case.graph, largest, {name: float(largest[name].max()) for name in names})
+    assert any(factors.max() > 1 for factors in scale_factors(equalized).values())
+    assert {row.relative_l2 for row in case.against(equalized, tmp_path).layers} == {0.0}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from alexdeploy.graph.equalize import equalizable, equalize, scale_factors
+from alexdeploy.graph.taps import with_outputs
+from tests.helpers.graphs import Array, make_model, run
+
+CHANNELS = np.array([8.0, 1.9, 0.01, 0.0], np.float32)  # of a range of 8: exponents 0, 1, 3 (the most), 3
+
+
+def network(*, group: int = 1, branch: bool = False) -> onnx.ModelProto:
+    """conv1, ReLU, pooling, conv2, ReLU, flattened into fc3 (transB=1), fc4 (transB=0); a branch off relu1."""
+    random = np.random.default_rng(5)
+    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 4 // group, 1, 1), "w3": (6, 64), "w4": (6, 2)}
+    weights: dict[str, Array] = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    weights |= {"b1": random.standard_normal(4).astype(np.float32), "b3": random.standard_normal(6).astype(np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["input", "w1", "b1"], ["conv1"], "conv1", pads=[1] * 4),
+        helper.make_node("Relu", ["conv1"], ["relu1"], "relu1"),
+        helper.make_node("MaxPool", ["relu1"], ["pool1"], "pool1", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["pool1", "w2"], ["conv2"], "conv2", group=group),
+        helper.make_node("Relu", ["conv2"], ["relu2"], "relu2"),
+        helper.make_node("Flatten", ["relu2"], ["flat"], "flat"),
+        helper.make_node("Gemm", ["flat", "w3", "b3"], ["fc3"], "fc3", transB=1),
+        helper.make_node("Gemm", ["fc3", "w4"], ["last"], "fc4"),
+        helper.make_node("ReduceMean", ["relu1"], ["mean"], "mean", keepdims=0),
+        helper.make_node("Add", ["last", "mean"], ["logits"], "add"),
+    ]
+    if not branch:
+        nodes[-2:] = [helper.make_node("Identity", ["last"], ["logits"], "identity")]
+    return make_model(nodes, weights, rank=2)
+
+
+@pytest.fixture
+def equalized() -> ir.Model:
+    channels = {"pool1": CHANNELS, "flat": np.repeat(CHANNELS[::-1], 16), "fc3": np.full(6, 2.0)}
+    return equalize(ir.from_proto(network()), channels, dict.fromkeys(channels, 8.0))
+
+
+def test_the_float_function_is_the_same_to_the_last_bit(equalized: ir.Model) -> None:
+    batch = np.random.default_rng(1).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(run(equalized, batch)[0], run(ir.from_proto(network()), batch)[0])
+
+
+def test_each_channel_grows_by_the_root_of_its_headroom_as_a_power_of_two(equalized: ir.Model) -> None:
+    names = ["conv1", "relu1", "pool1", "flat"]
+    batch = np.random.default_rng(1).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    before, after = (run(with_outputs(m, names), batch) for m in (ir.from_proto(network()), equalized))
+    factors = np.array([1.0, 2.0, 8.0, 8.0], np.float32)
+    for index in range(3):
+        np.testing.assert_array_equal(after[index], before[index] * factors.reshape(1, 4, 1, 1))
+    np.testing.assert_array_equal(after[3], before[3] * np.repeat(factors[::-1], 16))
+    told = scale_factors(equalized)
+    assert told.keys() == {"conv1", "relu1", "pool1", "conv2", "relu2", "flat", "fc3"}
+    np.testing.assert_array_equal(told["pool1"], factors)
+    np.testing.assert_array_equal(told["fc3"], np.full(6, 2.0))
+
+
+def test_a_tensor_that_others_use_or_that_feeds_groups_is_left_alone() -> None:
+    assert equalizable(ir.from_proto(network())) == ["pool1", "flat", "fc3"]
+    assert equalizable(ir.from_proto(network(branch=True))) == ["flat", "fc3"]
+    assert equalizable(ir.from_proto(network(group=2))) == ["flat", "fc3"]
