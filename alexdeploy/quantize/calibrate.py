@@ -87,7 +87,7 @@ def calibrate(
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
-    with OnnxRuntimeRunner(tapped, threads=1) as runner, ThreadPoolExecutor(workers) as pool:
+    with OnnxRuntimeRunner(tapped, as_written=True, threads=1) as runner, ThreadPoolExecutor(workers) as pool:
         for images, _ in chosen.batches(contract, batch_size):
             pending.append(pool.submit(observe, images, fed))
             fed += len(images)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from alexdeploy import artifacts
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import UsageError
+from alexdeploy.graph.equalize import scale_factors
 from alexdeploy.graph.fp16 import certify_lrn, to_fp16
 from alexdeploy.graph.model import contract_of, load_onnx, save_onnx
 from alexdeploy.graph.qdq import Dialect, insert_qdq
@@ -144,6 +145,8 @@ def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.
     Raises:
         GateError: ``lrn``, and the ranges do not prove it safe.
     """
-    largest = ranges.largest if isinstance(ranges, RangeFile) else {}
+    factors = {name: float(factor.max()) for name, factor in scale_factors(model).items()}  # equalized since
+    seen = ranges.largest if isinstance(ranges, RangeFile) else {}
+    largest = {name: value * factors.get(name, 1.0) for name, value in seen.items()}
     certificate = certify_lrn(model, largest) if lrn else {}
     return to_fp16(model, largest=largest, lrn=lrn), certificate
