@@ -44,7 +44,7 @@ def command(
 
     Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the
     name of a network with its own recipe. Writes DIR/NETWORK.safetensors (the best weights), .last.pt (the last,
-    and all that --resume needs), .jsonl (log) and .png (curves).
+    and all that --resume needs), .jsonl (log), .png (curves) and class_indices.json.
 
     \b
     Example: alexdeploy train alexnet-mnist --data digits --out .
@@ -61,6 +61,7 @@ def command(
         train_layers=_layers(freeze, train_layers),
         head_learning_rate=head_lr,
     )
+    from alexdeploy.data.labels import write_class_indices
     from alexdeploy.train import Epoch, Step, train
 
     learn = open_data(data, "train", data_root, skip_bad_images)
@@ -84,6 +85,7 @@ def command(
         )
     if not result.is_first:
         return
+    write_class_indices(path.with_name("class_indices.json"), learn.classes)
     note_skipped(learn)
     note_skipped(judge)
     if result.fresh:

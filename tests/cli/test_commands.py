@@ -96,6 +96,7 @@ def test_train_writes_a_checkpoint_that_names_its_classes(run: Run, pictures: Pa
     assert 0 <= result["top1"] <= 1
     assert sidecar_of(path, "checkpoint").options["recipe"]["train"]["epochs"] == 1
     assert json_of(run("inspect", path, "--json"))["contract"]["labels"] == list("0123456789")
+    assert json.loads((out / "class_indices.json").read_text()) == {str(i): str(i) for i in range(10)}
 
 
 def test_exported_ops_keep_lrn_native_and_the_checkpoint_is_the_parent(checkpoint: Path, model: Path) -> None:
