@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PYCUDA := .venv/.pycuda
 
 .PHONY: demo test check readme gpu-check clean
 
 demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
 
-test: $(READY) check
+test: $(READY) $(PYCUDA) check
 	$(BIN)/python -m pytest
 
 check: $(READY)
@@ -29,14 +30,17 @@ gpu-check:
 
 # torch first and alone: its wheel is large, and everything else resolves against it.
 # tensorrt-stubs (types only) would pull tensorrt itself in, which needs a GPU machine; hence --no-deps.
-# PyCUDA is compiled where that is possible; without it the tests on it are skipped.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,report,loadgen,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs
-	-$(BIN)/python -m tests.simulated_cuda.install_pycuda
 	touch $(READY)
+
+# compiled (about two minutes) where that is possible; without it the tests on PyCUDA are skipped
+$(PYCUDA): $(READY)
+	-$(BIN)/python -m tests.simulated_cuda.install_pycuda
+	touch $(PYCUDA)
 
 clean:
 	rm -rf .venv .venv-gpu gpu-check demo dist .mypy_cache .ruff_cache .pytest_cache

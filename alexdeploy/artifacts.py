@@ -88,12 +88,19 @@ def check_output(path: Path, *inputs: Path) -> Path:
     """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 
     Raises:
+<<<<<<< HEAD
         UsageError: the folder does not exist or is not writable, or ``path`` is a folder or one of ``inputs``.
+=======
+        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe.
+>>>>>>> ae0b8e8 (An output that is a device or a pipe is refused, not replaced; PyCUDA is compiled for make test only)
     """
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; expected a file name")
+    if path.exists() and not path.is_file():
+        # replacing is how files are written here, and would put a file where /dev/null was
+        raise UsageError(f"cannot write {path}: it is a device or a pipe; expected a file name")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: no permission to write in '{path.parent}'")
     if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):

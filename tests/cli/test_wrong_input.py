@@ -150,7 +150,7 @@ INPUT = {
     "bench {bad_engines}/sidecar.engine --data digits": "not a sidecar",
     # models that cannot be
     "train {bad}/typo.toml --data digits --out {out}": "unknown key 'epocs' in section [train]; did you mean 'epochs'?",
-    "export {bad}/bare.safetensors --network alexnet -o {out}/x.onnx": "expected (4096,)",
+    "export {bad}/bare.safetensors --network alexnet -o {out}/x.onnx": "expected (256, 48, 5, 5)",
     "calibrate {bad}/unknown-op.onnx --data digits -o {out}/x.json": "node 'node_of_mystery' has operator 'Mystery'",
     "build-engine {bad}/unknown-op.onnx -o {out}/x.engine": "node 'node_of_mystery' has operator 'Mystery'",
     "bench {bad}/unknown-op.onnx --data digits": "node 'node_of_mystery' has operator 'Mystery'",

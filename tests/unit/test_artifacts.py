@@ -133,7 +133,12 @@ def test_an_input_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> Non
 
 def test_an_output_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    for path, complaint in [("missing/model.onnx", "does not exist"), ("folder", "it is a folder")]:
+    os.mkfifo(tmp_path / "pipe")
+    for path, complaint in [
+        ("missing/model.onnx", "does not exist"),
+        ("folder", "it is a folder"),
+        ("pipe", "a device or a pipe"),
+    ]:
         with pytest.raises(UsageError, match=complaint):
             artifacts.check_output(tmp_path / path)
 
