@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,8 @@ def check_output(path: Path, *inputs: Path) -> Path:
     """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 
     Raises:
-<<<<<<< HEAD
-        UsageError: the folder does not exist or is not writable, or ``path`` is a folder or one of ``inputs``.
-=======
-        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe.
->>>>>>> ae0b8e8 (An output that is a device or a pipe is refused, not replaced; PyCUDA is compiled for make test only)
+        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe, or one of
+            ``inputs``.
     """
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
@@ -137,8 +135,9 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         temporary.write_bytes(data)
 
 
-def write_sidecar(
+def write_artifact(
     path: Path,
+    data: bytes | memoryview,
     kind: str,
     *,
     parents: tuple[Parent, ...] = (),
@@ -146,10 +145,13 @@ def write_sidecar(
     libraries: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Sidecar:
-    """Describe the file at ``path``, which must be complete, in its sidecar and return that."""
+    """Write a file atomically, then its sidecar, and return that."""
+    with ThreadPoolExecutor(1) as pool:  # an engine takes as long to hash as to write
+        digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
+        write_bytes(path, data)
     sidecar = Sidecar(
         kind=kind,
-        sha256=sha256_file(path),
+        sha256=digest.result(),
         parents=parents,
         options=dict(options or {}),
         libraries=dict(libraries or {}),

@@ -125,7 +125,7 @@ class EngineBuild:
         _parse(library.module.OnnxParser(network, self._logger), network, graph.data, library)
         self._config = self._configure()
 
-    def run(self, progress: Progress = lambda phase, share: None) -> tuple[bytes, EngineReport]:
+    def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineReport]:
         """Build in memory: about a second on the CPU (RTX), minutes on a GPU (TensorRT times kernels).
 
         An exception that arrives meanwhile, such as KeyboardInterrupt, stops the builder at its next step.
@@ -152,7 +152,7 @@ class EngineBuild:
             raise InputError(self._refused("the builder refused the graph"))
         if path is not None:
             save_cache(self._config, path)
-        data = bytes(plan)
+        data = memoryview(plan)  # which keeps the plan; an engine is too large to copy without need
         return data, self._report(data, seconds)
 
     def _create_builder(self) -> trt.Builder:
@@ -191,7 +191,7 @@ class EngineBuild:
         limited = self.options.workspace_bytes is not None and re.search("workspace limit|OutOfMemory", text)
         return f"{text}; raise --workspace or leave it out" if limited else text
 
-    def _report(self, plan: bytes, seconds: float) -> EngineReport:
+    def _report(self, plan: memoryview, seconds: float) -> EngineReport:
         messages = [text for _, text in self._logger.messages]
         kernels = next((parse_report(text) for text in messages if text.startswith("Layers:")), [])
         precisions = precisions_of_layers(kernels, self.graph.weighted)
@@ -211,16 +211,16 @@ class EngineBuild:
 
 def write_engine(
     path: Path,
-    plan: bytes,
+    plan: bytes | memoryview,
     details: EngineDetails,
     *,
     parents: tuple[artifacts.Parent, ...],
     options: dict[str, Any],
 ) -> None:
     """Write the engine and its sidecar atomically."""
-    artifacts.write_bytes(path, plan)
-    artifacts.write_sidecar(
+    artifacts.write_artifact(
         path,
+        plan,
         "engine",
         parents=parents,
         options=options,

@@ -102,9 +102,9 @@ def save_onnx(
     """
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    artifacts.write_bytes(path, proto.SerializeToString())
-    artifacts.write_sidecar(
+    artifacts.write_artifact(
         path,
+        proto.SerializeToString(),
         "onnx",
         parents=parents,
         options=options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -178,16 +179,18 @@ def build_planned(
         InputError: the builder refused the graph.
         GateError: ``strict``, and INT8 layers were built in float.
     """
-    data, report = _run(plan, output, progress)
     settings = plan.settings
+    parents = [path for path in (plan.model_path, plan.ranges_path) if path is not None]
+    with ThreadPoolExecutor(1) as pool:  # hashed while the builder runs
+        origins = pool.submit(lambda: tuple(artifacts.parent(path) for path in parents))
+        data, report = _run(plan, output, progress)
     if settings.strict and report.float_layers:
         raise GateError(f"--strict: {int8_verdict(report)}; nothing was written")
-    parents = [path for path in (plan.model_path, plan.ranges_path) if path is not None]
     write_engine(
         output,
         data,
         _details(plan, report, rebuild),
-        parents=tuple(artifacts.parent(path) for path in parents),
+        parents=origins.result(),
         options={
             "precision": plan.graph.precision.value,
             "batch": str(settings.options.profile),
@@ -202,7 +205,7 @@ def build_planned(
     return report
 
 
-def _run(plan: EnginePlan, output: Path, progress: Progress) -> tuple[bytes, EngineReport]:
+def _run(plan: EnginePlan, output: Path, progress: Progress) -> tuple[memoryview, EngineReport]:
     """The build; where TensorRT calibrates, also the cache it wrote, beside the engine."""
     feed = plan.calibration
     if feed is None:

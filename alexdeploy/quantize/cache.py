@@ -103,8 +103,8 @@ def write_cache(ranges: RangeFile, method: str, version: int = TENSORRT_VERSION)
 
 def save_cache(path: Path, ranges: RangeFile, parents: tuple[artifacts.Parent, ...], options: dict[str, Any]) -> None:
     """Write the entropy ranges, as TensorRT's own IInt8EntropyCalibrator2 would find them, with a sidecar."""
-    artifacts.write_bytes(path, write_cache(ranges, "entropy").encode())
-    artifacts.write_sidecar(path, "ranges", parents=parents, options=options)
+    data = write_cache(ranges, "entropy").encode()
+    artifacts.write_artifact(path, data, "ranges", parents=parents, options=options)
 
 
 def read_cache(text: str, origin: str) -> dict[str, float]:

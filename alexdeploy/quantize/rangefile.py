@@ -95,8 +95,8 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 def save_ranges(path: Path, ranges: RangeFile, parents: tuple[artifacts.Parent, ...], options: dict[str, Any]) -> None:
     """Write the file, indented and sorted, with its sidecar."""
-    artifacts.write_bytes(path, msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n")
-    artifacts.write_sidecar(path, "ranges", parents=parents, options=options)
+    data = msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n"
+    artifacts.write_artifact(path, data, "ranges", parents=parents, options=options)
 
 
 def load_ranges(path: Path) -> RangeFile:

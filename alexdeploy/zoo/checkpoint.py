@@ -45,9 +45,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[artifacts
         _METRICS: msgspec.json.encode(checkpoint.metrics).decode(),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-    artifacts.write_bytes(path, safetensors.torch.save(weights, metadata))
-    artifacts.write_sidecar(
+    artifacts.write_artifact(
         path,
+        safetensors.torch.save(weights, metadata),
         "checkpoint",
         parents=parents,
         options={"recipe": msgspec.to_builtins(checkpoint.recipe)},

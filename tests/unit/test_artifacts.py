@@ -66,17 +66,16 @@ def test_the_hash_of_a_file_larger_than_a_block_is_its_sha256(tmp_path: Path) ->
 
 def _written(folder: Path) -> Path:
     path = folder / "model.onnx"
-    path.write_bytes(b"weights")
-    artifacts.write_sidecar(path, "onnx", options={"opset": 20})
+    artifacts.write_artifact(path, b"weights", "onnx", options={"opset": 20})
     return path
 
 
 def test_a_sidecar_survives_the_round_trip(tmp_path: Path) -> None:
     origin, path = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     origin.write_bytes(b"origin")
-    path.write_bytes(b"weights")
-    written = artifacts.write_sidecar(
+    written = artifacts.write_artifact(
         path,
+        b"weights",
         "onnx",
         parents=(artifacts.parent(origin),),
         options={"opset": 20, "dynamic": True},

@@ -32,7 +32,7 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
 
 
-def build(graph: Graph, profile: BatchProfile = BatchProfile(), **options: Any) -> tuple[bytes, EngineReport]:
+def build(graph: Graph, profile: BatchProfile = BatchProfile(), **options: Any) -> tuple[memoryview, EngineReport]:
     return EngineBuild(graph, BuilderOptions(profile, **options), load_library("tensorrt-rtx")).run()
 
 

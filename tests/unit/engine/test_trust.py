@@ -99,9 +99,9 @@ def test_a_missing_or_wrong_sidecar_is_refused(tmp_path: Path, monkeypatch: pyte
     for text in (b"", b"{", b"[]", good[:-40], b"\xff\xfe", good.replace(b'"engine"', b'"onnx"')):
         side.write_bytes(text)
         refusal(path, InputError)
-    artifacts.write_sidecar(path, "engine", details={"builder": "trtexec"})
+    artifacts.write_artifact(path, PLAN, "engine", details={"builder": "trtexec"})
     assert "does not describe an engine" in refusal(path, InputError)
-    artifacts.write_sidecar(path, "engine", details={"builder": "tensorrt"})
+    artifacts.write_artifact(path, PLAN, "engine", details={"builder": "tensorrt"})
     assert "what it was built with" in refusal(path, InputError)
     side.write_bytes(good.replace(b'"crop": 8', b'"crop": 9'))
     assert "contract in its sidecar was changed" in refusal(path)
