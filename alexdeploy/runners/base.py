@@ -77,3 +77,8 @@ class Runner(ABC):
                 f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
                 f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) float32"
             )
+
+
+def one_row_each(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(N, classes); of a fully convolutional network's (N, classes, h, w) the mean over the map."""
+    return scores.mean(axis=(2, 3)) if scores.ndim == 4 else scores

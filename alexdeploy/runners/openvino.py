@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from alexdeploy.errors import InputError, UsageError
-from alexdeploy.runners.base import Runner
+from alexdeploy.runners.base import Runner, one_row_each
 from alexdeploy.specs import TensorSpec
 
 
@@ -47,7 +48,7 @@ class OpenVinoRunner(Runner):
         self.input = TensorSpec(image.get_any_name(), shape, image.get_element_type().to_dtype().name)
         if len(self._compiled.inputs) != 1 or self.input.dtype != "float32":
             raise InputError(f"{self._origin}: expected one float32 input, found {self._compiled.inputs}")
-        columns = logits.get_partial_shape()[-1]
+        columns = logits.get_partial_shape()[1]
         self.classes = columns.get_length() if columns.is_static else -1
         self._own = threading.local()
         self._queue: ov.AsyncInferQueue | None = None
@@ -56,9 +57,8 @@ class OpenVinoRunner(Runner):
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         self.check_batch(batch)
         if len(batch) > self._whole and self.input.shape[0] == -1:
-            return self._in_pieces(batch)
-        result: npt.NDArray[np.float32] = self._request().infer({0: self._fitting(batch)})[0]  # copied in and out
-        return result
+            return one_row_each(self._in_pieces(batch))
+        return one_row_each(self._request().infer({0: self._fitting(batch)})[0])  # copied in and out
 
     def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
         self.check_batch(batch)
@@ -93,6 +93,8 @@ class OpenVinoRunner(Runner):
         return np.concatenate([parts[index] for index in range(len(pieces))])
 
     def _compile(self, hint: str) -> ov.CompiledModel:
-        return self._core.compile_model(
-            self._model, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": self._precision}
-        )
+        settings = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": self._precision}
+        # Compiling gives its thread an alternate signal stack. Models closed in the order they were opened leave that
+        # pointing at freed memory, and Python's handlers run on it: the next Ctrl-C would crash the caller's thread.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self._core.compile_model, self._model, "CPU", settings).result()

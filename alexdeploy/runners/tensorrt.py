@@ -14,7 +14,7 @@ from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.trust import check_engine
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
-from alexdeploy.runners.base import Runner
+from alexdeploy.runners.base import Runner, one_row_each
 from alexdeploy.runners.device import open_device
 from alexdeploy.runners.device_array import DeviceArray, view
 from alexdeploy.runners.execution import Engine, Execution, Tensor
@@ -62,7 +62,7 @@ class TensorRTRunner(Runner):
         self._profile = engine.profile
         self.input = TensorSpec(engine.input.name, ("batch", *engine.input.shape), "float32")
         self._output = engine.outputs[0]
-        self.classes = self._output.shape[-1] if self._output.shape else -1
+        self.classes = self._output.shape[1] if len(self._output.shape) > 1 else -1
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(N, C, H, W) float32 → (N, classes) float32; more than the profile's maximum goes in pieces of that size.
@@ -77,7 +77,7 @@ class TensorRTRunner(Runner):
         with self._pool.lend() as execution, self._device.current():
             for start in range(0, len(batch), step):
                 execution.infer(batch[start : start + step], result[start : start + step])
-        return result
+        return one_row_each(result)
 
     def infer_on_device(self, batch: Any, out: Any, stream: int | None = None) -> None:
         """Images and logits that lie on the GPU, without copying: tensors of PyTorch or CuPy, PyCUDA's GPUArray.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,18 @@ def test_a_frozen_batch_and_an_unreadable_model_are_refused_in_words() -> None:
         OpenVinoRunner(frozen.SerializeToString()).infer(images(3))
     with pytest.raises(InputError, match="OpenVINO cannot load"):
         OpenVinoRunner(b"not a model")
+
+
+def test_signals_reach_python_after_models_were_closed_in_the_order_they_were_opened(tmp_path: Path) -> None:
+    onnx.save(MODEL, tmp_path / "model.onnx")
+    script = (
+        "import signal, sys; from pathlib import Path\n"
+        "from alexdeploy.runners.openvino import OpenVinoRunner\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "first, second = OpenVinoRunner(Path(sys.argv[1])), OpenVinoRunner(Path(sys.argv[1]))\n"
+        "del first\ndel second\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "model.onnx")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
