@@ -193,7 +193,8 @@ class EngineBuild:
 
     def _report(self, plan: memoryview, seconds: float) -> EngineReport:
         messages = [text for _, text in self._logger.messages]
-        kernels = next((parse_report(text) for text in messages if text.startswith("Layers:")), [])
+        # the last one: a build that was stopped may still report its own while the next one runs
+        kernels = next((parse_report(text) for text in reversed(messages) if text.startswith("Layers:")), [])
         precisions = precisions_of_layers(kernels, self.graph.weighted)
         quantized = self.graph.quantized if self.library.reports_kernels else ()
         return EngineReport(
