@@ -59,6 +59,11 @@ class Pixels:
     def __len__(self) -> int:
         return len(self._good)
 
+    @property
+    def are_stacked(self) -> bool:
+        """Whether all images lie in one array."""
+        return isinstance(self._kept, Tensor)
+
     def __getitem__(self, indices: Tensor) -> Tensor | list[Tensor]:
         """One uint8 tensor (n, H, W, C) where all images have one size, else one tensor per image."""
         if isinstance(self._kept, Tensor):
@@ -98,6 +103,11 @@ class Augmentation:
     def __init__(self, pixels: Pixels, contract: Contract, augment: str, fancy_pca: float) -> None:
         self._pixels, self._contract, self._augment = pixels, contract, augment
         self._shifts = principal_components(pixels) * fancy_pca if fancy_pca else None
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether a batch takes no work on single images."""
+        return self._augment == "none" and self._pixels.are_stacked
 
     def batch(self, indices: Tensor, places: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """Float32 (n, C, H, W) in channels-last memory, and labels (n,).

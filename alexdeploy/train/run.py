@@ -53,7 +53,7 @@ class Batches:
     def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor, int, int]]:
         """(images, labels, how many of them count, images in the global batch) from ``step`` to its epoch's end.
 
-        The next batch is made while the caller works on this one.
+        The next batch is made while the caller works on this one, where that is more than picking rows of an array.
         """
         epoch, first = divmod(step, self.per_epoch)
         order = torch.Generator().manual_seed(seed_of(self._settings.seed, _ORDER, epoch))
@@ -65,6 +65,9 @@ class Batches:
             images, labels = self._augmentation.batch(batches[number][places], places, len(batches[number]), seed)
             return images, labels, counted, len(batches[number])
 
+        if self._augmentation.is_instant:
+            yield from map(make, range(first, self.per_epoch))
+            return
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(make, first)
             for number in range(first, self.per_epoch):
