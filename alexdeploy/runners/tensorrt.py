@@ -62,7 +62,7 @@ class TensorRTRunner(Runner):
         self._profile = engine.profile
         self.input = TensorSpec(engine.input.name, ("batch", *engine.input.shape), "float32")
         self._output = engine.outputs[0]
-        self.classes = self._output.shape[1] if len(self._output.shape) > 1 else -1
+        self.classes = self._output.shape[0] if self._output.shape else -1  # shape without the batch
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(N, C, H, W) float32 → (N, classes) float32; more than the profile's maximum goes in pieces of that size.
