@@ -31,5 +31,10 @@ def test_a_library_that_cannot_load_says_why(tmp_path: Path, monkeypatch: pytest
 def test_the_extra_that_is_named_brings_the_module(module: str, extra: str) -> None:
     project = msgspec.toml.decode((Path(__file__).parents[2] / "pyproject.toml").read_bytes())["project"]
     distributions = [re.split(r"[<>=\[]", line)[0] for line in project["optional-dependencies"][extra]]
-    other_names = {"sklearn": "scikit-learn", "PIL": "pillow", "cuda": "cuda-bindings"}
+    other_names = {
+        "sklearn": "scikit-learn",
+        "PIL": "pillow",
+        "cuda": "cuda-bindings",
+        "mlperf_loadgen": "mlcommons-loadgen",
+    }
     assert other_names.get(module, module.replace("_", "-")) in distributions
