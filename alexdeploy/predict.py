@@ -13,8 +13,6 @@ from alexdeploy.errors import InputError
 from alexdeploy.runners.artifact import Artifact
 from alexdeploy.runners.classifier import Classifier
 
-_BATCH = 32
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -76,7 +74,5 @@ def predict(artifact: Artifact, images: Sequence[Path], *, ten_crop: bool = Fals
         InputError: an image that cannot be read.
     """
     with Classifier(artifact, ten_crop=ten_crop) as classifier:
-        for start in range(0, len(images), _BATCH):
-            chunk = images[start : start + _BATCH]
-            for path, (label, probability) in zip(chunk, classifier(chunk), strict=True):
-                yield Prediction(str(path), label, probability)
+        for path, (label, probability) in zip(images, classifier(images), strict=True):
+            yield Prediction(str(path), label, probability)

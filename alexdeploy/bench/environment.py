@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alexdeploy import __version__, artifacts
+from alexdeploy.runners.base import cores
 
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "openvino", "numpy")
 _SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
@@ -39,11 +40,6 @@ def environment() -> dict[str, Any]:
         "cuda": no_cuda or "available",
         "gpu": None if no_cuda else _gpu(),
     }
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu(field: str) -> str:

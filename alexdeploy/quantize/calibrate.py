@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
+from alexdeploy.runners.base import cores
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 BATCH = 8
@@ -86,7 +86,7 @@ def calibrate(
     fed = 0
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
-    workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    workers = min(cores(), _MOST_WORKERS)
     with OnnxRuntimeRunner(tapped, as_written=True, threads=1) as runner, ThreadPoolExecutor(workers) as pool:
         for images, _ in chosen.batches(contract, batch_size):
             pending.append(pool.submit(observe, images, fed))

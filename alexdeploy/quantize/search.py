@@ -97,7 +97,7 @@ class Judge:
         if not names:
             return {}
         found: dict[str, npt.NDArray[np.float32]] = {}
-        with OnnxRuntimeRunner(model_bytes(with_outputs(lower_lrn(self.model), names))) as runner:
+        with OnnxRuntimeRunner(model_bytes(with_outputs(lower_lrn(self.model), names)), as_written=True) as runner:
             for batch in self._batches:
                 for name, array in runner.run(batch).items():
                     largest = np.abs(array).max(axis=(0, *range(2, array.ndim)))
@@ -105,7 +105,7 @@ class Judge:
         return found
 
     def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
-        with OnnxRuntimeRunner(model_bytes(lower_lrn(model))) as runner:
+        with OnnxRuntimeRunner(model_bytes(lower_lrn(model)), as_written=True) as runner:
             return np.concatenate([runner.infer(batch) for batch in self._batches])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -82,3 +83,8 @@ class Runner(ABC):
 def one_row_each(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """(N, classes); of a fully convolutional network's (N, classes, h, w) the mean over the map."""
     return scores.mean(axis=(2, 3)) if scores.ndim == 4 else scores
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.graph import lower_lrn
 from alexdeploy.graph.model import model_bytes, parse_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
@@ -52,35 +50,6 @@ def test_a_fast_lrn_that_is_not_the_native_one_is_not_used(monkeypatch: pytest.M
     np.testing.assert_allclose(runner.infer(images()), run(MODEL, images())[0], rtol=1e-5, atol=1e-5)
     wrong = OnnxRuntimeRunner(model_bytes(lower_lrn.lower_lrn(parse_onnx(MODEL.SerializeToString()))))
     assert np.abs(wrong.infer(images()) - runner.infer(images())).max() > 1e-4, "or the test shows nothing"
-
-
-def test_a_result_stays_as_it_is_and_the_batch_too() -> None:
-    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
-    batch = images(3)
-    first = runner.infer(batch)
-    kept = first.copy()
-    runner.infer(images(3, seed=9))
-    np.testing.assert_array_equal(first, kept)
-    np.testing.assert_array_equal(batch, images(3))
-    first[:] = 0
-    np.testing.assert_array_equal(runner.infer(batch), kept)
-
-
-def test_threads_share_a_runner() -> None:
-    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
-    batches = [images(1 + seed % 4, seed=seed) for seed in range(16)]
-    expected = [runner.infer(batch) for batch in batches]
-    with ThreadPoolExecutor(8) as pool:
-        for found, wanted in zip(pool.map(runner.infer, batches * 20), expected * 20, strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("batch", [images(2)[:, :2], images(2).astype(np.float64), images(2)[:0], images(2)[0]])
-def test_a_wrong_batch_is_refused_in_words(batch: npt.NDArray[np.float32]) -> None:
-    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
-    for call in (runner.infer, runner.device_call):
-        with pytest.raises(UsageError, match=r"expected \(N, 3, 8, 8\) float32"):
-            call(batch)
 
 
 def test_what_onnx_runtime_refuses_comes_with_its_own_words() -> None:

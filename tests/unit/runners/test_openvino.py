@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
@@ -47,36 +45,6 @@ def test_an_int8_graph_is_close_to_its_definition() -> None:
     (expected,) = run(model, images(16))
     actual = OpenVinoRunner(ir.to_proto(model).SerializeToString()).infer(images(16))
     assert np.abs(actual - expected).max() <= np.abs(expected).max() / 127
-
-
-@pytest.mark.parametrize("whole", [2, 16])
-def test_a_result_stays_as_it_is_and_the_batch_too(whole: int) -> None:
-    runner = OpenVinoRunner(MODEL.SerializeToString(), whole=whole)
-    batch = images(3)
-    first = runner.infer(batch)
-    kept = first.copy()
-    runner.infer(images(3, seed=9))
-    np.testing.assert_array_equal(first, kept)
-    np.testing.assert_array_equal(batch, images(3))
-    first[:] = 0
-    np.testing.assert_array_equal(runner.infer(batch), kept)
-
-
-def test_threads_share_a_runner() -> None:
-    runner = OpenVinoRunner(MODEL.SerializeToString(), whole=3)
-    batches = [images(1 + seed % 5, seed=seed) for seed in range(16)]
-    expected = [runner.infer(batch) for batch in batches]
-    with ThreadPoolExecutor(8) as pool:
-        for found, wanted in zip(pool.map(runner.infer, batches * 10), expected * 10, strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch", [images(2)[:, :2], images(2).astype(np.float64), images(2)[:0], images(2)[0]])
-def test_a_wrong_batch_is_refused_in_words(batch: npt.NDArray[np.float32]) -> None:
-    runner = OpenVinoRunner(MODEL.SerializeToString())
-    for call in (runner.infer, runner.device_call):
-        with pytest.raises(UsageError, match=r"expected \(N, 3, 8, 8\) float32"):
-            call(batch)
 
 
 def test_a_frozen_batch_and_an_unreadable_model_are_refused_in_words() -> None:
