@@ -82,7 +82,7 @@ def bench(
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
-                candidate.runner = stack.enter_context(open_runner(candidate.artifact, candidate.runtime))
+                candidate.runner = stack.enter_context(open_runner(candidate.artifact.path, candidate.runtime))
             except UnavailableError as error:
                 candidate.reason = str(error)
         running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}

@@ -64,15 +64,6 @@ def open_artifact(path: Path) -> Artifact:
     return Artifact(path, kind, contract, precision, classes, path.stat().st_size, runtimes)
 
 
-def open_runner(artifact: Artifact, runtime: str) -> Runner:
-    """Load the artifact into a runtime.
-
-    Raises:
-        UnavailableError: this machine or this version cannot run it; the message is the reason.
-    """
-    return _open(artifact.path, runtime)
-
-
 def load(path: Path | str, *, runtime: str | None = None, trust: bool = False) -> Runner:
     """A runner for an engine, an ONNX file or a checkpoint; close it, or use it in a ``with`` statement.
 
@@ -98,13 +89,18 @@ def load(path: Path | str, *, runtime: str | None = None, trust: bool = False) -
     reasons = []
     for name in (runtime,) if runtime is not None else names:
         try:
-            return _open(path, name, trust)
+            return open_runner(path, name, trust=trust)
         except UnavailableError as error:
             reasons.append(f"{name}: {error}")
     raise UnavailableError(f"{path} cannot run here: {'; '.join(reasons)}")
 
 
-def _open(path: Path, runtime: str, trust: bool = False) -> Runner:
+def open_runner(path: Path, runtime: str, *, trust: bool = False) -> Runner:
+    """Load the file into a runtime that takes it; ``trust`` as for ``load``.
+
+    Raises:
+        UnavailableError: this machine cannot run it; the message is the reason.
+    """
     try:
         if runtime == "pytorch":
             from alexdeploy.runners.pytorch import PyTorchRunner

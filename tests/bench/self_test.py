@@ -32,7 +32,7 @@ from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import Ratio
 from alexdeploy.bench.run import bench
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.runners.artifact import Artifact, open_runner
+from alexdeploy.runners.artifact import open_runner
 from alexdeploy.runners.base import Runner
 
 PLANTED = 1.05
@@ -57,14 +57,14 @@ class SlowerRunner(Runner):
         self.inner.close()
 
 
-def second_is_slower() -> Callable[[Artifact, str], Runner]:
+def second_is_slower() -> Callable[[Path, str], Runner]:
     """``open_runner`` that slows down every second runner it opens."""
     opened = 0
 
-    def open_it(artifact: Artifact, runtime: str) -> Runner:
+    def open_it(path: Path, runtime: str) -> Runner:
         nonlocal opened
         opened += 1
-        runner = open_runner(artifact, runtime)
+        runner = open_runner(path, runtime)
         return SlowerRunner(runner, PLANTED) if opened % 2 == 0 else runner
 
     return open_it
