@@ -38,15 +38,15 @@ _FIXES = {  # by trt.ErrorCode
 
 @dataclass(frozen=True)
 class Graph:
-    """What the builder needs to know of the graph besides its bytes.
+    """What the builder needs to know of the graph besides what is in it.
 
     Attributes:
-        data: the serialised, self-contained ONNX model.
+        source: the ONNX file, or a serialised, self-contained model.
         weighted: names of its Conv, Gemm and MatMul nodes.
         quantized: those of them that Q/DQ asks to run in INT8.
     """
 
-    data: bytes
+    source: bytes | Path
     input_name: str
     image_shape: tuple[int, int, int]
     precision: Precision
@@ -122,7 +122,7 @@ class EngineBuild:
         if network is None:
             raise InputError(self._refused("no network could be created"))
         self._network = network
-        _parse(library.module.OnnxParser(network, self._logger), network, graph.data, library)
+        _parse(library.module.OnnxParser(network, self._logger), network, graph.source, library)
         self._config = self._configure()
 
     def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineReport]:
@@ -230,8 +230,8 @@ def write_engine(
     )
 
 
-def _parse(parser: trt.OnnxParser, network: trt.INetworkDefinition, data: bytes, library: Library) -> None:
-    parsed = parser.parse(data)
+def _parse(parser: trt.OnnxParser, network: trt.INetworkDefinition, source: bytes | Path, library: Library) -> None:
+    parsed = parser.parse(source) if isinstance(source, bytes) else parser.parse_from_file(str(source))
     if not parsed or parser.num_errors:
         raise InputError(f"{library.name} cannot parse the graph: {_parser_errors(parser)}")
     if not (network.num_inputs and network.num_layers and network.num_outputs):

@@ -170,8 +170,9 @@ def _scale_value(node: ir.Node) -> Breach:
     scale = _array(_input(node, 1))
     if scale is None:
         return None
-    bad = [value for value in scale.astype(np.float32).flat if not 0 < value < np.inf]
-    if not bad:
+    values = scale.astype(np.float32).reshape(-1)
+    bad = values[~((values > 0) & (values < np.inf))]
+    if not bad.size:
         return None
     return (
         f"has a scale of {bad[0]:g}; scales are finite and above 0",

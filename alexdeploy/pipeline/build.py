@@ -125,7 +125,9 @@ def plan_engine(
     model, headroom = _with_precision(model_path, seen, settings)
     check_tensorrt(model, str(model_path))
     profile = settings.options.profile
-    build = EngineBuild(_graph(model, model_path, profile), settings.options, library)
+    written = settings.int8 or settings.fp16  # else TensorRT reads the file itself, which saves serialising it
+    graph = _graph(model, model_path, profile, source=model_bytes(model) if written else model_path)
+    build = EngineBuild(graph, settings.options, library)
     memory = predict_memory(model, profile.max)
     return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
 
@@ -135,7 +137,7 @@ def _plan_implicit(
 ) -> EnginePlan:
     model = load_onnx(model_path)
     check_tensorrt(model, str(model_path))
-    graph = _graph(model, model_path, settings.options.profile)
+    graph = _graph(model, model_path, settings.options.profile, source=model_path)
     if graph.quantized:
         raise UsageError(f"{model_path} has Q/DQ, which says what is INT8; build it without --implicit")
     graph = replace(graph, precision=Precision.of(int8=True, fp16=settings.fp16))
@@ -267,7 +269,7 @@ def _with_precision(
     return with_fp16(model, ranges, lrn=settings.lrn_fp16) if settings.fp16 else (model, {})
 
 
-def _graph(model: ir.Model, model_path: Path, profile: BatchProfile) -> Graph:
+def _graph(model: ir.Model, model_path: Path, profile: BatchProfile, *, source: bytes | Path) -> Graph:
     spec = image_input(model, str(model_path))
     batch = spec.shape[0]
     if isinstance(batch, int) and profile != BatchProfile(batch, batch, batch):
@@ -276,7 +278,7 @@ def _graph(model: ir.Model, model_path: Path, profile: BatchProfile) -> Graph:
         )
     channels, height, width = (int(dim) for dim in spec.shape[1:])
     return Graph(
-        data=model_bytes(model),
+        source=source,
         input_name=spec.name,
         image_shape=(channels, height, width),
         precision=precision_of(model),

@@ -29,6 +29,7 @@ ROUNDS = 3
 
 def write_models(folder: Path, network: str) -> None:
     """The network with fresh weights in every precision; the ranges' values do not matter here."""
+    folder.mkdir(parents=True, exist_ok=True)
     fresh = untrained(network, 1000, seed=0)
     fp32 = trace(fresh.model, fresh.contract)
     int8 = insert_qdq(fp32, dict.fromkeys(calibration_tensors(fp32), TensorRange(1.0)))

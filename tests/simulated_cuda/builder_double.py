@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from enum import IntEnum
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -89,6 +90,9 @@ class OnnxParser:
     def parse(self, model: bytes) -> bool:
         self._network._model = model
         return True
+
+    def parse_from_file(self, model: str) -> bool:
+        return self.parse(Path(model).read_bytes())
 
 
 class IBuilderConfig:

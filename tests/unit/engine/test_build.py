@@ -38,7 +38,7 @@ def build(graph: Graph, profile: BatchProfile = BatchProfile(), **options: Any) 
 
 def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> Graph:
     return Graph(
-        data=model_bytes(model),
+        source=model_bytes(model),
         input_name="input",
         image_shape=(3, 8, 8),
         precision=precision_of(model),
@@ -82,7 +82,7 @@ def test_a_layer_quantized_on_its_activation_only_is_reported_as_float() -> None
     graph = graph_of(model)  # asks for INT8 on both
     conv.replace_input_with(1, weight)
     model.graph.remove(producer)
-    changed = Graph(**{**graph.__dict__, "data": model_bytes(model)})
+    changed = Graph(**{**graph.__dict__, "source": model_bytes(model)})
     _, report = build(changed, BatchProfile(1, 2, 4))
     assert report.float_layers == ["conv1"]
     assert report.precisions == {"INT8": 1, "HALF": 0, "FLOAT": 1}
@@ -102,7 +102,7 @@ def test_an_empty_or_broken_graph_is_an_error_not_an_empty_engine() -> None:
     for data in (b"", b"not onnx at all", onnx.ModelProto().SerializeToString()):
         with pytest.raises(InputError):
             EngineBuild(
-                Graph(**{**good.__dict__, "data": data}), BuilderOptions(BatchProfile()), load_library("tensorrt-rtx")
+                Graph(**{**good.__dict__, "source": data}), BuilderOptions(BatchProfile()), load_library("tensorrt-rtx")
             ).run()
 
 
