@@ -18,6 +18,7 @@ from alexdeploy.data.preprocess import preprocess
 from alexdeploy.runners.base import Runner
 
 BOUNDARIES = ("host", "device", "end_to_end")
+_SHARES = {"host": 2, "device": 1, "end_to_end": 1}  # of the time: the ratios are of host to host
 Timings = dict[tuple[int, int, str], Rounds]
 
 
@@ -39,12 +40,13 @@ def time_runners(
 ) -> Timings:
     """Rounds by (index of the runner, batch, boundary), finished at ``deadline`` (``time.perf_counter``) if it can be.
 
-    Each group gets an equal part of the time that is left when its turn comes.
+    Each group gets its share of the time that is left when its turn comes.
     """
     groups = _groups(runners, dataset, contract, batches)
     timings: Timings = {}
     for done, group in enumerate(groups):
-        left = max(deadline - time.perf_counter(), 1e-3) / (len(groups) - done)
+        share = _SHARES[group.boundary] / sum(_SHARES[other.boundary] for other in groups[done:])
+        left = max(deadline - time.perf_counter(), 1e-3) * share
         report = partial(progress, f"{group.boundary.replace('_', ' ')}, batch {group.batch}")
         for index, rounds in zip(
             group.calls, measure([*group.calls.values()], seconds=left, progress=report), strict=True

@@ -35,7 +35,7 @@ class OpenVinoRunner(Runner):
 
     runtime = "openvino"
 
-    def __init__(self, model: Path | bytes, *, precision: Literal["f32", "bf16"] = "f32", whole: int = 16) -> None:
+    def __init__(self, model: Path | bytes, *, precision: Literal["f32", "bf16"] = "f32", whole: int = 32) -> None:
         self._core, self._precision, self._whole = ov.Core(), precision, whole
         self._origin = str(model) if isinstance(model, Path) else "the model"
         try:
