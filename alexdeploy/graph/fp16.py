@@ -28,17 +28,23 @@ LIMIT = float(np.finfo(np.float16).max)  # 65504
 MARGIN = 4.0  # unseen images may reach this many times what was measured
 
 
-def largest_values(model: ir.Model) -> list[str]:
-    """Names of the values whose largest magnitude decides whether FP16 is safe.
+def largest_values(model: ir.Model) -> dict[str, ir.Value]:
+    """The values whose largest magnitude decides whether FP16 is safe, each with the value to measure it at.
 
     They are the outputs of operators that can enlarge their input, and for an LRN, as its node's name, its sum of
-    squares.
+    squares, which the graph does not show. What only a ReLU reads is measured behind it, where it is in memory: below
+    FP16's range it becomes -inf, and then 0 all the same.
     """
-    return [
-        str(node.name) if node.op_type == "LRN" else str(node.outputs[0].name)
-        for node in model.graph
-        if node.op_type == "LRN" or (node.op_type not in _NEVER_LARGER and node.outputs[0].dtype in (None, _FLOAT))
-    ]
+    found = {}
+    for node in model.graph:
+        output = node.outputs[0]
+        if node.op_type == "LRN":
+            found[str(node.name)] = output
+        elif node.op_type not in _NEVER_LARGER and output.dtype in (None, _FLOAT):
+            users = output.consumers()
+            behind_relu = len(users) == 1 and users[0].op_type == "Relu" and not output.is_graph_output()
+            found[str(output.name)] = users[0].outputs[0] if behind_relu else output
+    return found
 
 
 def headroom(largest: Mapping[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ between DQ and the next Q.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,10 +106,12 @@ def insert_qdq(
         raise InputError(f"the ranges lack tensor '{missing[0]}' ({len(missing)} missing); calibrate this model again")
     writer = _Writer(model.graph, ranges, dialect)
     chosen = [node for node in nodes if node.name not in keep_float]
-    for weighted in chosen:
-        activation, weight = writer.activation(weighted), writer.weight(weighted)
-        weighted.node.replace_input_with(0, activation)
-        weighted.node.replace_input_with(1, weight)
+    with ThreadPoolExecutor() as pool:
+        weights = pool.map(lambda weighted: quantize_weight(weighted.weight_array(), weighted.channel_axis), chosen)
+        for weighted, (levels, scales) in zip(chosen, weights, strict=True):
+            activation, weight = writer.activation(weighted), writer.weight(weighted, levels, scales)
+            weighted.node.replace_input_with(0, activation)
+            weighted.node.replace_input_with(1, weight)
     if dialect == "onnxruntime":
         for weighted in chosen:
             writer.integer_bias(weighted)
@@ -132,8 +135,7 @@ class _Writer:
         self._scales[weighted.name] = (self._scale_and_zero(str(source.name))[0], np.ones(1, np.float32))
         return self._dequantized.get(source) or self._quantize(source, str(source.name))
 
-    def weight(self, weighted: WeightedNode) -> ir.Value:
-        levels, scales = quantize_weight(weighted.weight_array(), weighted.channel_axis)
+    def weight(self, weighted: WeightedNode, levels: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> ir.Value:
         self._scales[weighted.name] = (self._scales[weighted.name][0], scales)
         base = f"{weighted.name}.weight"  # the weight's own name may be shared; the node's is unique
         value = self._initializer(f"{base}.q", levels)

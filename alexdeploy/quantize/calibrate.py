@@ -70,23 +70,24 @@ def calibrate(
     chosen = dataset.subset(samples)
     observers = {name: ActivationObserver(name) for name in tensors}
     inner = [name for name in tensors if name != spec.name]
-    tapped, measured = _tapped(model, inner)
-    largest = dict.fromkeys(measured, 0.0)
-    counting = Lock()
+    measured = _measured(model)
+    peaks = {tensor: 0.0 for tensor, _ in measured.values() if tensor not in observers}
+    comparing = Lock()
 
     def observe(images: npt.NDArray[np.float32], first: int) -> int:
         activations = {**runner.run(images), spec.name: images}
-        with counting:
-            for name, (output, from_amax) in measured.items():
-                largest[name] = max(largest[name], from_amax(float(activations[output])))
-            for name, observer in observers.items():
-                observer.update(activations[name], first)
+        for name, observer in observers.items():
+            observer.update(activations[name], first)
+        with comparing:
+            for name in peaks:
+                peaks[name] = max(peaks[name], float(activations[f"{name}.amax"]))
         return first + len(images)
 
     fed = 0
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
+    tapped = model_bytes(with_outputs(lower_lrn(model), inner, magnitudes=[*peaks]))
     with OnnxRuntimeRunner(tapped, as_written=True, threads=1) as runner, ThreadPoolExecutor(workers) as pool:
         for images, _ in chosen.batches(contract, batch_size):
             pending.append(pool.submit(observe, images, fed))
@@ -95,13 +96,14 @@ def calibrate(
                 progress(pending.popleft().result(), len(chosen))
         for future in pending:
             progress(future.result(), len(chosen))
+    amax = peaks | {name: observer.amax for name, observer in observers.items()}
     result = RangeFile(
         model_sha256=artifacts.sha256_file(model_path),
         contract=contract.fingerprint,
         dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,
         percentile=percentile,
-        largest=largest,
+        largest={name: from_amax(amax[tensor]) for name, (tensor, from_amax) in measured.items()},
         tensors={
             name: {**ranges(o, percentile), "min": o.minimum, "samples": o.samples} for name, o in observers.items()
         },
@@ -110,16 +112,14 @@ def calibrate(
     return result
 
 
-def _tapped(model: ir.Model, names: list[str]) -> tuple[bytes, dict[str, tuple[str, Callable[[float], float]]]]:
-    """The graph to run, and where it shows each of ``largest_values``: (output, function of that output)."""
-    lowered = lower_lrn(model)
-    present = {str(value.name) for node in lowered.graph for value in node.outputs}
-    lrn = {str(node.name): node for node in model.graph if node.op_type == "LRN"}
+def _measured(model: ir.Model) -> dict[str, tuple[str, Callable[[float], float]]]:
+    """Where the lowered graph shows each of ``largest_values``: (tensor, function of its largest magnitude)."""
+    lowered = {str(value.name) for node in lower_lrn(model).graph for value in node.outputs}
     measured: dict[str, tuple[str, Callable[[float], float]]] = {}
-    for name in largest_values(model):
-        if name not in lrn:
-            measured[name] = (f"{name}.amax", float)
-        elif sum_of_squares(name) in present and squares_from_base(lrn[name], 1e9):  # alpha 0 shows nothing
-            measured[name] = (f"{sum_of_squares(name)}.amax", partial(squares_from_base, lrn[name]))
-    shown = [output.removesuffix(".amax") for output, _ in measured.values()]
-    return model_bytes(with_outputs(lowered, names, magnitudes=shown)), measured
+    for name, value in largest_values(model).items():
+        lrn = value.producer()
+        if lrn is None or lrn.op_type != "LRN":
+            measured[name] = (str(value.name), float)
+        elif sum_of_squares(name) in lowered and squares_from_base(lrn, 1e9):  # alpha 0 shows nothing
+            measured[name] = (sum_of_squares(name), partial(squares_from_base, lrn))
+    return measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ class ActivationObserver:
 
     ``limit`` is the smallest power of two above every value so far. When a larger value arrives it doubles and
     neighbouring bins merge; with powers of two that is exact, so the histogram depends neither on the order of the
-    samples nor on how they were batched.
+    samples nor on how they were batched, nor on which thread brings them.
 
     Attributes:
         name: the tensor, for messages.
@@ -38,6 +39,7 @@ class ActivationObserver:
         self.minimum = 0.0
         self.samples = 0
         self._zeros = 0  # values seen while limit is still 0
+        self._lock = Lock()
 
     def update(self, batch: npt.NDArray[np.floating], first: int | None = None) -> None:
         """Add a batch whose first axis is the sample; ``first`` is the number of its first one when out of order.
@@ -49,14 +51,15 @@ class ActivationObserver:
         largest = max(high, -low)
         if not np.isfinite(largest):
             self._refuse(batch, self.samples if first is None else first)
-        self.samples += len(batch)
-        self.amax = max(self.amax, largest)
-        self.minimum = min(self.minimum, low)
-        if self.amax == 0.0:
-            self._zeros += batch.size
-            return
-        self._grow(largest)
-        self._count(batch.reshape(-1), signed=low < 0)
+        with self._lock:
+            self.samples += len(batch)
+            self.amax = max(self.amax, largest)
+            self.minimum = min(self.minimum, low)
+            if self.amax == 0.0:
+                self._zeros += batch.size
+                return
+            self._grow(largest)
+            self._count(batch.reshape(-1), signed=low < 0)
 
     def _count(self, values: npt.NDArray[np.floating], *, signed: bool) -> None:
         """Add to the histogram, in blocks that stay in the cache (three times as fast as whole arrays)."""

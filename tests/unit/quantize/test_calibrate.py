@@ -76,7 +76,7 @@ def test_ranges_and_receipt_are_those_of_the_float_graph_on_all_images(model: Pa
     squares = np.pad(session["relu1"].astype(np.float64) ** 2, ((0, 0), (2, 2), (0, 0), (0, 0)))
     sums = sum(squares[:, i : i + 8] for i in range(5))
     assert seen.largest["lrn1"] == pytest.approx(np.max(sums), rel=1e-3)
-    assert seen.largest["conv1"] == pytest.approx(np.abs(session["conv1"]).max(), rel=1e-5)
+    assert seen.largest["conv1"] == pytest.approx(session["conv1"].max(), rel=1e-5), "behind its ReLU"
     assert seen.largest["logits"] == pytest.approx(np.abs(session["logits"]).max(), rel=1e-5)
 
 
