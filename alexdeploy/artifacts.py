@@ -1,6 +1,7 @@
 """Files the tool writes: atomic, with a sidecar ``<file>.json`` that tells what they are and where they come from.
 
-The sidecar is written last, so a file whose sidecar does not match it was not finished by us or was changed since.
+Both take their places when both are on disk, the sidecar last, so a file whose sidecar does not match it was changed
+since, or the machine stopped in between.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ def check_input(path: Path) -> Path:
     """Fail early, in words, when an input file cannot be read.
 
     Raises:
-        InputError: missing, a folder, or empty.
+        InputError: missing, a folder, not to be read, or empty.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it; change its mode or owner")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; write or copy it again")
     return path
@@ -89,8 +92,8 @@ def check_output(path: Path, *inputs: Path) -> Path:
     """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 
     Raises:
-        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe, or one of
-            ``inputs``.
+        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe, or it or
+            its sidecar is one of ``inputs``.
     """
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
@@ -101,8 +104,9 @@ def check_output(path: Path, *inputs: Path) -> Path:
         raise UsageError(f"cannot write {path}: it is a device or a pipe; expected a file name")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: no permission to write in '{path.parent}'")
-    if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
-        raise UsageError(f"cannot write {path}: it is what this reads; choose another name")
+    for written in (path, sidecar_path(path)):
+        if written.exists() and any(source.exists() and written.samefile(source) for source in inputs):
+            raise UsageError(f"cannot write {written}: it is what this reads; choose another name")
     return path
 
 
@@ -145,20 +149,20 @@ def write_artifact(
     libraries: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Sidecar:
-    """Write a file atomically, then its sidecar, and return that."""
-    with ThreadPoolExecutor(1) as pool:  # an engine takes as long to hash as to write
-        digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
-        write_bytes(path, data)
-    sidecar = Sidecar(
-        kind=kind,
-        sha256=digest.result(),
-        parents=parents,
-        options=dict(options or {}),
-        libraries=dict(libraries or {}),
-        details=dict(details or {}),
-    )
-    encoded = msgspec.json.format(msgspec.json.encode(sidecar), indent=1)
-    write_bytes(sidecar_path(path), encoded)
+    """Write a file and its sidecar, both or neither, and return that."""
+    with atomic_path(sidecar_path(path)) as side, atomic_path(path) as temporary:
+        with ThreadPoolExecutor(1) as pool:  # an engine takes as long to hash as to write
+            digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
+            temporary.write_bytes(data)
+        sidecar = Sidecar(
+            kind=kind,
+            sha256=digest.result(),
+            parents=parents,
+            options=dict(options or {}),
+            libraries=dict(libraries or {}),
+            details=dict(details or {}),
+        )
+        side.write_bytes(msgspec.json.format(msgspec.json.encode(sidecar), indent=1))
     return sidecar
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,11 +10,13 @@ import numpy as np
 
 from alexdeploy import artifacts
 from alexdeploy.bench.accuracy import mcnemar
+from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import unpaired_ratio
 from alexdeploy.bench.results import BenchReport, Change
 from alexdeploy.errors import InputError
 
 _LESS_ACCURATE = 0.01
+_NOTHING_IN_COMMON = "the baseline has no row in common with this bench; give the same artifacts and batch sizes"
 
 
 def load_report(path: Path) -> BenchReport:
@@ -27,6 +30,23 @@ def load_report(path: Path) -> BenchReport:
         return msgspec.json.decode(path.read_bytes(), type=BenchReport)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected what bench --json printed ({error})") from error
+
+
+def check_comparable(baseline: BenchReport, paths: Sequence[Path], batches: Sequence[int]) -> None:
+    """Refuse, before any work, a baseline that says nothing about a bench of these files here.
+
+    Raises:
+        InputError: it was measured on another machine, or no file and batch size is in both.
+    """
+    here = environment()
+    for what in ("cpu", "cores", "gpu"):
+        then = baseline.environment.get(what)
+        if then != here[what]:
+            raise InputError(
+                f"the baseline was measured with {what} {then}, here it is {here[what]}; measure it anew here"
+            )
+    if not {(str(path), size) for path in paths for size in batches} & {(r.artifact, r.batch) for r in baseline.rows}:
+        raise InputError(_NOTHING_IN_COMMON)
 
 
 def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
@@ -51,5 +71,5 @@ def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
         regression = ratio.verdict == "slower" or (p_less is not None and p_less < _LESS_ACCURATE)
         found.append(Change(row.artifact, row.runtime, row.batch, ratio, p_less, regression))
     if not found:
-        raise InputError("the baseline has no row in common with this bench; give the same artifacts and batch sizes")
+        raise InputError(_NOTHING_IN_COMMON)
     return found

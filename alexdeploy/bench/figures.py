@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,27 +37,26 @@ def figures(report: BenchReport) -> list[Figure]:
         UnavailableError: Matplotlib is not installed.
     """
     require("matplotlib").use("svg")
-    measured = [row for row in report.rows if row.latency_ms is not None]
-    names = list(dict.fromkeys(_name(row) for row in measured))
-    color = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
+    measured = [(_name(report, row), row) for row in report.rows if row.latency_ms is not None]
+    color = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(dict.fromkeys(name for name, _ in measured))}
     found = []
-    for batch in dict.fromkeys(row.batch for row in measured):
-        rows = [row for row in measured if row.batch == batch]
+    for batch in dict.fromkeys(row.batch for _, row in measured):
+        rows = [(name, row) for name, row in measured if row.batch == batch]
         found.append(_draw(f"Accuracy against latency, batch {batch}", partial(_scatter, rows=rows, color=color)))
         found.append(_draw(f"Latency of every call, batch {batch}", partial(_distributions, rows=rows, color=color)))
-    for row in measured:
+    for name, row in measured:
         if row.layers_ms:
-            paint = partial(_layers, row=row, color=color[_name(row)])
-            found.append(_draw(f"Time by layer, {_name(row)}, batch {row.batch}", paint))
+            paint = partial(_layers, row=row, color=color[name])
+            found.append(_draw(f"Time by layer, {name}, batch {row.batch}", paint))
     if len(report.classes) <= _MAX_MATRIX:
         for accuracy in report.accuracy:
-            title = f"Confusion, {Path(accuracy.artifact).name} on {accuracy.runtime}"
+            title = f"Confusion, {_name(report, accuracy)}"
             found.append(_draw(title, partial(_confusion, accuracy=accuracy, classes=report.classes)))
     return found
 
 
-def _name(row: Row) -> str:
-    return f"{Path(row.artifact).name} on {row.runtime}"
+def _name(report: BenchReport, measured: Row | Accuracy) -> str:
+    return f"{report.name(measured.artifact)} on {measured.runtime}"
 
 
 def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
@@ -78,8 +76,8 @@ def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
     return Figure(title, svg)
 
 
-def _scatter(axes: Axes, rows: list[Row], color: dict[str, str]) -> None:
-    for row in rows:
+def _scatter(axes: Axes, rows: list[tuple[str, Row]], color: dict[str, str]) -> None:
+    for name, row in rows:
         if row.latency_ms is None or row.top1 is None:
             continue
         low, high = row.latency_ms.ci95
@@ -90,24 +88,24 @@ def _scatter(axes: Axes, rows: list[Row], color: dict[str, str]) -> None:
             xerr=spread,
             fmt="o",
             capsize=3,
-            color=color[_name(row)],
-            label=_name(row),
+            color=color[name],
+            label=name,
         )
     axes.set(xlabel="ms per batch, host to host (median, 95 % interval)", ylabel="top-1, %")
     axes.set_xlim(left=0)
-    worst = min((row.top1 for row in rows if row.top1 is not None), default=0.0)
+    worst = min((row.top1 for _, row in rows if row.top1 is not None), default=0.0)
     bottom = max(100 * worst - max(2.0, 100 * (1 - worst)), 0)
     axes.set_ylim(bottom, 100 + 0.05 * (100 - bottom))
     _legend(axes)
 
 
-def _distributions(axes: Axes, rows: list[Row], color: dict[str, str]) -> None:
+def _distributions(axes: Axes, rows: list[tuple[str, Row]], color: dict[str, str]) -> None:
     """Share of calls that were at least as fast: percentiles can be read off."""
-    for row in rows:
+    for name, row in rows:
         samples = np.sort(np.ravel(row.samples_ms["host"]))
         shares = np.arange(1, len(samples) + 1) / len(samples)
         chosen = np.unique(np.linspace(0, len(samples) - 1, 200).round().astype(int))
-        axes.step(samples[chosen], 100 * shares[chosen], where="post", color=color[_name(row)], label=_name(row))
+        axes.step(samples[chosen], 100 * shares[chosen], where="post", color=color[name], label=name)
     axes.set_xscale("log")
     axes.set(xlabel="ms per batch, host to host", ylabel="% of calls at least as fast")
     _plain_log_ticks(axes)

@@ -37,7 +37,7 @@ class Machine:
 class Limit:
     """``ideal_ms`` is the larger of the times to read ``bytes`` and to compute; ``share`` is ideal over measured p50.
 
-    The read rate is that of a buffer of just these bytes, so weights that fit a cache are held to the cache's rate.
+    The read rate is that of a buffer of these bytes or up to twice as many, so what fits a cache is held to its rate.
     """
 
     ideal_ms: float

@@ -38,10 +38,8 @@ def measure(
     ones as fill about 20 ms, the same number for all. Calls that alone take longer need no untimed one.
     """
     started = time.perf_counter()
-    warm_up_seconds = min(_MAX_WARMUP_SECONDS, 0.2 * seconds / max(len(calls), 1))
+    warm_up_seconds = min(_MAX_WARMUP_SECONDS, 0.2 * seconds / len(calls))
     typical_ms = [_warm_up(call, warm_up_seconds) for call in calls]
-    if not calls:
-        return []
     turn_calls = _TURN_SECONDS * 1e3 / max(statistics.geometric_mean(typical_ms), 1e-6)
     timed = min(max(math.ceil(turn_calls), 1), _MAX_CALLS_PER_TURN)
     random = np.random.default_rng(seed)

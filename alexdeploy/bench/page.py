@@ -41,6 +41,5 @@ def write_html(report: BenchReport, path: Path) -> None:
         text_columns=TEXT_COLUMNS,
         notes=notes(report),
         figures=figures(report),
-        names={a: f"{Path(a).name}" for a in (accuracy.artifact for accuracy in report.accuracy)},
     )
     artifacts.write_bytes(path, page.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from alexdeploy.bench.accuracy import Accuracy
@@ -91,3 +92,12 @@ class BenchReport:
     accuracy: list[Accuracy]
     choices: list[Choice] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+
+    def name(self, artifact: str) -> str:
+        """The file's name, with as many of its folders as tell it from the other files of the bench."""
+        others = [Path(row.artifact).parts for row in self.rows if row.artifact != artifact]
+        parts = Path(artifact).parts
+        for count in range(1, len(parts)):
+            if all(other[-count:] != parts[-count:] for other in others):
+                return str(Path(*parts[-count:]))
+        return artifact

@@ -23,7 +23,7 @@ from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
 from alexdeploy.compare import agreement, topk_accuracy
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.optional import require
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact, open_runner
 from alexdeploy.runners.base import Runner
@@ -83,21 +83,22 @@ def bench(
         for candidate in candidates:
             try:
                 candidate.runner = stack.enter_context(open_runner(candidate.artifact.path, candidate.runtime))
-            except UnavailableError as error:
+            except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
         running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}
-        labels = _score(candidates, dataset, progress)
+        labels = _score(candidates, running, dataset, progress)
         progress("limits of this machine", 0.0)
         machine = None if all(runner.on_gpu for runner in running.values()) else machine_rates()
         contract = candidates[0].artifact.contract
-        deadline = started + (seconds if server_ms is None else seconds / 2)
-        timings = time_runners(running, dataset, contract, batches, deadline, progress)
         images, _ = next(dataset.batches(contract, batches[0]))
         for index, runner in running.items():
+            progress("time by layer", 0.0)
             candidates[index].layers_ms = runner.layer_times_ms(images)
+        deadline = started + (seconds if server_ms is None else seconds / 2)
+        timings = time_runners(running, dataset, contract, batches, deadline, progress)
         if server_ms is not None:
             images, _ = next(dataset.batches(contract, batches[-1]))
-            _serve(candidates, images, timings, batches[-1], server_ms, seconds / 2, progress)
+            _serve(candidates, running, images, timings, batches[-1], server_ms, seconds / 2, progress)
     accuracy = _judge(candidates, labels)
     rows = _rows(candidates, batches, timings, labels, machine)
     return BenchReport(
@@ -116,6 +117,7 @@ def bench(
 
 def _serve(
     candidates: Sequence[_Candidate],
+    running: dict[int, Runner],
     images: npt.NDArray[np.float32],
     timings: Timings,
     batch: int,
@@ -123,9 +125,8 @@ def _serve(
     seconds: float,
     progress: Progress,
 ) -> None:
-    running = [(index, c, c.runner) for index, c in enumerate(candidates) if c.runner is not None]
-    for index, candidate, runner in running:
-        candidate.server = serve(
+    for index, runner in running.items():
+        candidates[index].server = serve(
             runner,
             np.resize(images, (batch, *images.shape[1:])),
             bound_ms=bound_ms,
@@ -205,19 +206,19 @@ def _check_contracts(candidates: Sequence[_Candidate], dataset: ImageDataset) ->
         dataset.check_labels(artifact.contract, artifact.classes, str(artifact.path))
 
 
-def _score(candidates: Sequence[_Candidate], dataset: ImageDataset, progress: Progress) -> npt.NDArray[np.int64]:
+def _score(
+    candidates: Sequence[_Candidate], running: dict[int, Runner], dataset: ImageDataset, progress: Progress
+) -> npt.NDArray[np.int64]:
     """Run the whole data set through every candidate, batch by batch; returns the labels."""
-    running = [candidate for candidate in candidates if candidate.runner is not None]
-    outputs: list[list[npt.NDArray[np.float32]]] = [[] for _ in running]
+    outputs: dict[int, list[npt.NDArray[np.float32]]] = {index: [] for index in running}
     labels: list[npt.NDArray[np.int64]] = []
     for images, truth in dataset.batches(candidates[0].artifact.contract, _SCORING_BATCH):
         labels.append(truth)
-        for output, candidate in zip(outputs, running, strict=True):
-            assert candidate.runner is not None
-            output.append(candidate.runner.infer(images))
+        for index, runner in running.items():
+            outputs[index].append(runner.infer(images))
         progress("accuracy", sum(map(len, labels)) / len(dataset))
-    for output, candidate in zip(outputs, running, strict=True):
-        candidate.logits = np.concatenate(output)
+    for index, output in outputs.items():
+        candidates[index].logits = np.concatenate(output)
     return np.concatenate(labels)
 
 

@@ -43,12 +43,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class Server:
-    """``rate_per_s`` is the highest rate with a valid run; None where no run was valid. Waiting images run together."""
+    """``rate_per_s`` is the highest rate with a valid run; None where no run was valid. Waiting images run together.
+
+    ``searched`` is False where time ran out before the next rate to try was within 5 %; the true one may be higher.
+    """
 
     bound_ms: float
     max_batch: int
     rate_per_s: float | None
     probes: list[Probe]
+    searched: bool
 
 
 def serve(
@@ -84,7 +88,7 @@ def serve(
         low, high = (rate, high) if probes[-1].valid else (low, rate)
         rate = math.sqrt(low * high)
     best = max((probe.rate_per_s for probe in probes if probe.valid), default=None)
-    return Server(bound_ms, len(images), best, probes)
+    return Server(bound_ms, len(images), best, probes, high / low <= _CLOSE_ENOUGH)
 
 
 def _probe(loadgen: Any, runner: Runner, images: npt.NDArray[np.float32], bound_ms: float, rate: float) -> Probe:

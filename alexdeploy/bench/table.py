@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import Server
@@ -18,13 +16,13 @@ TEXT_COLUMNS = 3
 def cells(report: BenchReport) -> list[list[str]]:
     """A line of text cells per row, as ``HEADERS``; a skipped row shows no figure at all."""
     p_worse = {(a.artifact, a.runtime): a.mcnemar.p_worse for a in report.accuracy if a.mcnemar is not None}
-    return [_cells(row, p_worse.get((row.artifact, row.runtime))) for row in report.rows]
+    return [_cells(report.name(row.artifact), row, p_worse.get((row.artifact, row.runtime))) for row in report.rows]
 
 
-def _cells(row: Row, p_worse: float | None) -> list[str]:
-    start = [Path(row.artifact).name, row.runtime, row.precision, f"{row.size_bytes / 1e6:.1f}"]
+def _cells(name: str, row: Row, p_worse: float | None) -> list[str]:
+    start = [name, row.runtime, row.precision, f"{row.size_bytes / 1e6:.1f}"]
     if row.latency_ms is None or row.device_ms is None or row.end_to_end_ms is None:
-        return [*start, *["-"] * 4, "skipped", *["-"] * 7]
+        return [*start, *["-"] * 4, str(row.batch), "skipped", *["-"] * 6]
     return [
         *start,
         *(f"{share:.2%}" for share in (row.top1, row.top5, row.agreement) if share is not None),
@@ -56,10 +54,12 @@ def ratio_text(ratio: Ratio) -> str:
     return ratio.verdict
 
 
-def _server_note(row: Row, server: Server) -> str:
+def _server_note(name: str, row: Row, server: Server) -> str:
     tried = f"best of {len(server.probes)} tried, random arrivals, up to {server.max_batch} images together"
-    rate = f"{server.rate_per_s:.0f} images/s" if server.rate_per_s else "no rate"
-    return f"server, {Path(row.artifact).name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"
+    tried += "" if server.searched else "; the search was cut off: give more --seconds"
+    rate = f"{server.rate_per_s:.0f} images/s" if server.rate_per_s else "no rate tried stays"
+    rate = rate if server.searched or not server.rate_per_s else f"at least {rate}"
+    return f"server, {name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"
 
 
 def notes(report: BenchReport) -> list[str]:
@@ -78,15 +78,15 @@ def notes(report: BenchReport) -> list[str]:
         "speed-up: against the first row that ran, round by round, with its 99 % interval. p worse: chance of so many "
         "more errors if it were not less accurate (McNemar). of the limit: best time this machine allows over ms.",
     ]
-    lines += [_server_note(row, row.server) for row in report.rows if row.server is not None]
+    lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
     lines += [
-        f"chosen for batch {choice.batch}: {Path(choice.artifact).name} on {choice.runtime}: {choice.reason}"
+        f"chosen for batch {choice.batch}: {report.name(choice.artifact)} on {choice.runtime}: {choice.reason}"
         for choice in report.choices
     ]
     for change in report.changes:
-        name = f"{Path(change.artifact).name} on {change.runtime}, batch {change.batch}"
+        name = f"{report.name(change.artifact)} on {change.runtime}, batch {change.batch}"
         accuracy = f", p less accurate {change.p_less_accurate:.2g}" if change.p_less_accurate is not None else ""
         mark = "REGRESSION: " if change.regression else ""
         lines.append(f"{mark}{name} against the baseline: {ratio_text(change.ratio)}{accuracy}")

@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted"
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPIPE):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         return (
             UnavailableError.exit_code,

@@ -9,7 +9,6 @@ import click
 from alexdeploy import artifacts
 from alexdeploy.cli.options import (
     FILE,
-    check_lrn,
     data_options,
     json_option,
     lrn_option,
@@ -120,7 +119,6 @@ def command(
              alexdeploy build-engine model.onnx --fp16 --batch 1:8:64 -o fp16.engine
     """
     profile = BatchProfile.parse(batch)
-    check_lrn(lrn, fp16)
     _check_arguments(int8, fp16, ranges, data)
     _check_implicit(ctx, implicit, int8, builder, ranges)
     artifacts.check_output(output, *(path for path in (model, ranges) if path is not None))

@@ -51,7 +51,7 @@ def command(
     """
     artifacts.check_output(output, model)
     if cache is not None:
-        _check_cache(cache, output)
+        _check_cache(cache, output, model)
     artifacts.check_input(model)
     from alexdeploy.quantize.cache import save_cache
     from alexdeploy.quantize.calibrate import calibrate
@@ -89,8 +89,8 @@ def command(
             click.echo(f"{cache}: the ranges by entropy, for TensorRT")
 
 
-def _check_cache(cache: Path, output: Path) -> None:
-    artifacts.check_output(cache)
+def _check_cache(cache: Path, output: Path, model: Path) -> None:
+    artifacts.check_output(cache, model)
     written = [output, artifacts.sidecar_path(output), cache, artifacts.sidecar_path(cache)]
     if len({path.absolute() for path in written}) < len(written):
         raise UsageError(f"--cache {cache} and -o {output} would overwrite each other; choose other names")

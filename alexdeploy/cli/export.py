@@ -62,7 +62,7 @@ def command(
              alexdeploy export bvlc_alexnet.npy --network alexnet-caffe -o model.onnx
              alexdeploy export foreign.onnx --contract alexnet -o model.onnx
     """
-    artifacts.check_output(output)
+    artifacts.check_output(output, *([checkpoint] if checkpoint is not None else []))
     foreign = checkpoint is not None and checkpoint.suffix.lower() == ".onnx"
     if foreign:
         _check_foreign_arguments(network, classes, contract, fully_convolutional)

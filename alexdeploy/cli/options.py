@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from alexdeploy.errors import UsageError
-
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
 
@@ -29,12 +27,6 @@ lrn_option = click.option(
     show_default=True,
     help="Arithmetic of LRN under --fp16; fp16 only if the ranges prove that its sums stay in range (else exit 5).",
 )
-
-
-def check_lrn(lrn: str, fp16: bool) -> None:
-    """``--lrn fp16`` is about FP16 graphs."""
-    if lrn == "fp16" and not fp16:
-        raise UsageError("--lrn fp16 is for --fp16; add it or leave --lrn out")
 
 
 def output_option(example: str) -> Callable[[Command], Command]:

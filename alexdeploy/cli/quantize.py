@@ -7,7 +7,6 @@ import click
 
 from alexdeploy.cli.options import (
     FILE,
-    check_lrn,
     data_options,
     json_option,
     lrn_option,
@@ -85,7 +84,6 @@ def command(
     Example: alexdeploy quantize model.onnx --ranges ranges.json -o int8.onnx
              alexdeploy quantize model.onnx --ranges ranges.json --max-drop 0.3 --data digits -o int8.onnx
     """
-    check_lrn(lrn, fp16)
     measured = method == "auto" or max_drop is not None
     if measured and data is None:
         raise UsageError("--method auto and --max-drop measure on images; name them with --data DATASET")
@@ -94,8 +92,11 @@ def command(
     from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
 
     method = method_for_ranges(ctx, ranges, method)
-    choose_on = open_data(data, "train", data_root, skip_bad_images).subset(samples) if data else None
-    judge_on = open_data(data, "val", data_root, skip_bad_images) if data else None
+    choose_on = judge_on = None
+    if data is not None and method == "auto":
+        choose_on = open_data(data, "train", data_root, skip_bad_images).subset(samples)
+    if data is not None and max_drop is not None:
+        judge_on = open_data(data, "val", data_root, skip_bad_images)
     settings = QuantizeSettings(method=method, dialect=target, fp16=fp16, lrn_fp16=lrn == "fp16", max_drop=max_drop)
     result = quantize_onnx(
         model, ranges, output, settings=settings, choose_on=choose_on, judge_on=judge_on, progress=note

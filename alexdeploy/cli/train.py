@@ -49,7 +49,7 @@ def command(
     \b
     Example: alexdeploy train alexnet-mnist --data digits --out .
              alexdeploy train alexnet-caffe --data photos/ --weights bvlc_alexnet.npy --train-layers fc7,fc8
-             accelerate launch -m alexdeploy train alexnet --data imagenet/
+             accelerate launch --multi_gpu -m alexdeploy train alexnet --data imagenet/
     """
     from alexdeploy.recipe import load_recipe, with_train_options
 

@@ -58,7 +58,7 @@ def load_dataset(source: str, split: Split, *, data_root: Path | None = None, sk
 
 
 def _digits(split: Split) -> ImageDataset:
-    """scikit-learn's 1,797 digits: 8×8 pixels of 0…16, stretched to 0…255; 80/20 by index."""
+    """scikit-learn's 1,797 digits: 8×8 pixels of 0…16, stretched to 0…255; split 80/20 by name."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

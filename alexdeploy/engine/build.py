@@ -106,15 +106,17 @@ class EngineBuild:
 
     Raises:
         InputError: the parser refused the graph (node, operator and the library's words), or the profile.
-        UsageError: an option that this library does not have.
+        UsageError: an option that this library does not have, or no folder for the timing cache.
         UnavailableError: the library does not start.
     """
 
     def __init__(self, graph: Graph, options: BuilderOptions, library: Library, calibrator: Any = None) -> None:
         self.graph, self.options, self.library, self._calibrator = graph, options, library, calibrator
         library.check(options.compatibility, timing_cache=options.timing_cache is not None)
+        if options.timing_cache is not None:
+            artifacts.check_output(cache_path(options.timing_cache, library))
         self._logger = process_logger(library)
-        self._logger.messages.clear()
+        self._logger.errors.clear()
         self._builder = self._create_builder()
         network: trt.INetworkDefinition | None = self._builder.create_network(
             library.network_flags(implicit=calibrator is not None)
@@ -133,6 +135,7 @@ class EngineBuild:
         Raises:
             InputError: the builder refused the graph; the message has its words.
         """
+        self._logger.kernels = ""
         monitor = build_monitor(self.library, progress)
         self._config.progress_monitor = monitor
         cache = self.options.timing_cache
@@ -192,9 +195,7 @@ class EngineBuild:
         return f"{text}; raise --workspace or leave it out" if limited else text
 
     def _report(self, plan: memoryview, seconds: float) -> EngineReport:
-        messages = [text for _, text in self._logger.messages]
-        # the last one: a build that was stopped may still report its own while the next one runs
-        kernels = next((parse_report(text) for text in reversed(messages) if text.startswith("Layers:")), [])
+        kernels = parse_report(self._logger.kernels) if self._logger.kernels else []
         precisions = precisions_of_layers(kernels, self.graph.weighted)
         quantized = self.graph.quantized if self.library.reports_kernels else ()
         return EngineReport(

@@ -10,8 +10,6 @@ from alexdeploy.errors import UnavailableError
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_ERROR = 1  # ILogger.Severity.ERROR; INTERNAL_ERROR is 0
-
 
 def deserialize(library: Library, plan: bytes, *, host_code: bool) -> trt.ICudaEngine:
     """The engine, which keeps its runtime alive; a CUDA context must be current.
@@ -24,7 +22,7 @@ def deserialize(library: Library, plan: bytes, *, host_code: bool) -> trt.ICudaE
     Raises:
         UnavailableError: TensorRT refuses it; the message is its own.
     """
-    process_logger(library).messages.clear()
+    process_logger(library).errors.clear()
     runtime: trt.Runtime = library.module.Runtime(process_logger(library))
     runtime.engine_host_code_allowed = host_code
     engine = runtime.deserialize_cuda_engine(plan)
@@ -35,7 +33,7 @@ def deserialize(library: Library, plan: bytes, *, host_code: bool) -> trt.ICudaE
 
 def refused(library: Library, what: str) -> str:
     """``what``, with the last errors that TensorRT logged since this was last asked."""
-    messages = process_logger(library).messages
-    errors = [" ".join(text.split()) for severity, text in list(messages) if severity <= _ERROR]
-    messages.clear()
-    return f"{library.name} {library.version}: {what}: {'; '.join(errors[-2:]) or 'no reason given'}"
+    errors = process_logger(library).errors
+    last = "; ".join(errors[-2:])
+    errors.clear()
+    return f"{library.name} {library.version}: {what}: {last or 'no reason given'}"

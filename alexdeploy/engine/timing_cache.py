@@ -26,7 +26,7 @@ def attach(config: trt.IBuilderConfig, path: Path) -> None:
     """Give the builder the cache; one that it does not take, or none, is begun anew.
 
     Raises:
-        UnavailableError: not even an empty one is taken, or the folder does not exist.
+        UnavailableError: not even an empty one is taken.
     """
     blobs = [path.read_bytes()] if path.exists() else []
     for blob in (*blobs, b""):

@@ -23,6 +23,7 @@ Builder = BuilderName | Literal["auto"]
 Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
 _LEVELS = {"same-gpu": "NONE", "same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_ERROR = 1  # ILogger.Severity.ERROR; INTERNAL_ERROR is 0
 _OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
 _RTX_MAGIC = b"vtrt"  # how plans of TensorRT-RTX begin
 _NOT_RTX = (9, 10, 11)  # major compute capabilities without an RTX GPU
@@ -221,16 +222,21 @@ def _numbers(version: str) -> tuple[int, ...]:
 def process_logger(library: Library) -> Any:
     """The one logger of this process for a library; TensorRT keeps the first it is given.
 
-    It collects (severity, text) in ``messages``; the builder clears it before and reads it after each build.
+    Of what TensorRT says it keeps the ``errors`` and the last report of ``kernels``, both ours to clear: a process may
+    run long.
     """
     interface: Any = library.module.ILogger
 
     class CollectingLogger(interface):  # type: ignore[misc]
         def __init__(self) -> None:
             interface.__init__(self)
-            self.messages: list[tuple[int, str]] = []
+            self.errors: list[str] = []
+            self.kernels = ""
 
         def log(self, severity: Any, text: str) -> None:
-            self.messages.append((int(severity), text))
+            if int(severity) <= _ERROR:
+                self.errors.append(" ".join(text.split()))
+            elif text.startswith("Layers:"):
+                self.kernels = text
 
     return CollectingLogger()

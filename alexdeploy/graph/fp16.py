@@ -24,6 +24,7 @@ _ISLANDS = frozenset({"LRN", "QuantizeLinear", "DequantizeLinear", "Cast", "Resi
 _NEVER_LARGER = frozenset(
     {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Identity", "Dropout", "Clip", "LRN"}
 )
+_PASS_ON = _NEVER_LARGER | {"QuantizeLinear", "DequantizeLinear", "Cast"}  # about as large as what they read
 LIMIT = float(np.finfo(np.float16).max)  # 65504
 MARGIN = 4.0  # unseen images may reach this many times what was measured
 
@@ -77,7 +78,7 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
     Args:
         model: not changed.
         largest: largest magnitude on real data, by the names of ``largest_values``; a node whose result has less than
-            ``MARGIN`` times headroom becomes an island.
+            ``MARGIN`` times headroom becomes an island, and so does what reads that result.
         lrn: FP16 inside LRN too; ``certify_lrn`` says whether that is safe.
 
     Raises:
@@ -91,9 +92,14 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
     outputs = list(graph.outputs)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     tight = {name for name, room in headroom(largest).items() if room < MARGIN}
+    large: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
-        island = (node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")) or _overflows(node)
-        wanted = _FLOAT if island or str(node.outputs[0].name) in tight else _HALF
+        reads_large = not large.isdisjoint(node.inputs)
+        overflows = _overflows(node) or str(node.outputs[0].name) in tight
+        if overflows or (reads_large and node.op_type in _PASS_ON):
+            large.update(node.outputs)
+        island = node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")
+        wanted = _FLOAT if island or overflows or reads_large else _HALF
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FLOAT, _HALF) and value.dtype != wanted:
                 node.replace_input_with(index, _as_type(graph, node, value, wanted, casts))

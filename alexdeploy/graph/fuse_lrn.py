@@ -28,8 +28,8 @@ class _Lrn:
 def fuse_lrn(model: ir.Model) -> tuple[ir.Model, list[str]]:
     """Replace every decomposed LRN by an LRN node; returns the new model and the names of the nodes it got.
 
-    Anything that is not exactly this pattern is left alone. Windows of any size are fused; whether a runtime takes
-    them is for its own check.
+    Anything that is not exactly this pattern is left alone. Windows of any odd size are fused; whether a
+    runtime takes them is for its own check.
     """
     model = model.clone()
     fused: list[str] = []
@@ -134,7 +134,8 @@ def _window(pool: ir.Node | None) -> int | None:
     size, *others = pool.attributes["kernel_shape"].as_ints()
     strides = pool.attributes["strides"].as_ints() if "strides" in pool.attributes else [1]
     pads = pool.attributes["pads"].as_ints() if "pads" in pool.attributes else [0]
-    plain = math.prod(others) == 1 and math.prod(strides) == 1 and not any(pads)
+    # PyTorch and ONNX place an even window differently, so that one stays as it is
+    plain = size % 2 == 1 and math.prod(others) == 1 and math.prod(strides) == 1 and not any(pads)
     return size if plain else None
 
 

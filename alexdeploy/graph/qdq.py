@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 
 Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
@@ -86,17 +87,21 @@ def insert_qdq(
         keep_float: names of nodes to leave alone.
 
     Raises:
-        InputError: the graph is quantized already, has nothing to quantize, or ``ranges`` lacks a tensor.
+        InputError: the graph is quantized or FP16 already, has nothing to quantize, or ``ranges`` lacks a tensor.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph):
         raise InputError("the graph already holds QuantizeLinear/DequantizeLinear; quantize the float model instead")
+    if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+        raise InputError(
+            "the graph holds FP16 weights; quantize the FP32 model it was made from, if need be with --fp16"
+        )
     opset = model.opset_imports.get("", 0)
     if opset < _FIRST_OPSET:
         raise InputError(
             f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file with "
             "alexdeploy export MODEL.onnx --contract NETWORK -o out.onnx, which raises it"
         )
-    model = model.clone()
+    model = name_unnamed(model)  # what is written is named after the nodes
     nodes = weighted_nodes(model)
     if not nodes:
         raise InputError("the graph has no Conv, Gemm or MatMul with constant weights; nothing to quantize")
@@ -150,7 +155,10 @@ class _Writer:
         scale, weight_scales = self._scales[weighted.name]
         units = (np.float64(scale) * weight_scales).astype(np.float32)
         limit = np.iinfo(np.int32).max
-        levels = np.clip(np.rint(bias.const_value.numpy() / units.astype(np.float64)), -limit, limit).astype(np.int32)
+        values = bias.const_value.numpy().reshape(-1)
+        if values.size not in (1, weight_scales.size):
+            return  # one bias per row of a Gemm: it stays float
+        levels = np.clip(np.rint(values / units.astype(np.float64)), -limit, limit).astype(np.int32)
         base = f"{weighted.name}.bias"
         value = self._initializer(f"{base}.q", levels)
         node.replace_input_with(2, self._dequantize(value, units, np.zeros(units.shape, np.int32), base, 0))

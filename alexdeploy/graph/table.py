@@ -7,6 +7,8 @@ import math
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from alexdeploy.contract import METADATA_KEY
+from alexdeploy.graph.model import contract_of
 from alexdeploy.graph.weighted import dequantize_of, is_weighted
 from alexdeploy.specs import Field, Layer, Window
 
@@ -14,8 +16,14 @@ _TRT_NAMES = {ir.DataType.FLOAT: "FLOAT", ir.DataType.FLOAT16: "HALF", ir.DataTy
 
 
 def layer_table(model: ir.Model) -> list[Layer]:
-    """One row per node except Q/DQ and Cast, with shapes inferred by ONNX; costs are for one image."""
+    """One row per node except Q/DQ and Cast, with shapes inferred by ONNX; costs are for one image.
+
+    Of a model that takes images of any size the costs are at the size of its contract.
+    """
     model = model.clone()
+    if METADATA_KEY in model.metadata_props:
+        for value in model.graph.inputs:
+            value.shape = ir.Shape(["batch", *contract_of(model, "the model").input_shape])
     common.ShapeInferencePass()(model)
     hidden = ("QuantizeLinear", "DequantizeLinear", "Cast")
     fields: dict[ir.Value, Field] = dict.fromkeys(model.graph.inputs, Field())

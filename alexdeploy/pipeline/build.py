@@ -23,7 +23,7 @@ from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, model_bytes, precision_of
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 from alexdeploy.quantize import cache
-from alexdeploy.quantize.write import DEFAULT_METHOD, Ranges, quantized, with_fp16
+from alexdeploy.quantize.write import Ranges, check_lrn_fp16, default_method, quantized, with_fp16
 from alexdeploy.runners.calibrator import Calibration
 from alexdeploy.specs import BatchProfile, Precision
 
@@ -38,7 +38,7 @@ class BuildSettings:
         int8: quantize the float model with the ranges given.
         fp16: write FP16 into the float parts of the graph.
         lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
-        method: which of the range file's methods gives the INT8 ranges.
+        method: which of the range file's methods gives the INT8 ranges. None: mse, or what a calibration cache holds.
         implicit: with ``int8``, TensorRT 10 calibrates and chooses the types itself; no Q/DQ is written.
         strict: a Conv/Gemm that Q/DQ asks for in INT8 and that is built in float is an error, not a warning.
     """
@@ -46,11 +46,14 @@ class BuildSettings:
     int8: bool = False
     fp16: bool = False
     lrn_fp16: bool = False
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     builder: Builder = "auto"
     implicit: bool = False
     strict: bool = False
     options: BuilderOptions = BuilderOptions()
+
+    def __post_init__(self) -> None:
+        check_lrn_fp16(self.lrn_fp16, self.fp16)
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,16 @@ def plan_engine(
         GateError: ranges of another model.
     """
     library = open_library(settings)
+    if settings.int8 and ranges is None:
+        raise UsageError("INT8 needs ranges: what calibrate wrote, or a calibration cache of TensorRT")
     if settings.implicit or isinstance(ranges, ImageDataset):
         if not isinstance(ranges, Path | ImageDataset) or not settings.implicit:
             raise UsageError("images, or a calibration cache of TensorRT, are what implicit quantization takes")
         return _plan_implicit(model_path, ranges, settings, library)
     ranges_path = ranges if isinstance(ranges, Path) else None
     seen = cache.load(ranges) if isinstance(ranges, Path) else ranges
+    if seen is not None:
+        settings = replace(settings, method=settings.method or default_method(seen))
     model, headroom = _with_precision(model_path, seen, settings)
     check_tensorrt(model, str(model_path))
     profile = settings.options.profile
@@ -150,7 +157,9 @@ def _plan_implicit(
         feed = Calibration(library, (count, *graph.image_shape), images, lambda: len(data) - len(data.skipped))
     build = EngineBuild(graph, settings.options, library, feed.calibrator)
     memory = predict_memory(model, settings.options.profile.max)
-    return EnginePlan(model, model_path, None, None, settings, build, {}, memory, free_memory_bytes(), feed)
+    brought = calibrate_on if isinstance(calibrate_on, Path) else None
+    settings = replace(settings, method="tensorrt")
+    return EnginePlan(model, model_path, None, brought, settings, build, {}, memory, free_memory_bytes(), feed)
 
 
 def build_engine(
@@ -261,7 +270,7 @@ def _with_precision(
 ) -> tuple[ir.Model, dict[str, float]]:
     """The graph to build, and the certificate of ``lrn_fp16``."""
     if settings.int8 and ranges is not None:
-        model = quantized(model_path, ranges, method=settings.method)
+        model = quantized(model_path, ranges, method=str(settings.method))
     else:
         model = load_onnx(model_path)
         if ranges is not None:
@@ -282,6 +291,11 @@ def _graph(model: ir.Model, model_path: Path, profile: BatchProfile, *, source: 
         input_name=spec.name,
         image_shape=(channels, height, width),
         precision=precision_of(model),
-        weighted=[str(node.name) for node in model.graph if is_weighted(node)],
-        quantized=[str(node.name) for node in quantized_nodes(model)],
+        weighted=[_in_reports(node) for node in model.graph if is_weighted(node)],
+        quantized=[_in_reports(node) for node in quantized_nodes(model)],
     )
+
+
+def _in_reports(node: ir.Node) -> str:
+    """What TensorRT's parser calls the node."""
+    return str(node.name or f"node_of_{node.outputs[0].name}")

@@ -1,7 +1,8 @@
 """The whole chain on scikit-learn's digits: train, export, calibrate, quantize, build, bench.
 
 Each step writes one artifact. A step is kept from an earlier run when its artifact is intact, came from the same
-parents and settings, and was made by this version of the tool; so an interrupted demonstration goes on where it was.
+parents and settings, and was made by these versions of the tool and its libraries; so an interrupted demonstration
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class _Step:
     run: Callable[[], object]
     parents: Sequence[Path] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_finished: Callable[[], bool] = lambda: True
 
 
 def demo(out: Path, *, on_step: Callable[[str], None] = lambda name: None) -> DemoReport:
@@ -100,17 +102,20 @@ def _is_current(step: _Step) -> bool:
         sidecar = artifacts.read_sidecar(step.output)
     except (InputError, GateError):
         return False
+    if not step.is_finished():
+        return False
     same_parents = [parent.sha256 for parent in sidecar.parents] == [artifacts.sha256_file(p) for p in step.parents]
     options = msgspec.json.decode(msgspec.json.encode(step.options))  # as the sidecar stores them
     same_options = all(sidecar.options.get(key) == value for key, value in options.items())
-    return same_parents and same_options and sidecar.tool == __version__
+    same_libraries = artifacts.library_versions(*sidecar.libraries) == sidecar.libraries
+    return same_parents and same_options and same_libraries and sidecar.tool == __version__
 
 
 def _steps(out: Path) -> list[_Step]:
     checkpoint, onnx = out / f"{NETWORK}.safetensors", out / f"{NETWORK}.onnx"
     fp16, ranges, int8 = out / f"{NETWORK}-fp16.onnx", out / "ranges.json", out / f"{NETWORK}-int8.onnx"
     engines = {name: out / f"{NETWORK}-{name}.engine" for name in ("fp32", "fp16", "int8")}
-    recipe = load_recipe(NETWORK)
+    recipe, log = load_recipe(NETWORK), out / f"{NETWORK}.jsonl"
 
     def run_train() -> None:
         train(recipe, load_dataset(DATASET, "train"), load_dataset(DATASET, "val"), checkpoint)
@@ -133,7 +138,14 @@ def _steps(out: Path) -> list[_Step]:
         build_engine(source, engines[name], settings=settings, rebuild=f"alexdeploy demo --out {out}")
 
     return [
-        _Step("checkpoint", checkpoint, run_train, options={"recipe": msgspec.to_builtins(recipe)}),
+        _Step(
+            "checkpoint",
+            checkpoint,
+            run_train,
+            options={"recipe": msgspec.to_builtins(recipe)},
+            # a run that was stopped leaves the checkpoint of its best epoch so far
+            is_finished=lambda: log.exists() and len(log.read_text().splitlines()) == recipe.train.epochs,
+        ),
         _Step("onnx", onnx, run_export, [checkpoint]),
         _Step("onnx-fp16", fp16, run_fp16, [onnx]),
         _Step("ranges", ranges, run_calibrate, [onnx], {"samples": SAMPLES}),

@@ -18,7 +18,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
 from alexdeploy.graph.lower_lrn import lower_lrn, squares_from_base, sum_of_squares
-from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
+from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes, precision_of
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import quantized_nodes
@@ -27,6 +27,7 @@ from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.base import cores
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.specs import Precision
 
 BATCH = 8
 _MOST_WORKERS = 8  # each holds the activations of one batch
@@ -54,17 +55,12 @@ def calibrate(
 
     Raises:
         UsageError: ``percentile`` out of bounds.
-        InputError: a model without contract or weighted layers, a fixed batch, an unreadable image, NaN or Inf.
+        InputError: a model without contract or weighted layers, FP16 or quantized, an unreadable image, NaN or Inf.
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile:g}: expected more than 50 and at most 100, as in {PERCENTILE}")
-    model = load_onnx(model_path)
-    if quantized_nodes(model):
-        raise InputError(f"{model_path}: is quantized already; calibrate the float model it was made from")
+    model, tensors = _float_model(model_path)
     contract = contract_of(model, str(model_path))
-    tensors = calibration_tensors(model)
-    if not tensors:
-        raise InputError(f"{model_path}: has no Conv, Gemm or MatMul with constant weights; nothing to calibrate")
     spec = image_input(model, str(model_path))
     batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else BATCH
     chosen = dataset.subset(samples)
@@ -77,6 +73,7 @@ def calibrate(
     def observe(images: npt.NDArray[np.float32], first: int) -> int:
         activations = {**runner.run(images), spec.name: images}
         for name, observer in observers.items():
+            _check_shape(name, activations[name].shape, len(images), first)
             observer.update(activations[name], first)
         with comparing:
             for name in peaks:
@@ -110,6 +107,31 @@ def calibrate(
     )
     result.check_receipt()
     return result
+
+
+def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
+    """The model, and the tensors to observe.
+
+    Raises:
+        InputError: one that cannot be calibrated.
+    """
+    model = load_onnx(path)
+    if precision_of(model) in (Precision.FP16, Precision.INT8_FP16):
+        raise InputError(f"{path}: holds FP16 weights; calibrate the FP32 model it was made from")
+    if quantized_nodes(model):
+        raise InputError(f"{path}: is quantized already; calibrate the float model it was made from")
+    tensors = calibration_tensors(model)
+    if not tensors:
+        raise InputError(f"{path}: has no Conv, Gemm or MatMul with constant weights; nothing to calibrate")
+    return model, tensors
+
+
+def _check_shape(name: str, shape: tuple[int, ...], count: int, first: int) -> None:
+    if shape[0] != count:
+        raise InputError(
+            f"calibration: tensor '{name}' has shape {shape} for {count} images from sample {first} on; the first axis "
+            "of every tensor must be the batch"
+        )
 
 
 def _measured(model: ir.Model) -> dict[str, tuple[str, Callable[[float], float]]]:

@@ -43,7 +43,10 @@ def entropy(observer: ActivationObserver) -> float:
     counts = observer.counts.astype(np.float64)
     counts[0] = counts[1]
     kept = np.arange(LEVELS, BINS + 1)
-    best = int(kept[np.argmin(_divergences(counts, kept))])
+    divergences = _divergences(counts, kept)
+    if np.isinf(divergences).all():  # all in one bin: nothing tells where to clip
+        return observer.amax
+    best = int(kept[np.argmin(divergences)])
     return min((best + 0.5) * _width(observer), observer.amax)
 
 

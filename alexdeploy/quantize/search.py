@@ -5,9 +5,11 @@ Every answer here comes from running the quantized graph on images and comparing
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -51,21 +53,30 @@ class Score:
 
 
 class Judge:
-    """The float model's answers on a set of images, held in memory, and the scores of quantized versions of it.
+    """The float model's answers on a set of images, and the scores of quantized versions of it.
 
     Args:
         model: float model; not changed.
-        images: data set to judge on; every image of it is preprocessed and kept (600 KB each at 3×224×224).
+        images: data set to judge on; its preprocessed images lie in temporary files (600 KB each at 3×224×224).
+        write: makes the quantized graph that is judged: of a float model, with ranges and the layers to keep in float.
 
     Raises:
         InputError: an image that cannot be read.
     """
 
-    def __init__(self, model: ir.Model, contract: Contract, images: ImageDataset) -> None:
-        self.model = model
-        batches = list(images.batches(contract, _BATCH))
-        self._batches = [batch for batch, _ in batches]
-        self._labels = np.concatenate([labels for _, labels in batches])
+    def __init__(
+        self, model: ir.Model, contract: Contract, images: ImageDataset, *, write: Callable[..., ir.Model] = insert_qdq
+    ) -> None:
+        self.model, self._write = model, write
+        self._folder = tempfile.TemporaryDirectory(prefix="alexdeploy-")  # goes when the judge goes
+        self._batches: list[npt.NDArray[np.float32]] = []
+        labels = []
+        for number, (batch, truth) in enumerate(images.batches(contract, _BATCH)):
+            path = Path(self._folder.name, f"{number}.npy")
+            np.save(path, batch)
+            self._batches.append(np.load(path, mmap_mode="r"))
+            labels.append(truth)
+        self._labels = np.concatenate(labels)
         self._reference = self._logits(model)
         self.images = len(self._labels)
         self.top1 = topk_accuracy(self._reference, self._labels, 1)
@@ -79,11 +90,11 @@ class Judge:
         if set(keep_float) >= set(self.layers):
             return Score(float("inf"), 1.0, 0.0)
         model = self.equalized(ranges) if equalized else self.model
-        logits = self._logits(insert_qdq(model, ranges, keep_float=keep_float))
+        logits = self._logits(self._write(model, ranges, keep_float=keep_float))
         return Score(
             sqnr_db=sqnr_db(logits, self._reference),
             agreement=agreement(logits, self._reference),
-            drop=100 * (self.top1 - topk_accuracy(logits, self._labels, 1)),
+            drop=round(100 * (self.top1 - topk_accuracy(logits, self._labels, 1)), 9),  # 0.3, not 0.30000000000000027
         )
 
     def equalized(self, ranges: Ranges) -> ir.Model:
@@ -141,7 +152,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """The chosen attempt and everything that was tried before it."""
+    """The chosen attempt, and all that were tried."""
 
     chosen: Attempt
     attempts: list[Attempt] = field(default_factory=list)
@@ -162,14 +173,16 @@ def meet_budget(
     Raises:
         GateError: even with every layer but one in float the budget is not met.
     """
-    attempts = [_attempt(judge, ranges, ())]
-    progress(_describe(attempts[-1]))
-    kept: tuple[str, ...] = ()
-    while attempts[-1].score.drop > max_drop and len(kept) < len(judge.layers) - 1:
-        open_layers = [layer for layer in judge.layers if layer not in kept]
-        if len(open_layers) > _CANDIDATES:
-            open_layers = [s.layer for s in analyze(judge, ranges) if s.layer not in kept][:_CANDIDATES]
-        tried = [_attempt(judge, ranges, (*kept, layer)) for layer in open_layers]
+    best = _attempt(judge, ranges, ())
+    attempts = [best]
+    progress(_describe(best))
+    order: list[str] = []
+    while best.score.drop > max_drop and len(best.kept_float) < len(judge.layers) - 1:
+        if not order:
+            many = len(judge.layers) > _CANDIDATES
+            order = [found.layer for found in analyze(judge, ranges)] if many else judge.layers
+        open_layers = [layer for layer in order if layer not in best.kept_float][:_CANDIDATES]
+        tried = [_attempt(judge, ranges, (*best.kept_float, layer)) for layer in open_layers]
         attempts += tried
         enough = [attempt for attempt in tried if attempt.score.drop <= max_drop]
         best = (
@@ -177,15 +190,13 @@ def meet_budget(
             if enough
             else min(tried, key=lambda attempt: (attempt.score.drop, -attempt.score.sqnr_db))
         )
-        attempts.append(best)
-        kept = best.kept_float
         progress(_describe(best))
-    if attempts[-1].score.drop > max_drop:
+    if best.score.drop > max_drop:
         raise GateError(
-            f"--max-drop {max_drop:g}: with {len(kept)} of {len(judge.layers)} layers in float the top-1 drop is still "
-            f"{attempts[-1].score.drop:.2f} points on {judge.images} images; nothing was written"
+            f"--max-drop {max_drop:g}: with {len(best.kept_float)} of {len(judge.layers)} layers in float the top-1 "
+            f"drop is still {best.score.drop:.2f} points on {judge.images} images; nothing was written"
         )
-    return BudgetResult(attempts[-1], attempts)
+    return BudgetResult(best, attempts)
 
 
 def _attempt(judge: Judge, ranges: Ranges, kept: tuple[str, ...]) -> Attempt:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,14 +14,22 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import UsageError
 from alexdeploy.graph.equalize import scale_factors
 from alexdeploy.graph.fp16 import certify_lrn, to_fp16
-from alexdeploy.graph.model import contract_of, load_onnx, save_onnx
-from alexdeploy.graph.qdq import Dialect, insert_qdq
+from alexdeploy.graph.model import class_count, contract_of, load_onnx, save_onnx
+from alexdeploy.graph.qdq import Dialect, TensorRange, insert_qdq
 from alexdeploy.quantize import cache
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.quantize.search import BudgetResult, Judge, MethodChoice, choose_methods, meet_budget
 
+Ranges = RangeFile | cache.CalibrationCache
+
 DEFAULT_METHOD = "mse"
 AUTO = "auto"
+
+
+def check_lrn_fp16(lrn_fp16: bool, fp16: bool) -> None:
+    """Refuse what would be passed over in silence."""
+    if lrn_fp16 and not fp16:
+        raise UsageError("--lrn fp16 is for --fp16; add it or leave --lrn out")
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,22 @@ class QuantizeSettings:
     """How to quantize.
 
     Attributes:
-        method: which of the range file's methods, or ``auto``: measured on images, then per tensor.
+        method: which of the range file's methods, or ``auto``: measured on images, then per tensor. None: mse, or
+            the one that a calibration cache holds.
         dialect: see ``alexdeploy.graph.qdq``.
         fp16: FP16 instead of FP32 between the INT8 layers.
         lrn_fp16: FP16 inside LRN too, if calibration proves that its sums stay in range.
         max_drop: largest loss of top-1 in points; layers are kept in float until it is met. None: no budget.
     """
 
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     dialect: Dialect = "tensorrt"
     fp16: bool = False
     lrn_fp16: bool = False
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        check_lrn_fp16(self.lrn_fp16, self.fp16)
 
 
 @dataclass(frozen=True)
@@ -68,9 +81,9 @@ def quantize_onnx(
         ranges_path: what calibrate wrote, or a calibration cache of TensorRT.
         output: written atomically with its sidecar.
         settings: see there.
-        choose_on: images for ``auto``, kept in memory.
-        judge_on: labelled images for ``max_drop``, kept in memory.
-        progress: told, in words, what the budget search finds.
+        choose_on: images for ``auto``.
+        judge_on: labelled images for ``max_drop``.
+        progress: told, in words, how far ``auto`` is and what the budget search finds.
 
     Raises:
         InputError: an unusable model, range file or calibration cache.
@@ -83,29 +96,30 @@ def quantize_onnx(
     ranges.check_fits(model, model_path)
     contract = contract_of(model, str(model_path))
     choice = budget = None
-    certificate: dict[str, float] = {}
-    if settings.method == AUTO:
+    method = settings.method or default_method(ranges)
+    write = partial(_written, seen=ranges, settings=settings)
+    if method == AUTO:
         if not isinstance(ranges, RangeFile) or choose_on is None:
             raise UsageError("--method auto needs a range file with every method, and images to measure on (--data)")
-        choice = choose_methods(Judge(model, contract, choose_on), ranges)
+        judge = Judge(model, contract, choose_on, write=write)
+        choice = choose_methods(judge, ranges, progress=lambda share: progress(f"auto: {share:.0%}"))
         model = choice.equalized or model
-    tensor_ranges = choice.ranges if choice is not None else ranges.of(settings.method)
+    tensor_ranges = choice.ranges if choice is not None else ranges.of(method)
     if settings.max_drop is not None:
         if judge_on is None:
             raise UsageError("--max-drop needs labelled images to judge on; name them with --data")
-        judge_on.check_labels(contract, len(judge_on.classes), str(model_path))
-        judge = Judge(model, contract, judge_on)
+        classes = class_count(model)
+        judge_on.check_labels(contract, classes if classes >= 0 else len(judge_on.classes), str(model_path))
+        judge = Judge(model, contract, judge_on, write=write)
         budget = meet_budget(judge, tensor_ranges, settings.max_drop, progress=progress)
     kept = budget.chosen.kept_float if budget is not None else ()
-    model = insert_qdq(model, tensor_ranges, dialect=settings.dialect, keep_float=kept)
-    if settings.fp16:
-        model, certificate = with_fp16(model, ranges, lrn=settings.lrn_fp16)
+    model = write(model, tensor_ranges, kept)
     save_onnx(
         model,
         output,
         parents=(artifacts.parent(model_path), artifacts.parent(ranges_path)),
         options={
-            "method": settings.method,
+            "method": method,
             "for": settings.dialect,
             "fp16": settings.fp16,
             "lrn": "fp16" if settings.lrn_fp16 else "fp32",
@@ -115,13 +129,28 @@ def quantize_onnx(
             "kept_float": list(kept),
             "method_of": choice.method_of if choice is not None else None,
             "equalized": choice is not None and choice.equalized is not None,
-            "lrn_fp16_headroom": certificate,
+            "lrn_fp16_headroom": certify_lrn(model, _largest(model, ranges)) if settings.lrn_fp16 else {},
         },
     )
     return QuantizeResult(model, choice, budget)
 
 
-Ranges = RangeFile | cache.CalibrationCache
+def _written(
+    model: ir.Model,
+    ranges: Mapping[str, TensorRange],
+    keep_float: Collection[str] = (),
+    *,
+    seen: Ranges,
+    settings: QuantizeSettings,
+) -> ir.Model:
+    """What is judged, and in the end written."""
+    model = insert_qdq(model, ranges, dialect=settings.dialect, keep_float=keep_float)
+    return with_fp16(model, seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
+
+
+def default_method(ranges: Ranges) -> str:
+    """The method where none is named."""
+    return cache.METHOD if isinstance(ranges, cache.CalibrationCache) else DEFAULT_METHOD
 
 
 def quantized(model_path: Path, ranges: Ranges, *, method: str) -> ir.Model:
@@ -145,8 +174,13 @@ def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.
     Raises:
         GateError: ``lrn``, and the ranges do not prove it safe.
     """
-    factors = {name: float(factor.max()) for name, factor in scale_factors(model).items()}  # equalized since
-    seen = ranges.largest if isinstance(ranges, RangeFile) else {}
-    largest = {name: value * factors.get(name, 1.0) for name, value in seen.items()}
+    largest = _largest(model, ranges)
     certificate = certify_lrn(model, largest) if lrn else {}
     return to_fp16(model, largest=largest, lrn=lrn), certificate
+
+
+def _largest(model: ir.Model, ranges: Ranges | None) -> dict[str, float]:
+    """Largest magnitudes that calibration saw, as they are in this model, whose channels may have been equalized."""
+    factors = {name: float(factor.max()) for name, factor in scale_factors(model).items()}
+    seen = ranges.largest if isinstance(ranges, RangeFile) else {}
+    return {name: value * factors.get(name, 1.0) for name, value in seen.items()}

@@ -85,6 +85,12 @@ def one_row_each(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return scores.mean(axis=(2, 3)) if scores.ndim == 4 else scores
 
 
+def frozen_pieces(batch: npt.NDArray[np.float32], size: int) -> list[npt.NDArray[np.float32]]:
+    """The batch in pieces of just ``size``, for a model whose batch is frozen; the last one is filled with zeros."""
+    padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
+    return np.split(padded, len(padded) // size)
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -75,6 +75,11 @@ class Calibration:
 
     def next_batch(self) -> list[int] | None:
         """The device address of the next batch, valid until the next call; None at the end."""
+        if self._cache:
+            self.error = GateError(
+                "TensorRT did not take the calibration cache (another version or calibrator wrote it); use --data"
+            )
+            return None
         try:
             batch = next(self._batches, None)
             if batch is None:

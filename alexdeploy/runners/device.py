@@ -18,6 +18,7 @@ from typing import Any
 import numpy.typing as npt
 
 from alexdeploy.errors import UnavailableError
+from alexdeploy.optional import require
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the legacy default stream
 
@@ -119,6 +120,7 @@ def open_device() -> Device:
         UnavailableError: neither PyCUDA nor cuda-python is installed, or CUDA cannot be initialised.
     """
     if find_spec("pycuda") is not None:
+        require("pycuda.driver")
         from alexdeploy.runners.device_pycuda import PyCudaDevice
 
         return PyCudaDevice()

@@ -77,7 +77,10 @@ _KINDS = {0: "i", 1: "u", 2: "f"}  # DLDataTypeCode
 
 def _from_dlpack(array: Any, stream: int | None, what: str) -> DeviceArray:
     """Read the capsule and leave it unconsumed: it frees itself when ``owner`` goes."""
-    capsule = array.__dlpack__(stream=-1 if stream is None else stream)
+    try:
+        capsule = array.__dlpack__(stream=-1 if stream is None else stream)
+    except BufferError as error:  # such as a tensor that requires grad
+        raise UsageError(f"{what}: {error}") from error
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = ctypes.cast(pointer_of(capsule, b"dltensor"), ctypes.POINTER(_DLTensor)).contents

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from alexdeploy.compare import relative_error
 from alexdeploy.errors import InputError
-from alexdeploy.runners.base import Runner, one_row_each
+from alexdeploy.runners.base import Runner, frozen_pieces, one_row_each
 from alexdeploy.specs import TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -127,8 +127,7 @@ class OnnxRuntimeRunner(Runner):
         if not isinstance(size, int) or size == len(batch):
             results: list[npt.NDArray[np.float32]] = self._session.run(names, {self.input.name: batch})
             return results
-        padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
-        pieces = [self._session.run(names, {self.input.name: piece}) for piece in np.split(padded, len(padded) // size)]
+        pieces = [self._session.run(names, {self.input.name: piece}) for piece in frozen_pieces(batch, size)]
         return [  # a scalar is a maximum over the batch (alexdeploy.graph.taps)
             np.concatenate(parts)[: len(batch)] if parts[0].ndim else np.max(parts, axis=0)
             for parts in zip(*pieces, strict=True)

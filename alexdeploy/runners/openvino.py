@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from alexdeploy.errors import InputError, UsageError
-from alexdeploy.runners.base import Runner, one_row_each
+from alexdeploy.errors import InputError
+from alexdeploy.runners.base import Runner, frozen_pieces, one_row_each
 from alexdeploy.specs import TensorSpec
 
 
@@ -56,22 +56,21 @@ class OpenVinoRunner(Runner):
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         self.check_batch(batch)
-        if len(batch) > self._whole and self.input.shape[0] == -1:
+        size = self.input.shape[0]
+        if isinstance(size, int) and size not in (-1, len(batch)):
+            logits = [self._request().infer({0: piece})[0] for piece in frozen_pieces(batch, size)]
+            return one_row_each(np.concatenate(logits)[: len(batch)])
+        if len(batch) > self._whole and size == -1:
             return one_row_each(self._in_pieces(batch))
-        return one_row_each(self._request().infer({0: self._fitting(batch)})[0])  # copied in and out
+        return one_row_each(self._request().infer({0: batch})[0])  # copied in and out
 
     def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
         self.check_batch(batch)
-        if len(batch) > self._whole:
+        if len(batch) > self._whole or self.input.shape[0] not in (-1, len(batch)):
             return partial(self.infer, batch)
         request = self._compiled.create_infer_request()
-        request.set_input_tensor(ov.Tensor(self._fitting(batch).copy()))
+        request.set_input_tensor(ov.Tensor(batch.copy()))
         return partial(request.infer, share_outputs=True)
-
-    def _fitting(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if self.input.shape[0] not in (-1, len(batch)):
-            raise UsageError(f"the model's batch is frozen at {self.input.shape[0]}, got {len(batch)} images")
-        return batch
 
     def _request(self) -> ov.InferRequest:
         """The one of this thread."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,16 @@ class PyTorchRunner(Runner):
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         self.check_batch(batch)
+        logits: npt.NDArray[np.float32] = self._run(torch.from_numpy(batch).to(self.device)).cpu().numpy()
+        return logits
+
+    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+        self.check_batch(batch)
+        return partial(self._run, torch.from_numpy(batch).to(self.device))
+
+    def _run(self, images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            logits: npt.NDArray[np.float32] = self._model(torch.from_numpy(batch).to(self.device)).cpu().numpy()
+            logits: torch.Tensor = self._model(images)
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
         return logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -38,9 +38,9 @@ class TrainResult:
 
     path: Path
     top1: float
-    epochs: list[Epoch] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    is_first: bool = True
+    epochs: list[Epoch]
+    fresh: list[str]
+    is_first: bool
 
 
 def train(
@@ -75,11 +75,12 @@ def train(
 
     Raises:
         InputError: the splits name different classes, an image or ``weights`` cannot be read, nothing to resume.
-        UsageError: a layer to train that the network lacks, or ``resume`` with other settings.
+        UsageError: a layer to train that the network lacks, ``resume`` with other settings, or ``weights`` that
+            ``path`` would overwrite.
         UnavailableError: ``cuda`` without a GPU.
         TrainingDivergedError: NaN or infinite loss.
     """
-    artifacts.check_output(path)
+    artifacts.check_output(path, *([weights] if weights is not None else []))
     if learn.classes != judge.classes:
         raise InputError(f"{learn.name} and {judge.name} name different classes")
     with join_processes(device) as processes, freed_memory_kept():

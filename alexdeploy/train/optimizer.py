@@ -39,14 +39,13 @@ def freeze(model: ConvNet, train_layers: tuple[str, ...]) -> None:
         UsageError: the network has no such layer.
     """
     paths = layer_paths(model)
-    wanted = {name for name in paths for entry in train_layers if entry in (name, name.rstrip("0123456789"))}
-    unknown = [entry for entry in train_layers if not any(entry in (n, n.rstrip("0123456789")) for n in paths)]
-    if unknown:
-        raise UsageError(f"no layer '{unknown[0]}' to train; this network has {', '.join(paths)}")
-    if train_layers:
-        model.requires_grad_(False)
-        for name in wanted:
-            model.get_submodule(paths[name]).requires_grad_(True)
+    model.requires_grad_(not train_layers)
+    for entry in train_layers:
+        wanted = [path for name, path in paths.items() if entry in (name, name.rstrip("0123456789"))]
+        if not wanted:
+            raise UsageError(f"no layer '{entry}' to train; this network has {', '.join(paths)}")
+        for path in wanted:
+            model.get_submodule(path).requires_grad_(True)
 
 
 def set_training(model: nn.Module) -> None:

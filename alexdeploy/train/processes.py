@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alexdeploy.errors import UnavailableError
+from alexdeploy.errors import UnavailableError, UsageError
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,19 @@ def join_processes(device: str) -> Iterator[Processes]:
 
     Raises:
         UnavailableError: ``cuda`` without a GPU.
+        UsageError: a launcher that was asked for several processes has started one.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UnavailableError("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
+        launched = "MASTER_ADDR" in os.environ and any(name.startswith("ACCELERATE_") for name in os.environ)
+        if launched and "WORLD_SIZE" not in os.environ:
+            raise UsageError(
+                "accelerate launch was asked for several processes and started one; give it --multi_gpu, or start them "
+                "with torchrun --nproc_per_node N -m alexdeploy train ..."
+            )
         yield Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
         return
     target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from alexdeploy.contract import Contract
-from alexdeploy.errors import AlexdeployError
+from alexdeploy.errors import GateError
 from alexdeploy.recipe import TrainSettings
 from alexdeploy.train.images import Augmentation, Pixels, normalize_batch
 from alexdeploy.train.processes import Processes
@@ -25,7 +25,7 @@ _EVALUATION_BATCH = 256
 _ORDER, _AUGMENTATION, _DROPOUT = range(3)
 
 
-class TrainingDivergedError(AlexdeployError):
+class TrainingDivergedError(GateError):
     """The loss is no longer a number."""
 
 

@@ -8,7 +8,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -142,6 +145,8 @@ def test_a_fully_convolutional_export_gives_the_same_logits_and_a_map_of_larger_
     assert full.run(None, {"input": np.pad(images, ((0, 0), (0, 0), (0, 24), (8, 40)))})[0].shape == (3, 10, 7, 13)
     labels = [json_of(run("predict", p, pictures, "--json"))["predictions"] for p in (path, model)]
     assert [p["label"] for p in labels[0]] == [p["label"] for p in labels[1]]
+    costs = [json_of(run("inspect", p, "--json")) for p in (path, model)]
+    assert costs[0]["layers"][0]["macs"] == costs[1]["layers"][0]["macs"] > 0
     refused = run("calibrate", path, "--data", pictures, "-o", out / "r.json")
     assert refused.code == 3
     assert "only the batch may be dynamic" in refused.err
@@ -401,6 +406,28 @@ def test_bench_against_itself_is_no_regression_and_against_a_faster_past_is(
     assert result.code == 5
     assert "1 of 1 rows are worse" in result.err
     assert "REGRESSION: net.onnx on onnxruntime-cpu, batch 1" in result.err
+    told = run(*command, "--baseline", baseline, "--json")
+    assert told.code == 5
+    assert json.loads(told.out)["changes"][0]["regression"], "one object, the report"
+    refused = run("bench", model, "--data", pictures, "--batch", 4, "--seconds", 0.01, "--baseline", baseline)
+    assert (refused.code, refused.out) == (3, "")
+    assert "no row in common" in refused.err
+    old["environment"]["cores"] += 1
+    elsewhere = against(1.0)
+    assert elsewhere.code == 3
+    assert f"measured with cores {old['environment']['cores']}" in elsewhere.err
+
+
+def test_bench_tells_files_of_one_name_apart(run: Run, model: Path, pictures: Path, out: Path) -> None:
+    (out / "other").mkdir()
+    other = out / "other" / model.name
+    shutil.copy(model, other)
+    html = out / "report.html"
+    result = run("bench", model, other, "--data", pictures, "--batch", 1, "--seconds", 0.01, "--html", html)
+    assert result.code == 0
+    legend = html.read_text()
+    assert f"other/{model.name} on onnxruntime-cpu" in legend
+    assert f"{model.parent.name}/{model.name} on onnxruntime-cpu" in legend
 
 
 def test_a_skipped_row_of_the_table_shows_no_figure(run: Run, model: Path, engine: Path, pictures: Path) -> None:
@@ -408,7 +435,8 @@ def test_a_skipped_row_of_the_table_shows_no_figure(run: Run, model: Path, engin
     (row,) = [line for line in result.out.splitlines() if engine.name in line]
     cells = [cell.strip() for cell in row.strip("│┃| ").split("│")]
     assert cells[1:3] == ["tensorrt-rtx", "int8"]
-    assert set(cells[4:]) == {"-", "skipped"}
+    assert cells[8] == "1", "the batch"
+    assert {*cells[4:8], *cells[9:]} == {"-", "skipped"}
     assert "skipped on tensorrt-rtx: " in result.err
 
 
@@ -566,3 +594,13 @@ def test_doctor_exits_4_when_a_backend_is_broken(run: Run, monkeypatch: pytest.M
     result = run("doctor")
     assert result.code == 4
     assert "no kernel [for] this" in result.out
+
+
+def test_a_reader_that_goes_away_is_no_trouble() -> None:
+    command = [sys.executable, "-m", "alexdeploy", "inspect", "--network", "vgg16", "--json"]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.close()
+    assert writer.stderr is not None
+    assert writer.stderr.read() == b""
+    assert writer.wait() == 1

@@ -60,3 +60,16 @@ def test_a_second_run_keeps_what_is_good_and_makes_again_what_is_not(home: Path,
     assert status["ranges"] == "ok"
     # calibration is deterministic: the same bytes come out, so what was made from them still stands
     assert {name for name, value in status.items() if value == "kept"} == status.keys() - {"ranges", "bench"}
+
+
+def test_a_training_that_was_stopped_is_not_kept(home: Path, answer: dict[str, Any]) -> None:
+    from alexdeploy.pipeline.demo import _is_current, _steps
+
+    training = _steps(home / "demo")[0]
+    assert training.output == home / answer["artifacts"]["checkpoint"]
+    assert _is_current(training)
+    log = training.output.with_suffix(".jsonl")
+    complete = log.read_text()
+    log.write_text(complete.splitlines(keepends=True)[0])
+    assert not _is_current(training)
+    log.write_text(complete)

@@ -1,7 +1,8 @@
 """A stand-in for the builder of a weakly typed TensorRT 10 that calibrates as it does and builds for engine_double.
 
-Like TensorRT it takes an exception in ``get_batch`` for the end of the data, and asks for a calibration profile. The
-"ranges" are the largest magnitudes that it finds at the device addresses it was given.
+Like TensorRT it passes over the cache of another version or calibrator, takes an exception in ``get_batch`` for the end
+of the data, and asks for a calibration profile. The "ranges" are the largest magnitudes that it finds at the device
+addresses it was given.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class Builder:
         calibrator = config.int8_calibrator
         assert calibrator._ready, "its base class was not initialised"
         assert calibrator.get_batch_size() == shape[0]
-        if not calibrator.read_calibration_cache():
+        if not (calibrator.read_calibration_cache() or b"").startswith(CACHE_HEADER):
             amax = _calibrate(calibrator, shape)
             if amax is None:
                 self._logger.log(1, "Calibration failure occurred with no scaling factors detected.")

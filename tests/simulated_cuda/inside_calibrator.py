@@ -112,3 +112,10 @@ def test_tensorrt_11_says_why_not(
         patch.setattr(sys.modules["tensorrt"], "__version__", "11.4.0.106")
         assert run("--int8", "--data", "pictures") == 4
     assert "only TensorRT 10" in capsys.readouterr().err
+
+
+def test_a_cache_that_tensorrt_does_not_take_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "old.cache").write_bytes(b"TRT-8601-MinMaxCalibration\ninput: 3c010a14\n")
+    assert run("--int8", "--ranges", "old.cache") == 5
+    assert "did not take the calibration cache" in capsys.readouterr().err
+    assert not (folder / "model.engine").exists()

@@ -93,6 +93,14 @@ def test_the_sidecar_lies_beside_the_file_under_its_whole_name(tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
 
 
+def test_a_file_whose_sidecar_cannot_be_written_does_not_replace_the_old_one(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    before = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        artifacts.write_artifact(path, b"other weights", "onnx", details={"no JSON": object()})
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == before
+
+
 def test_changed_bytes_are_refused(tmp_path: Path) -> None:
     path = _written(tmp_path)
     path.write_bytes(b"Weights")
@@ -150,3 +158,16 @@ def test_an_output_in_a_read_only_folder_is_refused() -> None:
 
 def test_library_versions_leaves_out_what_is_not_installed() -> None:
     assert artifacts.library_versions("numpy", "no-such-library") == {"numpy": metadata.version("numpy")}
+
+
+def test_a_sidecar_that_is_being_read_is_not_overwritten(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    with pytest.raises(UsageError, match=r"model\.onnx\.json: it is what this reads"):
+        artifacts.check_output(path, artifacts.sidecar_path(path))
+
+
+def test_a_file_without_permission_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _written(tmp_path)
+    monkeypatch.setattr(os, "access", lambda found, mode: found != path)  # root may read everything
+    with pytest.raises(InputError, match="no permission to read it"):
+        artifacts.check_input(path)

@@ -67,10 +67,6 @@ def test_samples_are_whole_tenths_of_a_microsecond() -> None:
     assert (rounds == rounds.round(4)).all()
 
 
-def test_nothing_to_measure_gives_nothing() -> None:
-    assert measure([], seconds=1) == []
-
-
 def test_a_candidate_that_fails_is_not_hidden_and_garbage_collection_is_on_again() -> None:
     calls = iter(range(20))
 

@@ -34,6 +34,7 @@ def test_a_bound_far_above_the_work_is_kept_and_every_query_is_answered() -> Non
     runner = Sleeper(1e-4)
     server = serve(runner, IMAGES, bound_ms=1000, capacity_per_s=4000, seconds=1e-3)
     (probe,) = server.probes
+    assert not server.searched, "there was no time for a second rate"
     assert (probe.valid, probe.queries) == (True, 1000)
     assert server.rate_per_s == probe.rate_per_s == 2000
     assert sum(runner.given) == 1000

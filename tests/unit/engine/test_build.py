@@ -242,3 +242,12 @@ def test_report_parser_on_a_recorded_line() -> None:
     precisions = precisions_of_layers([kernel], ["conv1", "conv2"])
     assert precisions == {"conv1": "INT8"}
     assert count_precisions(precisions) == {"INT8": 1, "HALF": 0, "FLOAT": 0}
+
+
+def test_int8_without_ranges_is_refused(tmp_path: Path) -> None:
+    from alexdeploy.pipeline.build import BuildSettings, build_engine
+
+    with pytest.raises(UsageError, match="INT8 needs ranges"):
+        build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", settings=BuildSettings(int8=True))
+    with pytest.raises(UsageError, match="--lrn fp16 is for --fp16"):
+        BuildSettings(lrn_fp16=True)

@@ -63,7 +63,9 @@ def test_a_constant_beyond_fp16_makes_its_node_an_island() -> None:
     weights = {"big": np.asarray([1e6], np.float32), "small": np.asarray([1e-4], np.float32)}
     model = make_model(nodes, weights)
     half = to_fp16(ir.from_proto(model))
-    assert types(half)["large"] == TensorProto.FLOAT
+    assert types(half)["large"] == types(half)["logits"] == TensorProto.FLOAT
+    (finite,) = run(ir.to_proto(half), images(2))
+    np.testing.assert_allclose(finite, run(model, images(2))[0], rtol=1e-2)
     big = half.graph.initializers["big"].const_value
     assert big is not None
     assert big.numpy()[0] == np.float32(1e6)
@@ -88,8 +90,8 @@ def test_values_that_come_near_the_limit_on_real_data_make_their_node_an_island(
     model = ir.from_proto(conv_lrn_gemm())
     assert set(largest_values(model)) == {"conv1", "lrn1", "logits"}
     found = types(to_fp16(model, largest={"conv1": LIMIT / 2, "logits": LIMIT / 100}))
-    assert found["conv1"] == TensorProto.FLOAT
-    assert found["relu1"] == TensorProto.FLOAT16
+    assert found["conv1"] == found["relu1"] == TensorProto.FLOAT, "a ReLU is as large as what it reads"
+    assert found["flatten1"] == TensorProto.FLOAT, "what follows the LRN too"
     assert types(to_fp16(model, largest={"conv1": LIMIT / 5}))["conv1"] == TensorProto.FLOAT16
 
 
@@ -103,3 +105,15 @@ def test_lrn_becomes_fp16_only_with_a_certificate() -> None:
     half, batch = to_fp16(model, lrn=True), images()
     assert types(half)["lrn1"] == TensorProto.FLOAT16
     np.testing.assert_allclose(run(half, batch)[0], run(model, batch)[0], rtol=2e-2, atol=2e-2)
+
+
+def test_what_would_overflow_on_real_data_stays_finite_all_the_way() -> None:
+    model = conv_lrn_gemm()
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w1")
+    values = np.frombuffer(weight.raw_data, np.float32) * np.float32(5e4)
+    weight.raw_data = values.tobytes()
+    (expected,) = run(model, images())
+    (lost,) = run(to_fp16(ir.from_proto(model)), images())
+    assert not np.isfinite(lost).all(), "without ranges it overflows, or the test shows nothing"
+    (half,) = run(to_fp16(ir.from_proto(model), largest={"conv1": 2e5}), images())
+    np.testing.assert_allclose(half, expected, rtol=1e-2, atol=1e-2 * float(np.abs(expected).max()))

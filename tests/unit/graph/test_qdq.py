@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.qdq import (
     Dialect,
     TensorRange,
@@ -183,3 +184,28 @@ def test_weights_that_are_computed_are_left_alone() -> None:
         helper.make_node("MatMul", ["flat", "turned"], ["logits"], "square"),
     ]
     assert weighted_nodes(ir.from_proto(make_model(nodes, {}, rank=2))) == []
+
+
+def test_nodes_without_a_name_are_quantized_like_others() -> None:
+    unnamed = conv_lrn_gemm()
+    for node in unnamed.graph.node:
+        node.name = ""
+    quantized = insert_qdq(ir.from_proto(unnamed), AMAX)
+    assert len({node.name for node in quantized_nodes(quantized)}) == 2
+    named = insert_qdq(ir.from_proto(conv_lrn_gemm()), AMAX)
+    np.testing.assert_array_equal(run(quantized, images())[0], run(named, images())[0])
+
+
+def test_an_fp16_graph_is_refused() -> None:
+    half = to_fp16(ir.from_proto(conv_lrn_gemm()))
+    with pytest.raises(InputError, match="holds FP16 weights; quantize the FP32 model"):
+        insert_qdq(half, AMAX)
+
+
+def test_a_gemm_bias_of_one_row_is_quantized_as_a_vector_is() -> None:
+    original, row = conv_lrn_gemm(), conv_lrn_gemm()
+    bias = next(tensor for tensor in row.graph.initializer if tensor.name == "b2")
+    bias.dims[:] = [1, *bias.dims]
+    ranges = {**AMAX, "relu1": TensorRange(3.0)}
+    answers = [run(insert_qdq(ir.from_proto(p), ranges, dialect="onnxruntime"), images())[0] for p in (original, row)]
+    np.testing.assert_array_equal(answers[1], answers[0])

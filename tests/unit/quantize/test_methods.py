@@ -156,3 +156,8 @@ def test_the_methods_leave_the_histogram_as_it_was() -> None:
     before = observer.counts.copy()
     methods.ranges(observer)
     np.testing.assert_array_equal(observer.counts, before)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.7, 3.0])
+def test_entropy_clips_nothing_where_all_values_have_one_size(size: float) -> None:
+    assert methods.entropy(_observer(np.array([[0, size, -size, size]], np.float32))) == np.float32(size)

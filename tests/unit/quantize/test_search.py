@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -135,7 +136,7 @@ def test_the_budget_is_met_with_the_fewest_float_layers_as_brute_force_finds_the
     assert kept == min(enough, key=lambda name: judge.macs_share[name])
     assert result.chosen.score.drop <= budget
     assert result.chosen.int8_macs == pytest.approx(1 - judge.macs_share[kept])
-    assert len(result.attempts) >= 1 + len(LAYERS), "the search is shown"
+    assert len(result.attempts) == 1 + len(LAYERS), "the search is shown, each attempt once"
 
 
 def test_nothing_is_kept_in_float_when_int8_is_good_enough(stored: Stored) -> None:
@@ -191,3 +192,32 @@ def test_what_is_measured_needs_images(settings: QuantizeSettings, stored: Store
 def test_the_hard_networks_of_these_tests_differ() -> None:
     for one, other in itertools.combinations([chain(), chain("conv2"), chain("conv3")], 2):
         assert one.SerializeToString() != other.SerializeToString()
+
+
+def test_what_is_judged_is_what_is_written(stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alexdeploy.quantize import search
+
+    proto = chain()
+    model, _ = stored(proto)
+    judged: list[ir.Model] = []
+    logits = search.Judge._logits
+
+    def remember(judge: Judge, graph: ir.Model) -> Any:
+        judged.append(graph)
+        return logits(judge, graph)
+
+    monkeypatch.setattr(search.Judge, "_logits", remember)
+    settings = QuantizeSettings(method="minmax", dialect="onnxruntime", fp16=True, max_drop=100.0)
+    written = quantize_onnx(
+        model, tmp_path / "ranges.json", tmp_path / "o.onnx", settings=settings, judge_on=labelled(proto)
+    )
+    assert ir.to_proto(judged[-1]).SerializeToString() == ir.to_proto(written.model).SerializeToString()
+
+
+def test_a_drop_of_just_the_budget_meets_it(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    judge.top1 = 0.5
+    monkeypatch.setattr("alexdeploy.quantize.search.topk_accuracy", lambda *_: 0.497)
+    assert meet_budget(judge, seen.of("minmax"), 0.3).chosen.kept_float == ()

@@ -154,6 +154,14 @@ def test_frozen_layers_keep_the_weights_they_start_from(
     assert artifacts.read_sidecar(tmp_path / "net.safetensors").parents == (artifacts.parent(start),)
 
 
+def test_the_weights_a_run_starts_from_are_not_overwritten(tmp_path: Path) -> None:
+    start = _train(tmp_path, _recipe(epochs=1)).path
+    before = start.read_bytes()
+    with pytest.raises(UsageError, match="it is what this reads"):
+        _train(tmp_path, _recipe(epochs=1), weights=start)
+    assert start.read_bytes() == before
+
+
 def _command(out: Path, *options: str) -> list[str]:
     arguments = ["-m", "alexdeploy", "train", "lenet", "--data", "digits", "--epochs", "3", "--device", "cpu"]
     return [*arguments, "--batch-size", "16", "--out", str(out), *options]
@@ -181,7 +189,8 @@ def test_a_run_killed_anywhere_goes_on_from_its_last_epoch(tmp_path: Path) -> No
 
 
 PROCESSES = """
-import sys
+import os, sys
+assert os.environ["WORLD_SIZE"] == "2"
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.unit.train.test_train import equal_steps
@@ -193,19 +202,37 @@ def equal_steps(folder: Path) -> TrainResult:
     """20 steps at a global batch of 15; the last of each epoch has one image, which leaves a second process none."""
     recipe = load_recipe("lenet")
     settings = {"optimizer": "sgd", "learning_rate": 0.05, "augment": "crop-mirror", "epochs": 4, "batch_size": 15}
+    settings["precision"] = "fp32"  # bfloat16 would round each share of a gradient
     return _train(folder, with_train_options(recipe, **settings), LEARN.subset(61))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
-def test_two_processes_learn_what_one_does_and_only_the_first_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launch",
+    [
+        "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 "
+        "--mixed_precision no --dynamo_backend no",
+        "-m torch.distributed.run --standalone --nproc_per_node 2",
+    ],
+    ids=["accelerate", "torchrun"],
+)
+def test_two_processes_learn_what_one_does_and_only_the_first_writes(tmp_path: Path, launch: str) -> None:
     assert len(equal_steps(tmp_path / "one").epochs) == 4
     code = PROCESSES.format(root=str(ROOT), folder=str(tmp_path / "two"))
     script = tmp_path / "run.py"
     script.write_text(code)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
-    done = subprocess.run([sys.executable, *launch], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, *launch.split(), str(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = _last(tmp_path / "one"), _last(tmp_path / "two")
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
     assert len((tmp_path / "two" / "net.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_not_taken_for_a_run_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what accelerate launch --cpu --num_processes 2 leaves
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UsageError, match=r"started one; .*torchrun"):
+        equal_steps(tmp_path)
