@@ -95,7 +95,7 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
     large: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
         reads_large = not large.isdisjoint(node.inputs)
-        overflows = _overflows(node) or str(node.outputs[0].name) in tight
+        overflows = _overflows(node) or (node.op_type != "LRN" and str(node.outputs[0].name) in tight)
         if overflows or (reads_large and node.op_type in _PASS_ON):
             large.update(node.outputs)
         island = node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")

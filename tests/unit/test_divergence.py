@@ -338,10 +338,12 @@ def test_a_checkpoint_and_a_graph_of_other_layers_are_refused(
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
-    for count in (16, 16, 160):  # the first warms up
+    for count in (48, 48, 480):  # the first warms up
         case = case_of(deep(), count=count)
         tracemalloc.start()
         assert case.against(case.model, tmp_path).images == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] < 1.1 * peaks[1]
+    assert peaks[2] < 1.5 * peaks[1], (
+        "how many batches are on their way at once varies; the images are ten times as many"
+    )

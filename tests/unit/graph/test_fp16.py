@@ -92,6 +92,8 @@ def test_values_that_come_near_the_limit_on_real_data_make_their_node_an_island(
     found = types(to_fp16(model, largest={"conv1": LIMIT / 2, "logits": LIMIT / 100}))
     assert found["conv1"] == found["relu1"] == TensorProto.FLOAT, "a ReLU is as large as what it reads"
     assert found["flatten1"] == TensorProto.FLOAT, "what follows the LRN too"
+    found = types(to_fp16(model, largest={"lrn1": LIMIT}))
+    assert found["flatten1"] == TensorProto.FLOAT16, "an LRN's sum of squares says nothing of its result"
     assert types(to_fp16(model, largest={"conv1": LIMIT / 5}))["conv1"] == TensorProto.FLOAT16
 
 
