@@ -11,6 +11,21 @@ from alexdeploy.engine.versions import Library
 Progress = Callable[[str, float], None]
 
 
+def layer_profiler(library: Library) -> Any:
+    """An ``IProfiler`` that keeps, in ``times_ms``, what each layer took in every run."""
+    interface: Any = library.module.IProfiler
+
+    class LayerProfiler(interface):  # type: ignore[misc]
+        def __init__(self) -> None:
+            interface.__init__(self)
+            self.times_ms: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times_ms.setdefault(layer_name, []).append(ms)
+
+    return LayerProfiler()
+
+
 def build_monitor(library: Library, progress: Progress) -> Any:
     """An ``IProgressMonitor`` that calls ``progress`` with the phase at work and the share of it that is done.
 

@@ -98,14 +98,18 @@ class Library:
         """Whether CUDA graphs are ours to capture; TensorRT-RTX, which specializes kernels as it runs, has its own."""
         return self.name == "tensorrt"
 
-    def create_context(self, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
-        """An execution context that is given its activation memory by the caller; None when TensorRT refuses."""
+    def create_context(self, engine: trt.ICudaEngine, *, graph: bool = True) -> trt.IExecutionContext | None:
+        """An execution context that is given its activation memory by the caller; None when TensorRT refuses.
+
+        With ``graph`` TensorRT-RTX captures a CUDA graph by itself, which a profiler does not go with.
+        """
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.captures_graphs:
             return engine.create_execution_context(strategy)
         config: Any = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if graph:
+            config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return engine.create_execution_context(config)
 
     def check_implicit(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -78,6 +78,14 @@ class Runner(ABC):
                 f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
                 f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) float32"
             )
+
+
+PROFILE_WARMUP, PROFILE_RUNS = 3, 10
+
+
+def medians_ms(times_ms: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """By layer the median over ``PROFILE_RUNS`` runs, those before them left out."""
+    return {name: float(np.median(found[PROFILE_WARMUP:])) for name, found in times_ms.items()}
 
 
 def one_row_each(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

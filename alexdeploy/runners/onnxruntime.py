@@ -16,13 +16,12 @@ import onnxruntime as ort
 
 from alexdeploy.compare import relative_error
 from alexdeploy.errors import InputError
-from alexdeploy.runners.base import Runner, frozen_pieces, one_row_each
+from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, frozen_pieces, medians_ms, one_row_each
 from alexdeploy.specs import TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 _FATAL_ONLY = 4
 _LRN_TOLERANCE = 1e-5
-_WARMUP_RUNS, _PROFILED_RUNS = 3, 10
 
 
 def session_options() -> ort.SessionOptions:
@@ -111,14 +110,14 @@ class OnnxRuntimeRunner(Runner):
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder, "profile"))
             session = self._start(options)
-            for _ in range(_WARMUP_RUNS + _PROFILED_RUNS):
+            for _ in range(PROFILE_WARMUP + PROFILE_RUNS):
                 session.run(self.output_names[:1], {self.input.name: batch})
             events = json.loads(Path(session.end_profiling()).read_bytes())
-        taken_us: dict[str, list[float]] = {}
+        taken_ms: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                taken_us.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"])
-        return {name: float(np.median(times[_WARMUP_RUNS:])) / 1e3 for name, times in taken_us.items()}
+                taken_ms.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)
+        return medians_ms(taken_ms)
 
     def _outputs(self, batch: npt.NDArray[np.float32], names: list[str]) -> list[npt.NDArray[np.float32]]:
         """Run the batch; where the model's batch is frozen, in pieces of that size, the last one filled with zeros."""

@@ -14,7 +14,7 @@ from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.trust import check_engine
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
-from alexdeploy.runners.base import Runner, one_row_each
+from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, medians_ms, one_row_each
 from alexdeploy.runners.device import open_device
 from alexdeploy.runners.device_array import DeviceArray, view
 from alexdeploy.runners.execution import Engine, Execution, Tensor
@@ -121,6 +121,12 @@ class TensorRTRunner(Runner):
                 execution.synchronize()
 
         return call
+
+    def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:
+        """By TensorRT's profiler, whose events make each layer, and so their sum, take longer than without."""
+        self.check_batch(batch)
+        with self._pool.lend() as execution, self._device.current():
+            return medians_ms(execution.layer_times_ms(batch[: self._profile.max], PROFILE_WARMUP + PROFILE_RUNS))
 
     def close(self) -> None:
         """Wait for calls under way, then release contexts, buffers and streams, and at last the engine.

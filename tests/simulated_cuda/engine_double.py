@@ -139,6 +139,11 @@ class ICudaEngine:
         return next(tensor for tensor in self._tensors if tensor.name == name)
 
 
+class IProfiler:
+    def __init__(self) -> None:
+        self._ready = True
+
+
 class IExecutionContext:
     _refuse_enqueue = 0  # how many calls of execute_async_v3, of any context, shall fail
 
@@ -148,6 +153,7 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
         self._work: dict[Any, int] = {}
+        self.profiler: Any = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._scratch = (memory, size)
@@ -179,6 +185,10 @@ class IExecutionContext:
         if key not in self._work:  # a captured graph runs it again and again, so it stays
             self._work[key] = _register(self, *key)
         simulator_library().sim_launch(stream_handle, _kernel, self._work[key])
+        if self.profiler is not None:
+            assert self.profiler._ready, "its base class was not initialised"
+            for number, layer in enumerate(("conv1", "logits"), start=1):
+                self.profiler.report_layer_time(layer, float(number))
         return True
 
     def __del__(self) -> None:
@@ -259,6 +269,7 @@ def nptype(trt_type: DataType) -> type:
 
 
 CLASSES = (
+    IProfiler,
     DataType,
     TensorIOMode,
     ExecutionContextAllocationStrategy,

@@ -25,6 +25,14 @@ OPENING = 3  # driver calls that open the device: cuInit, cuDeviceGet, cuDeviceP
 SIZES = (1, MOST, MOST + 1, 3 * MOST, 2, 1, 3, MOST, 2, 3 * MOST, 1)
 
 
+def test_layers_are_timed_in_a_context_of_their_own(engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        before = runner.infer(images(3))
+        assert runner.layer_times_ms(images(3)) == {"conv1": 1.0, "logits": 2.0}
+        assert runner.layer_times_ms(images(100)) == {"conv1": 1.0, "logits": 2.0}
+        np.testing.assert_array_equal(runner.infer(images(3)), before)
+
+
 def test_every_batch_size_is_bit_for_bit_what_onnx_runtime_gives(engine: Path) -> None:
     with TensorRTRunner(engine) as runner:
         for index, size in enumerate(SIZES * 2):
