@@ -49,7 +49,7 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             set's pixels; 0 for none, 0.1 in the paper.
         initialisation: ``pytorch``; ``paper`` (normal, 0.01, biases of conv2, 4, 5 and of hidden layers 1); or ``he``
             (He et al. 2015: normal, sqrt(2/inputs)), with which a network without batch normalisation starts faster.
-        precision: ``auto`` is bfloat16 autocast on a GPU or a CPU with AMX, else float32.
+        precision: ``auto`` is bfloat16 autocast where the hardware is faster in it (a CPU is measured), else float32.
         train_layers: only these learn (``fc7``), or all of a kind (``fc``); empty for all layers.
         head_learning_rate: of the last layer, when it is to differ.
     """

@@ -71,6 +71,46 @@ class BatchProfile:
 
 
 @dataclass(frozen=True)
+class ShapeProfile:
+    """Shapes that an engine accepts at one input, batch first; kernels are tuned for ``opt``."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        same_rank = len(self.min) == len(self.opt) == len(self.max)
+        bounds = zip(self.min, self.opt, self.max, strict=True) if same_rank else ()
+        if not same_rank or not all(1 <= low <= best <= high for low, best, high in bounds):
+            raise UsageError(f"profile {self}: expected three shapes of one rank, each at least as large as the last")
+
+    @classmethod
+    def of(cls, batches: BatchProfile, sizes: tuple[int, ...]) -> ShapeProfile:
+        """``ShapeProfile.of(BatchProfile(1, 8, 64), (3, 224, 224))``."""
+        return cls((batches.min, *sizes), (batches.opt, *sizes), (batches.max, *sizes))
+
+    @classmethod
+    def parse(cls, text: str) -> ShapeProfile:
+        """``"1x3x224x224:8x3x224x224:8x3x448x448"``, or one shape for all three.
+
+        Raises:
+            UsageError: not one or three shapes in ascending order.
+        """
+        try:
+            shapes = [tuple(int(dim) for dim in shape.split("x")) for shape in text.split(":")]
+        except ValueError:
+            shapes = []
+        if len(shapes) == 1:
+            shapes *= 3
+        if len(shapes) != 3:
+            raise UsageError(f"profile '{text}': expected MIN:OPT:MAX such as 1x3x224x224:8x3x224x224:8x3x448x448")
+        return cls(*shapes)
+
+    def __str__(self) -> str:
+        return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
+
+
+@dataclass(frozen=True)
 class Window:
     """What a convolution or pooling slides over its input; pairs are (height, width), padding (t, l, b, r)."""
 

@@ -18,7 +18,7 @@ from alexdeploy.cli.options import (
 )
 from alexdeploy.cli.output import note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import BatchProfile, ShapeProfile
 
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
@@ -51,6 +51,13 @@ MIB = 1 << 20
 @data_options(required=False)
 @click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Images to calibrate on.")
 @click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
+@click.option(
+    "--profile",
+    "shapes",
+    multiple=True,
+    metavar="INPUT=MIN:OPT:MAX",
+    help="Whole shapes for an input that is dynamic beyond the batch, such as x=1x3x224x224:8x3x224x224:8x3x448x448.",
+)
 @click.option("--builder", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True)
 @click.option(
     "--workspace",
@@ -95,6 +102,7 @@ def command(
     skip_bad_images: bool,
     samples: int,
     batch: str,
+    shapes: tuple[str, ...],
     builder: Builder,
     workspace: int | None,
     level: int | None,
@@ -118,7 +126,7 @@ def command(
     Example: alexdeploy build-engine model.onnx --int8 --data digits -o int8.engine
              alexdeploy build-engine model.onnx --fp16 --batch 1:8:64 -o fp16.engine
     """
-    profile = BatchProfile.parse(batch)
+    batches = BatchProfile.parse(batch)
     _check_arguments(int8, fp16, ranges, data)
     _check_implicit(ctx, implicit, int8, builder, ranges)
     artifacts.check_output(output, *(path for path in (model, ranges) if path is not None))
@@ -130,7 +138,6 @@ def command(
     if ranges is not None and not implicit:
         method = method_for_ranges(ctx, ranges, method)
     options = BuilderOptions(
-        profile=profile,
         workspace_bytes=workspace * MIB if workspace is not None else None,
         level=level,
         tf32=tf32,
@@ -138,7 +145,15 @@ def command(
         compatibility=Compatibility(hardware=hardware, newer_versions=version_compatible, targets=targets),
     )
     arithmetic = {"int8": int8, "fp16": fp16, "lrn_fp16": lrn == "fp16", "implicit": implicit}
-    settings = BuildSettings(**arithmetic, method=method, builder=builder, strict=strict, options=options)
+    settings = BuildSettings(
+        **arithmetic,
+        method=method,
+        builder=builder,
+        batches=batches,
+        shapes=dict(map(_parse_shapes, shapes)),
+        strict=strict,
+        options=options,
+    )
     open_library(settings)  # before a calibration that would be for nothing
     dataset = open_data(data, "train", data_root, skip_bad_images) if data is not None else None
     seen: Path | RangeFile | ImageDataset | None = ranges
@@ -182,6 +197,7 @@ def _show_plan(output: Path, plan: EnginePlan, as_json: bool) -> None:
                 "builder_version": library.version,
                 "precision": graph.precision.value,
                 "int8_layers": list(graph.quantized),
+                "shapes": {name: str(shape) for name, shape in graph.shapes.items()},
                 "options": options,
                 "memory": need,
                 "free_bytes": plan.free_bytes,
@@ -189,10 +205,11 @@ def _show_plan(output: Path, plan: EnginePlan, as_json: bool) -> None:
         )
         return
     quantized = f", {len(graph.quantized)} of {len(graph.weighted)} Conv/Gemm in INT8" if graph.quantized else ""
+    inputs = "\n".join(f"input {name}: {shape}" for name, shape in graph.shapes.items())
     free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
     click.echo(
         f"would build {output} ({graph.precision.value}{quantized}) with {library.name} {library.version}\n"
-        f"input {graph.input_name} {graph.image_shape}, batch {options.profile}\n"
+        f"{inputs}\n"
         f"device memory at batch {need.batch}, predicted: {need.total_bytes / MIB:,.0f} MiB "
         f"(weights {need.weights_bytes / MIB:,.0f}, activations {need.activations_bytes / MIB:,.0f}, "
         f"input and output {need.io_bytes / MIB:,.0f}) and the kernels' workspace{free}"
@@ -219,6 +236,14 @@ def _show(output: Path, report: EngineReport, as_json: bool) -> None:
         f"{output}: {report.size_bytes / 1e6:.1f} MB in {report.seconds:.1f} s with {report.builder} "
         f"{report.builder_version}; Conv/Gemm kernels: {types or 'not reported by this builder'}"
     )
+
+
+def _parse_shapes(text: str) -> tuple[str, ShapeProfile]:
+    """``"x=1x3x8x8:2x3x8x8:4x3x8x8"``; names may hold an equals sign."""
+    name, equals, shapes = text.rpartition("=")
+    if not (name and equals):
+        raise UsageError(f"--profile {text}: expected INPUT=MIN:OPT:MAX such as x=1x3x224x224:8x3x224x224:8x3x448x448")
+    return name, ShapeProfile.parse(shapes)
 
 
 def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: str | None) -> None:

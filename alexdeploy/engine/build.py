@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from alexdeploy.engine.timing_cache import save as save_cache
 from alexdeploy.engine.trust import EngineDetails
 from alexdeploy.engine.versions import BuilderName, Compatibility, Library, process_logger
 from alexdeploy.errors import InputError, UnavailableError
-from alexdeploy.specs import BatchProfile, Precision, TensorSpec
+from alexdeploy.specs import BatchProfile, Precision, ShapeProfile, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt  # the stubs of TensorRT serve for TensorRT-RTX too
@@ -42,16 +42,22 @@ class Graph:
 
     Attributes:
         source: the ONNX file, or a serialised, self-contained model.
+        shapes: by input, the shapes to accept; an image input is (batch, C, H, W).
         weighted: names of its Conv, Gemm and MatMul nodes.
         quantized: those of them that Q/DQ asks to run in INT8.
     """
 
     source: bytes | Path
-    input_name: str
-    image_shape: tuple[int, int, int]
+    shapes: Mapping[str, ShapeProfile]
     precision: Precision
     weighted: Sequence[str]
     quantized: Sequence[str]
+
+    @property
+    def batches(self) -> BatchProfile:
+        """Batch sizes that the first input accepts."""
+        shape = next(iter(self.shapes.values()))
+        return BatchProfile(shape.min[0], shape.opt[0], shape.max[0])
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,6 @@ class BuilderOptions:
     """How to build, beside what the graph says.
 
     Attributes:
-        profile: batch sizes to accept.
         workspace_bytes: largest scratch memory a kernel may take; None leaves it to TensorRT (all of the device's).
         level: effort from 0 to 5; None is TensorRT's default, 3.
         tf32: FP32 multiplications may round their inputs to 10 bits; off, so that an FP32 engine is FP32.
@@ -91,7 +96,6 @@ class BuilderOptions:
         compatibility: where else the engine is to run.
     """
 
-    profile: BatchProfile = BatchProfile()
     workspace_bytes: int | None = None
     level: int | None = None
     tf32: bool = False
@@ -176,15 +180,17 @@ class EngineBuild:
         if options.level is not None:
             config.builder_optimization_level = options.level
         self.library.apply(options.compatibility, config)
-        profile, batches = self._builder.create_optimization_profile(), options.profile
-        shapes = [(batch, *self.graph.image_shape) for batch in (batches.min, batches.opt, batches.max)]
-        profile.set_shape(self.graph.input_name, *shapes)
+        profile = self._builder.create_optimization_profile()
+        for name, shape in self.graph.shapes.items():
+            profile.set_shape(name, shape.min, shape.opt, shape.max)
         if not profile or config.add_optimization_profile(profile) < 0:  # a bad one does not raise
-            raise InputError(self._refused(f"batch profile {batches} was refused"))
+            told = ", ".join(f"{name}={shape}" for name, shape in self.graph.shapes.items())
+            raise InputError(self._refused(f"the profile {told} was refused"))
         if self._calibrator is not None:
             count = self._calibrator.get_batch_size()
             seen = self._builder.create_optimization_profile()
-            seen.set_shape(self.graph.input_name, *[(count, *self.graph.image_shape)] * 3)
+            for name, shape in self.graph.shapes.items():
+                seen.set_shape(name, *[(count, *shape.opt[1:])] * 3)
             fp16 = self.graph.precision == Precision.INT8_FP16
             self.library.calibrate_with(self._calibrator, config, seen, fp16=fp16)
         return config

@@ -38,7 +38,7 @@ class EngineDetails(msgspec.Struct, frozen=True, kw_only=True):
         platform: where it was built, such as ``Linux x86_64``.
         gpu: the device and driver it was built on; None where there was none.
         compatibility: on which other GPUs and versions it may run.
-        profile: batch sizes it accepts, ``min:opt:max``.
+        profile: batch sizes it accepts, ``min:opt:max``; ``shapes`` are the whole shapes, by input.
         classes: columns of the result, -1 when the graph did not tell.
         contract_sha256: fingerprint of ``contract``.
         precisions: kernels of Conv/Gemm nodes by type; ``layer_precisions`` says which node has which.
@@ -51,6 +51,7 @@ class EngineDetails(msgspec.Struct, frozen=True, kw_only=True):
     gpu: driver.Gpu | None = None
     compatibility: Compatibility = Compatibility()
     profile: str = ""
+    shapes: dict[str, str] = {}
     input: TensorSpec | None = None
     output: TensorSpec | None = None
     precision: Precision | None = None

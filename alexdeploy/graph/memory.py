@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -34,12 +35,22 @@ class MemoryNeed:
         return self.weights_bytes + self.activations_bytes + self.io_bytes
 
 
-def predict_memory(model: ir.Model, batch: int) -> MemoryNeed:
+def predict_memory(model: ir.Model, batch: int, largest: Mapping[str, Sequence[int]] = {}) -> MemoryNeed:
     """Weights as stored, and the largest sum of values alive at one node when the nodes run in order.
 
     A value is alive from the node that makes it to the last that reads it. What has no shape counts as nothing.
+
+    Args:
+        model: not changed.
+        batch: images at once.
+        largest: by name, the largest shape of each input that is dynamic beyond the batch.
     """
     model = model.clone()
+    for value in model.graph.inputs:
+        if str(value.name) in largest:
+            value.shape = ir.Shape(largest[str(value.name)])
+    for value in (value for node in model.graph if largest for value in node.outputs):
+        value.shape = None  # to be inferred anew
     common.ShapeInferencePass()(model)
     ends = {*model.graph.inputs, *model.graph.outputs}
     owner: dict[ir.Value, ir.Value] = {}  # value → the value whose memory it lies in

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from alexdeploy.engine.driver import current_gpu, free_memory_bytes
 from alexdeploy.engine.monitor import Progress
 from alexdeploy.engine.trust import EngineDetails
 from alexdeploy.engine.versions import Builder, Library, load_library, this_platform
-from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.errors import GateError, InputError, UsageError, unknown_name
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, model_bytes, precision_of
@@ -25,7 +26,7 @@ from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 from alexdeploy.quantize import cache
 from alexdeploy.quantize.write import Ranges, check_lrn_fp16, default_method, quantized, with_fp16
 from alexdeploy.runners.calibrator import Calibration
-from alexdeploy.specs import BatchProfile, Precision
+from alexdeploy.specs import BatchProfile, Precision, ShapeProfile, TensorSpec
 
 _CALIBRATION_BATCH = 8
 
@@ -40,6 +41,8 @@ class BuildSettings:
         lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
         method: which of the range file's methods gives the INT8 ranges. None: mse, or what a calibration cache holds.
         implicit: with ``int8``, TensorRT 10 calibrates and chooses the types itself; no Q/DQ is written.
+        batches: batch sizes to accept.
+        shapes: whole shapes by name, for inputs that are dynamic beyond the batch.
         strict: a Conv/Gemm that Q/DQ asks for in INT8 and that is built in float is an error, not a warning.
     """
 
@@ -49,6 +52,8 @@ class BuildSettings:
     method: str | None = None
     builder: Builder = "auto"
     implicit: bool = False
+    batches: BatchProfile = BatchProfile()
+    shapes: Mapping[str, ShapeProfile] = field(default_factory=dict)
     strict: bool = False
     options: BuilderOptions = BuilderOptions()
 
@@ -131,11 +136,10 @@ def plan_engine(
         settings = replace(settings, method=settings.method or default_method(seen))
     model, headroom = _with_precision(model_path, seen, settings)
     check_tensorrt(model, str(model_path))
-    profile = settings.options.profile
     written = settings.int8 or settings.fp16  # else TensorRT reads the file itself, which saves serialising it
-    graph = _graph(model, model_path, profile, source=model_bytes(model) if written else model_path)
+    graph = _graph(model, model_path, settings, source=model_bytes(model) if written else model_path)
     build = EngineBuild(graph, settings.options, library)
-    memory = predict_memory(model, profile.max)
+    memory = _memory(model, graph, settings)
     return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
 
 
@@ -144,19 +148,20 @@ def _plan_implicit(
 ) -> EnginePlan:
     model = load_onnx(model_path)
     check_tensorrt(model, str(model_path))
-    graph = _graph(model, model_path, settings.options.profile, source=model_path)
+    images = image_input(model, str(model_path))
+    graph = _graph(model, model_path, settings, source=model_path)
     if graph.quantized:
         raise UsageError(f"{model_path} has Q/DQ, which says what is INT8; build it without --implicit")
     graph = replace(graph, precision=Precision.of(int8=True, fp16=settings.fp16))
     if isinstance(calibrate_on, Path):
-        feed = Calibration(library, (1, *graph.image_shape), iter(()), lambda: 0, calibrate_on.read_bytes())
+        feed = Calibration(library, _of_batch(1, images), iter(()), lambda: 0, calibrate_on.read_bytes())
     else:
         data = calibrate_on
         count = 1 if data.skip_bad else math.gcd(len(data), _CALIBRATION_BATCH)  # TensorRT takes whole batches only
-        images = (batch for batch, _ in data.batches(contract_of(model, str(model_path)), count))
-        feed = Calibration(library, (count, *graph.image_shape), images, lambda: len(data) - len(data.skipped))
+        batches = (batch for batch, _ in data.batches(contract_of(model, str(model_path)), count))
+        feed = Calibration(library, _of_batch(count, images), batches, lambda: len(data) - len(data.skipped))
     build = EngineBuild(graph, settings.options, library, feed.calibrator)
-    memory = predict_memory(model, settings.options.profile.max)
+    memory = _memory(model, graph, settings)
     brought = calibrate_on if isinstance(calibrate_on, Path) else None
     settings = replace(settings, method="tensorrt")
     return EnginePlan(model, model_path, None, brought, settings, build, {}, memory, free_memory_bytes(), feed)
@@ -204,7 +209,7 @@ def build_planned(
         parents=origins.result(),
         options={
             "precision": plan.graph.precision.value,
-            "batch": str(settings.options.profile),
+            "batch": str(plan.graph.batches),
             "method": settings.method if settings.int8 else None,
             "lrn_fp16_headroom": plan.lrn_fp16_headroom,
             "ranges": plan.ranges.origin if plan.ranges is not None else None,
@@ -251,7 +256,8 @@ def _details(plan: EnginePlan, report: EngineReport, rebuild: str) -> EngineDeta
         platform=this_platform(),
         gpu=current_gpu(),
         compatibility=plan.settings.options.compatibility,
-        profile=str(plan.settings.options.profile),
+        profile=str(plan.graph.batches),
+        shapes={name: str(shape) for name, shape in plan.graph.shapes.items()},
         input=report.input,
         output=report.output,
         precision=plan.graph.precision,
@@ -278,22 +284,73 @@ def _with_precision(
     return with_fp16(model, ranges, lrn=settings.lrn_fp16) if settings.fp16 else (model, {})
 
 
-def _graph(model: ir.Model, model_path: Path, profile: BatchProfile, *, source: bytes | Path) -> Graph:
-    spec = image_input(model, str(model_path))
-    batch = spec.shape[0]
-    if isinstance(batch, int) and profile != BatchProfile(batch, batch, batch):
-        raise UsageError(
-            f"{model_path}: the batch is frozen at {batch}; build with --batch {batch}, or export with a dynamic batch"
-        )
-    channels, height, width = (int(dim) for dim in spec.shape[1:])
+def _graph(model: ir.Model, model_path: Path, settings: BuildSettings, *, source: bytes | Path) -> Graph:
     return Graph(
         source=source,
-        input_name=spec.name,
-        image_shape=(channels, height, width),
+        shapes=_shapes(model, str(model_path), settings),
         precision=precision_of(model),
         weighted=[_in_reports(node) for node in model.graph if is_weighted(node)],
         quantized=[_in_reports(node) for node in quantized_nodes(model)],
     )
+
+
+def _shapes(model: ir.Model, origin: str, settings: BuildSettings) -> dict[str, ShapeProfile]:
+    """The shapes to accept at every input.
+
+    Raises:
+        UsageError: the settings name no such input, contradict its shape, or leave open what is dynamic.
+    """
+    declared = {str(v.name): list(v.shape or ()) for v in model.graph.inputs if not v.is_initializer()}
+    for name in settings.shapes.keys() - declared.keys():
+        raise UsageError(f"{origin}: {unknown_name('input', name, list(declared))}")
+    frozen = {dims[0] for dims in declared.values() if dims and isinstance(dims[0], int)}
+    batches = settings.batches
+    if len(frozen) == len(declared) == 1 and not settings.shapes:
+        (batch,) = frozen
+        if batches != BatchProfile(batch, batch, batch):
+            raise UsageError(
+                f"{origin}: the batch is frozen at {batch}; build with --batch {batch}, or export with a dynamic batch"
+            )
+    return {
+        name: _asked(origin, name, dims, settings.shapes[name])
+        if name in settings.shapes
+        else _by_batch(origin, name, dims, batches)
+        for name, dims in declared.items()
+    }
+
+
+def _asked(origin: str, name: str, dims: Sequence[ir.SymbolicDim | int], asked: ShapeProfile) -> ShapeProfile:
+    fits = len(asked.min) == len(dims) and all(
+        dim in (low, None) and dim in (high, None) if isinstance(dim, int) else True
+        for dim, low, high in zip(dims, asked.min, asked.max, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"{origin}: --profile {name}={asked}: the input has shape {_in_words(dims)}")
+    return asked
+
+
+def _by_batch(origin: str, name: str, dims: Sequence[ir.SymbolicDim | int], batches: BatchProfile) -> ShapeProfile:
+    fixed = tuple(dim for dim in dims[1:] if isinstance(dim, int))
+    if not dims or len(fixed) < len(dims) - 1:
+        raise UsageError(
+            f"{origin}: input '{name}' has shape {_in_words(dims)}; say which sizes it is to take: "
+            f"--profile {name}=MIN:OPT:MAX, each such as 8x3x224x224"
+        )
+    if isinstance(dims[0], int):
+        batches = BatchProfile(dims[0], dims[0], dims[0])
+    return ShapeProfile.of(batches, fixed)
+
+
+def _in_words(dims: Sequence[ir.SymbolicDim | int]) -> str:
+    return f"({', '.join(str(dim if isinstance(dim, int) else dim.value or '?') for dim in dims)})"
+
+
+def _memory(model: ir.Model, graph: Graph, settings: BuildSettings) -> MemoryNeed:
+    return predict_memory(model, graph.batches.max, {name: shape.max for name, shape in settings.shapes.items()})
+
+
+def _of_batch(count: int, images: TensorSpec) -> tuple[int, ...]:
+    return (count, *(int(dim) for dim in images.shape[1:]))
 
 
 def _in_reports(node: ir.Node) -> str:

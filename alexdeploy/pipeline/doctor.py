@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from alexdeploy.errors import AlexdeployError, UnavailableError
 from alexdeploy.optional import require, unavailable
-from alexdeploy.specs import BatchProfile, Precision
+from alexdeploy.specs import BatchProfile, Precision, ShapeProfile
 
 _SHAPE = (5, 4, 4)  # C, H, W of the probe: LRN over 5 channels
 
@@ -117,8 +117,9 @@ def _build(builder: Literal["tensorrt", "tensorrt-rtx"]) -> str:
     from alexdeploy.engine.versions import load_library
 
     library = load_library(builder)
-    graph = Graph(_lrn_model(), "input", _SHAPE, Precision.FP32, weighted=(), quantized=())
-    plan, _ = EngineBuild(graph, BuilderOptions(BatchProfile(1, 2, 2)), library).run()
+    shapes = {"input": ShapeProfile.of(BatchProfile(1, 2, 2), _SHAPE)}
+    graph = Graph(_lrn_model(), shapes, Precision.FP32, weighted=(), quantized=())
+    plan, _ = EngineBuild(graph, BuilderOptions(), library).run()
     return f"{builder} {library.version}, LRN built into a plan of {len(plan)} bytes"
 
 

@@ -19,7 +19,7 @@ from alexdeploy.train import optimizer as learning
 from alexdeploy.train.images import Augmentation, Pixels
 from alexdeploy.train.processes import Processes, join_processes
 from alexdeploy.train.progress import Epoch, Step, write_curves, write_log
-from alexdeploy.train.run import Batches, Stepper, evaluate, freed_memory_kept
+from alexdeploy.train.run import Batches, Stepper, evaluate, freed_memory_kept, uses_bf16
 from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet
@@ -87,6 +87,8 @@ def train(
         run = _Run(recipe, learn, judge, path, processes, weights)
         if resume:
             run.resume()
+        else:
+            run.state.bf16 = uses_bf16(recipe.train.precision, processes)
         with processes.signals_deferred():
             while run.state.step < run.steps:
                 run.epoch(on_step, on_epoch)
@@ -158,7 +160,7 @@ class _Run:
         rate = 0.0
         for images, labels, counted, size in self._batches.from_step(state.step):
             rate = learning.set_learning_rate(self._optimizer, settings.schedule, state.step, self.steps)
-            loss = self._stepper.step(state.step, images, labels, counted, size)
+            loss = self._stepper.step(state.step, images, labels, counted, size, bf16=state.bf16)
             state.step += 1
             state.loss_sum += loss * size
             state.images += size
@@ -186,7 +188,7 @@ class _Run:
         """Write what an epoch leaves behind; the state last, so that a run killed before it repeats the epoch."""
         best = max(self.state.best, ended.top1)
         improved = best > self.state.best
-        self.state = State(step=self.state.step, best=best, epochs=[*self.state.epochs, ended])
+        self.state = State(self.state.bf16, step=self.state.step, best=best, epochs=[*self.state.epochs, ended])
         if self._processes.is_first:
             if improved:
                 metrics = {"top1": ended.top1, "epoch": float(ended.epoch)}

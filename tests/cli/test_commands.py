@@ -257,6 +257,52 @@ def test_build_engine_says_before_a_build_what_it_would_be(run: Run, int8: Path,
     assert list(out.iterdir()) == []
 
 
+def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
+    run: Run, tensorrt_rtx: str, out: Path
+) -> None:
+    path = out / "fully.onnx"
+    run("export", "--network", "lenet", "--classes", 10, "--fully-convolutional", "-o", path)
+    line = ["build-engine", path, "--builder", tensorrt_rtx, "-o", out / "x.engine"]
+    for extra, words in {
+        (): "input 'input' has shape (batch, 1, height, width); say which sizes it is to take: --profile input=",
+        ("--profile", "image=1x1x28x28"): "unknown input 'image'",
+        ("--profile", "input=1x3x28x28"): "the input has shape (batch, 1, height, width)",
+        ("--profile", "input=28x28"): "the input has shape (batch, 1, height, width)",
+        ("--profile", "input=2x1x28x28:1x1x28x28:1x1x28x28"): "each at least as large as the last",
+        ("--profile", "input=1x1xWxH"): "expected MIN:OPT:MAX",
+        ("--profile", "1x1x28x28"): "expected INPUT=MIN:OPT:MAX",
+    }.items():
+        told = run(*line, *extra)
+        assert (told.code, (out / "x.engine").exists()) == (2, False)
+        assert words in told.err
+    sizes = "1x1x28x28:2x1x28x28:4x1x64x96"
+    line += ["--profile", f"input={sizes}"]
+    need = json_of(run(*line, "--dry-run", "--json"))["memory"]
+    assert (need["batch"], need["io_bytes"]) == (4, 4 * 4 * (64 * 96 + 10 * 10 * 18))
+    assert f"input input: {sizes}" in run(*line, "--dry-run").out
+    json_of(run(*line, "--json"))
+    details = artifacts.read_sidecar(out / "x.engine", "engine").details
+    assert (details["profile"], details["shapes"]) == ("1:2:4", {"input": sizes})
+
+
+def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensorrt_rtx: str, out: Path) -> None:
+    import onnx
+
+    nodes = onnx.parser.parse_graph("""
+        two (float[n, 3, 8, 8] image, float[n, boxes] weight) => (float[n, m] sums) {
+            two_axes = Constant <value_ints = [2, 3]> ()
+            means = ReduceMean <keepdims = 0> (image, two_axes)
+            sums = Concat <axis = 1> (means, weight)
+        }""")
+    onnx.save(onnx.helper.make_model(nodes, opset_imports=[onnx.helper.make_opsetid("", 20)]), str(out / "two.onnx"))
+    line = ["build-engine", out / "two.onnx", "--builder", tensorrt_rtx, "--batch", "1:2:4", "-o", out / "two.engine"]
+    told = run(*line)
+    assert (told.code, "input 'weight' has shape (n, boxes)" in told.err) == (2, True)
+    json_of(run(*line, "--profile", "weight=1x1:2x5:4x9", "--json"))
+    shapes = artifacts.read_sidecar(out / "two.engine", "engine").details["shapes"]
+    assert shapes == {"image": "1x3x8x8:2x3x8x8:4x3x8x8", "weight": "1x1:2x5:4x9"}
+
+
 def test_build_engine_warns_when_the_engine_will_not_fit_the_device(
     run: Run, model: Path, tensorrt_rtx: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ from alexdeploy.adopt import adopt_onnx
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.engine.build import BuilderOptions
 from alexdeploy.graph.model import class_count, load_onnx
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 from alexdeploy.pipeline.build import BuildSettings, build_engine
@@ -232,7 +231,7 @@ def test_a_foreign_classifier_goes_all_the_way(case: Case, pictures: Path, tmp_p
     assert np.linalg.norm(answer - reference) < 0.2 * np.linalg.norm(reference)
 
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    settings = BuildSettings(options=BuilderOptions(BatchProfile(1, 4, 8)), builder="tensorrt-rtx")
+    settings = BuildSettings(batches=BatchProfile(1, 4, 8), builder="tensorrt-rtx")
     report = build_engine(int8, tmp_path / "int8.engine", settings=settings)
     assert report.float_layers == []
     assert report.precisions == {"INT8": len(wanted), "HALF": 0, "FLOAT": 0}

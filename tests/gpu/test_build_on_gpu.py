@@ -11,7 +11,7 @@ import pytest
 from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
 from alexdeploy.engine.versions import load_library
 from alexdeploy.graph.model import model_bytes
-from alexdeploy.specs import BatchProfile, Precision
+from alexdeploy.specs import BatchProfile, Precision, ShapeProfile
 from tests.helpers.graphs import conv_lrn_gemm
 
 pytestmark = pytest.mark.gpu
@@ -20,8 +20,9 @@ pytestmark = pytest.mark.gpu
 def test_tensorrt_builds_the_graph_that_rtx_builds() -> None:
     pytest.importorskip("tensorrt", reason="tensorrt is not installed")
     data = model_bytes(ir.from_proto(conv_lrn_gemm()))
-    graph = Graph(data, "input", (3, 8, 8), Precision.FP32, weighted=("conv1", "fc2"), quantized=())
-    plan, report = EngineBuild(graph, BuilderOptions(BatchProfile(1, 2, 4)), load_library("tensorrt")).run()
+    shapes = {"input": ShapeProfile.of(BatchProfile(1, 2, 4), (3, 8, 8))}
+    graph = Graph(data, shapes, Precision.FP32, weighted=("conv1", "fc2"), quantized=())
+    plan, report = EngineBuild(graph, BuilderOptions(), load_library("tensorrt")).run()
     assert report.size_bytes == len(plan) > 0
 
 

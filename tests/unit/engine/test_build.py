@@ -25,22 +25,24 @@ from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes, precision_of
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import BatchProfile, ShapeProfile
 from tests.helpers.graphs import conv_lrn_gemm
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
 
 
-def build(graph: Graph, profile: BatchProfile = BatchProfile(), **options: Any) -> tuple[memoryview, EngineReport]:
-    return EngineBuild(graph, BuilderOptions(profile, **options), load_library("tensorrt-rtx")).run()
+SHAPES = {"input": ShapeProfile.of(BatchProfile(1, 2, 4), (3, 8, 8))}
+
+
+def build(graph: Graph, **options: Any) -> tuple[memoryview, EngineReport]:
+    return EngineBuild(graph, BuilderOptions(**options), load_library("tensorrt-rtx")).run()
 
 
 def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> Graph:
     return Graph(
         source=model_bytes(model),
-        input_name="input",
-        image_shape=(3, 8, 8),
+        shapes=SHAPES,
         precision=precision_of(model),
         weighted=weighted,
         quantized=[str(node.name) for node in quantized_nodes(model)],
@@ -55,9 +57,7 @@ def test_kernels_compute_in_the_type_the_graph_says(int8: bool, fp16: bool, expe
     model = ir.from_proto(conv_lrn_gemm())
     model = insert_qdq(model, AMAX) if int8 else model
     model = to_fp16(model) if fp16 else model
-    plan, report = EngineBuild(
-        graph_of(model), BuilderOptions(BatchProfile(1, 2, 4)), load_library("tensorrt-rtx")
-    ).run()
+    plan, report = build(graph_of(model))
     assert report.layer_precisions == {"conv1": expected, "fc2": expected}
     assert report.float_layers == []
     assert report.size_bytes == len(plan) > 0
@@ -83,7 +83,7 @@ def test_a_layer_quantized_on_its_activation_only_is_reported_as_float() -> None
     conv.replace_input_with(1, weight)
     model.graph.remove(producer)
     changed = Graph(**{**graph.__dict__, "source": model_bytes(model)})
-    _, report = build(changed, BatchProfile(1, 2, 4))
+    _, report = build(changed)
     assert report.float_layers == ["conv1"]
     assert report.precisions == {"INT8": 1, "HALF": 0, "FLOAT": 1}
 
@@ -92,7 +92,7 @@ def test_what_the_parser_refuses_is_named_with_node_and_operator() -> None:
     proto = conv_lrn_gemm()
     proto.graph.node[1].CopyFrom(helper.make_node("Swirl", ["conv1"], ["relu1"], "swirl", domain="my.ops"))
     proto.opset_import.append(helper.make_opsetid("my.ops", 1))
-    graph = Graph(proto.SerializeToString(), "input", (3, 8, 8), precision_of(ir.from_proto(proto)), (), ())
+    graph = Graph(proto.SerializeToString(), SHAPES, precision_of(ir.from_proto(proto)), (), ())
     with pytest.raises(InputError, match=r"node 'swirl' \(Swirl\)"):
         build(graph)
 
@@ -101,19 +101,13 @@ def test_an_empty_or_broken_graph_is_an_error_not_an_empty_engine() -> None:
     good = graph_of(ir.from_proto(conv_lrn_gemm()))
     for data in (b"", b"not onnx at all", onnx.ModelProto().SerializeToString()):
         with pytest.raises(InputError):
-            EngineBuild(
-                Graph(**{**good.__dict__, "source": data}), BuilderOptions(BatchProfile()), load_library("tensorrt-rtx")
-            ).run()
+            build(Graph(**{**good.__dict__, "source": data}))
 
 
 def test_a_profile_for_another_input_is_refused_with_the_builders_words() -> None:
     good = graph_of(ir.from_proto(conv_lrn_gemm()))
     with pytest.raises(InputError, match="tensorrt-rtx"):
-        EngineBuild(
-            Graph(**{**good.__dict__, "image_shape": (3, 9, 9)}),
-            BuilderOptions(BatchProfile()),
-            load_library("tensorrt-rtx"),
-        ).run()
+        build(Graph(**{**good.__dict__, "shapes": {"input": ShapeProfile.of(BatchProfile(), (3, 9, 9))}}))
 
 
 def as_tensorrt() -> Library:
@@ -178,7 +172,7 @@ def test_the_timing_cache_is_kept_per_version_and_gpu_and_a_broken_one_begun_ane
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing_cache, "current_gpu", lambda: Gpu("NVIDIA L4", "8.9", "13.0"))
-    options = BuilderOptions(BatchProfile(1, 2, 4), timing_cache=tmp_path)
+    options = BuilderOptions(timing_cache=tmp_path)
     for _ in range(2):
         EngineBuild(graph_of(ir.from_proto(conv_lrn_gemm())), options, as_tensorrt()).run()
         (kept,) = tmp_path.iterdir()

@@ -18,7 +18,7 @@ from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.lint import check_tensorrt, lint
 from alexdeploy.graph.model import model_bytes, precision_of
 from alexdeploy.graph.qdq import Dialect, TensorRange, insert_qdq
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import BatchProfile, ShapeProfile
 from tests.helpers.graphs import Array, conv_lrn_gemm, make_model
 
 RANGES = {name: TensorRange(2.0, name != "input") for name in ("input", "relu1", "flatten1", "logits")}
@@ -284,9 +284,9 @@ def int8_layers(proto: onnx.ModelProto) -> set[str]:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     model = ir.from_proto(proto)
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
-    height, width = (*shape[1:], 1)[:2]
-    graph = Graph(model_bytes(model), "input", (shape[0], height, width), precision_of(model), (), ())
-    _, report = EngineBuild(graph, BuilderOptions(BatchProfile(1, 2, 4)), load_library("tensorrt-rtx")).run()
+    shapes = {"input": ShapeProfile.of(BatchProfile(1, 2, 4), tuple(shape))}
+    graph = Graph(model_bytes(model), shapes, precision_of(model), (), ())
+    _, report = EngineBuild(graph, BuilderOptions(), load_library("tensorrt-rtx")).run()
     kernels = [k for k in report.kernels if k.type in ("correlation", "gemm") and k.precision == "INT8"]
     return {layer for kernel in kernels for layer in kernel.onnx_layers}
 

@@ -11,7 +11,7 @@ from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.memory import predict_memory
 from alexdeploy.graph.model import model_bytes, precision_of
 from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import BatchProfile, ShapeProfile
 from tests.helpers.graphs import conv_lrn_gemm
 
 MIB = 1 << 20
@@ -47,10 +47,11 @@ def test_close_to_what_tensorrt_rtx_reports(int8: bool, monkeypatch: pytest.Monk
     model = ir.from_proto(conv_lrn_gemm())
     if int8:
         model = to_fp16(insert_qdq(model, dict.fromkeys(calibration_tensors(model), TensorRange(1.0))))
-    graph = Graph(model_bytes(model), "input", (3, 8, 8), precision_of(model), (), ())
+    shapes = {"input": ShapeProfile.of(BatchProfile(1, 8, batch), (3, 8, 8))}
+    graph = Graph(model_bytes(model), shapes, precision_of(model), (), ())
     words: list[str] = []
     monkeypatch.setattr(type(process_logger(library)), "log", lambda _, severity, text: words.append(text))
-    EngineBuild(graph, BuilderOptions(BatchProfile(1, 8, batch)), library).run()
+    EngineBuild(graph, BuilderOptions(), library).run()
     (activations,) = map(int, re.findall(r"Total Activation Memory: (\d+) bytes", "".join(words)))
     assert activations > 40 * MIB
     assert predict_memory(model, batch).activations_bytes == pytest.approx(activations, rel=0.2)

@@ -21,7 +21,8 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe, with_train_options
-from alexdeploy.train import Step, TrainingDivergedError, TrainResult, train
+from alexdeploy.train import Step, TrainingDivergedError, TrainResult, run, train
+from alexdeploy.train.processes import Processes
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,6 +97,43 @@ def test_a_resumed_run_is_to_the_bit_one_that_was_never_interrupted(
     assert again.metrics == best.metrics
     for name, weight in best.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], weight), name
+
+
+def _measured_share(monkeypatch: pytest.MonkeyPatch, share: float, *, present: bool = True) -> None:
+    """A CPU on which bfloat16 takes ``share`` of float32's time."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: present)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(run, "bf16_time_share", lambda: share)
+
+
+@pytest.mark.parametrize(
+    ("precision", "share", "present", "expected"),
+    [
+        ("auto", 0.5, True, True),
+        ("auto", 1.5, True, False),
+        ("auto", 0.5, False, False),
+        ("bf16", 1.5, True, True),
+        ("fp32", 0.5, True, False),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_faster(
+    precision: str, share: float, present: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _measured_share(monkeypatch, share, present=present)
+    assert run.uses_bf16(precision, Processes(0, 1, torch.device("cpu"))) is expected
+
+
+def test_a_run_keeps_its_arithmetic_where_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _measured_share(monkeypatch, 0.5)
+    _train(tmp_path / "whole", _recipe())
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "parts", _recipe(), on_step=_interrupt_at(7))
+    _measured_share(monkeypatch, 1.5)
+    _train(tmp_path / "parts", _recipe(), resume=True)
+    _train(tmp_path / "other", _recipe())
+    weights = {name: _last(tmp_path / name)["classifier.2.weight"] for name in ("whole", "parts", "other")}
+    assert torch.equal(weights["parts"], weights["whole"])
+    assert not torch.equal(weights["other"], weights["whole"])
 
 
 def test_resuming_a_run_that_ended_changes_nothing(whole: tuple[Path, TrainResult, list[Step]]) -> None:
