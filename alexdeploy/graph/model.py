@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError
 from alexdeploy.specs import Precision, TensorSpec
 
+_LARGE = 1 << 10
+_NUMBERS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING}
 _NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
 
 
@@ -29,11 +32,8 @@ def load_onnx(path: Path) -> ir.Model:
     """
     artifacts.check_input(path)
     try:
-        content = path.read_bytes()
-        proto = onnx.load_model_from_string(content)
-        external = b"location" in content  # the key under which a tensor names its file
-        if external:
-            onnx.load_external_data_for_model(proto, str(path.parent))
+        proto = onnx.load_model_from_string(path.read_bytes())
+        onnx.load_external_data_for_model(proto, str(path.parent))
     except (DecodeError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not an ONNX file ({_one_line(error)}); expected a model.onnx") from error
     except OSError as error:
@@ -42,10 +42,33 @@ def load_onnx(path: Path) -> ir.Model:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
     _check_operators(proto, path)
     try:
-        onnx.checker.check_model(proto if external else content)  # bytes need not be serialised again
+        onnx.checker.check_model(_without_weights(proto))
     except onnx.checker.ValidationError as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     return _prepared(proto)
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What is left to check: a weight that has its size has nothing else wrong, and the checker would copy it twice."""
+    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    light.metadata_props.extend(proto.metadata_props)
+    graph = proto.graph
+    light.graph.name = graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer", "quantization_annotation"):
+        getattr(light.graph, field).extend(getattr(graph, field))
+    for tensor in graph.initializer:
+        if _is_large_and_whole(tensor):
+            light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=[1], raw_data=bytes(8))
+        else:
+            light.graph.initializer.append(tensor)
+    return light
+
+
+def _is_large_and_whole(tensor: onnx.TensorProto) -> bool:
+    size = math.prod(tensor.dims)
+    if size < _LARGE or not tensor.HasField("raw_data") or tensor.data_type not in _NUMBERS:
+        return False
+    return bool(len(tensor.raw_data) == math.ceil(size * ir.DataType(tensor.data_type).bitwidth / 8))
 
 
 def parse_onnx(model: bytes) -> ir.Model:

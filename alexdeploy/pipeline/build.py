@@ -13,7 +13,7 @@ import onnx_ir as ir
 from alexdeploy import artifacts
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph, write_engine
+from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph, Network, write_engine
 from alexdeploy.engine.driver import current_gpu, free_memory_bytes
 from alexdeploy.engine.monitor import Progress
 from alexdeploy.engine.trust import EngineDetails
@@ -134,10 +134,13 @@ def plan_engine(
     seen = cache.load(ranges) if isinstance(ranges, Path) else ranges
     if seen is not None:
         settings = replace(settings, method=settings.method or default_method(seen))
-    model, headroom = _with_precision(model_path, seen, settings)
-    check_tensorrt(model, str(model_path))
-    written = settings.int8 or settings.fp16  # else TensorRT reads the file itself, which saves serialising it
-    graph = _graph(model, model_path, settings, source=model_bytes(model) if written else model_path)
+    with ThreadPoolExecutor(1) as pool:
+        written = settings.int8 or settings.fp16  # else TensorRT reads the file itself, while it is checked here
+        parsing = None if written else pool.submit(Network, artifacts.check_input(model_path), library)
+        model, headroom = _with_precision(model_path, seen, settings)
+        check_tensorrt(model, str(model_path))
+        source = model_bytes(model) if parsing is None else parsing.result()
+    graph = _graph(model, model_path, settings, source=source)
     build = EngineBuild(graph, settings.options, library)
     memory = _memory(model, graph, settings)
     return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
@@ -284,7 +287,7 @@ def _with_precision(
     return with_fp16(model, ranges, lrn=settings.lrn_fp16) if settings.fp16 else (model, {})
 
 
-def _graph(model: ir.Model, model_path: Path, settings: BuildSettings, *, source: bytes | Path) -> Graph:
+def _graph(model: ir.Model, model_path: Path, settings: BuildSettings, *, source: bytes | Path | Network) -> Graph:
     return Graph(
         source=source,
         shapes=_shapes(model, str(model_path), settings),

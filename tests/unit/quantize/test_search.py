@@ -21,7 +21,7 @@ from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
-from alexdeploy.quantize.search import Judge, analyze, choose_methods, meet_budget
+from alexdeploy.quantize.search import Judge, Score, _clearly_better, analyze, choose_methods, meet_budget
 from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
 from tests.helpers.graphs import Array, make_model, run
 
@@ -166,6 +166,31 @@ def test_auto_is_at_least_as_good_as_every_single_method_on_the_images_it_measur
     assert (choice.chosen.agreement, choice.chosen.sqnr_db) >= (best.agreement, best.sqnr_db)
     for tensor, method in choice.method_of.items():
         assert choice.ranges[tensor] == seen.of(method)[tensor]
+
+
+def test_the_typical_image_counts_alone_and_not_by_the_size_of_its_logits(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    reference = np.ones((judge.images, 4), np.float32)
+    reference[0] *= 1000
+    monkeypatch.setattr(judge, "_reference", reference)
+    monkeypatch.setattr(judge, "_logits", lambda _: reference * np.float32(1.01) + (reference > 1) * np.float32(90.0))
+    score = judge.score(seen.of("minmax"))
+    assert score.typical_db == pytest.approx(40 - 20 / judge.images, abs=0.01)  # 1 % everywhere, 10 % of the first
+    assert score.sqnr_db == pytest.approx(20, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sqnr_db", "typical_db", "agreement", "expected"),
+    [(30.6, 33.6, 0.99, True), (30.4, 36, 0.99, False), (36, 33.4, 0.99, False), (36, 36, 0.98, False)],
+)
+def test_a_tensor_is_changed_only_where_all_measures_agree(
+    sqnr_db: float, typical_db: float, agreement: float, expected: bool
+) -> None:
+    assert _clearly_better(Score(sqnr_db, typical_db, agreement, 0.0), Score(30, 33, 0.99, 0.0)) is expected
 
 
 def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored: Stored, tmp_path: Path) -> None:
