@@ -45,13 +45,8 @@ def predict_memory(model: ir.Model, batch: int, largest: Mapping[str, Sequence[i
         batch: images at once.
         largest: by name, the largest shape of each input that is dynamic beyond the batch.
     """
-    model = model.clone()
-    for value in model.graph.inputs:
-        if str(value.name) in largest:
-            value.shape = ir.Shape(largest[str(value.name)])
-    for value in (value for node in model.graph if largest for value in node.outputs):
-        value.shape = None  # to be inferred anew
-    common.ShapeInferencePass()(model)
+    if largest or any(value.shape is None for node in model.graph for value in node.outputs):
+        model = _with_shapes(model.clone(), largest)
     ends = {*model.graph.inputs, *model.graph.outputs}
     owner: dict[ir.Value, ir.Value] = {}  # value → the value whose memory it lies in
     last_use: dict[ir.Value, int] = {}
@@ -72,6 +67,16 @@ def predict_memory(model: ir.Model, batch: int, largest: Mapping[str, Sequence[i
         alive = {value for value in alive if last_use.get(value, -1) > index}
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     return MemoryNeed(batch, weights, peak, sum(_bytes(value, batch) for value in ends))
+
+
+def _with_shapes(model: ir.Model, largest: Mapping[str, Sequence[int]]) -> ir.Model:
+    for value in model.graph.inputs:
+        if str(value.name) in largest:
+            value.shape = ir.Shape(largest[str(value.name)])
+    for value in (value for node in model.graph if largest for value in node.outputs):
+        value.shape = None  # to be inferred anew
+    common.ShapeInferencePass()(model)
+    return model
 
 
 def _bytes(value: ir.Value | None, batch: int) -> int:

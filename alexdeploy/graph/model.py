@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,22 +16,24 @@ from onnx_ir.passes import common
 from alexdeploy import artifacts
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError
+from alexdeploy.graph.mapped import MappedModel
 from alexdeploy.specs import Precision, TensorSpec
 
-_LARGE = 1 << 10
-_NUMBERS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING}
 _NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
 
 
 def load_onnx(path: Path) -> ir.Model:
     """Read an ONNX file with its external data: checked, constants as initializers, shapes inferred.
 
+    Large weights are mapped, not read: the file must not be changed in place while the model is in use.
+
     Raises:
         InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
     """
     artifacts.check_input(path)
     try:
-        proto = onnx.load_model_from_string(path.read_bytes())
+        mapped = MappedModel(path)
+        proto = mapped.proto
         onnx.load_external_data_for_model(proto, str(path.parent))
     except (DecodeError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not an ONNX file ({_one_line(error)}); expected a model.onnx") from error
@@ -40,47 +41,40 @@ def load_onnx(path: Path) -> ir.Model:
         raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
     if not proto.graph.node or not proto.graph.input or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
+    _check_text(proto, path)
     _check_operators(proto, path)
     try:
-        onnx.checker.check_model(_without_weights(proto))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(mapped.checkable())
+        weights = mapped.weights()
+        model = ir.from_proto(proto)
+    except (onnx.checker.ValidationError, ValueError, ir.serde.SerdeError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
-    return _prepared(proto)
-
-
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """What is left to check: a weight that has its size has nothing else wrong, and the checker would copy it twice."""
-    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
-    light.metadata_props.extend(proto.metadata_props)
-    graph = proto.graph
-    light.graph.name = graph.name
-    for field in ("node", "input", "output", "value_info", "sparse_initializer", "quantization_annotation"):
-        getattr(light.graph, field).extend(getattr(graph, field))
-    for tensor in graph.initializer:
-        if _is_large_and_whole(tensor):
-            light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=[1], raw_data=bytes(8))
-        else:
-            light.graph.initializer.append(tensor)
-    return light
-
-
-def _is_large_and_whole(tensor: onnx.TensorProto) -> bool:
-    size = math.prod(tensor.dims)
-    if size < _LARGE or not tensor.HasField("raw_data") or tensor.data_type not in _NUMBERS:
-        return False
-    return bool(len(tensor.raw_data) == math.ceil(size * ir.DataType(tensor.data_type).bitwidth / 8))
+    for name, array in weights.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return _prepared(model)
 
 
 def parse_onnx(model: bytes) -> ir.Model:
     """A serialised model as ``load_onnx`` gives it, unchecked."""
-    return _prepared(onnx.load_model_from_string(model))
+    return _prepared(ir.from_proto(onnx.load_model_from_string(model)))
 
 
-def _prepared(proto: onnx.ModelProto) -> ir.Model:
-    model = ir.from_proto(proto)
+def _prepared(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.ShapeInferencePass()(model)
     return model
+
+
+def _check_text(proto: onnx.ModelProto, path: Path) -> None:
+    """Protobuf gives text that is not UTF-8 as bytes, which neither the checker nor onnx-ir expects."""
+    graph = proto.graph
+    named = (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    texts = [graph.name, *(entry.name for entry in named)]
+    for node in graph.node:
+        texts += [node.op_type, node.domain, *node.input, *node.output, *(entry.name for entry in node.attribute)]
+    for text in texts:
+        if isinstance(text, bytes):
+            raise InputError(f"{path}: not a valid ONNX model: the name {text!r} is not UTF-8")
 
 
 def _check_operators(proto: onnx.ModelProto, path: Path) -> None:

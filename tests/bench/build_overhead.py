@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.build_overhead FOLDER NETWORK...``: the first run writes the ONNX files to FOLDER and stops, so
 that the second measures builds alone. Both sides read an ONNX file and write an engine file, each in a process of its
-own; medians of three after one to warm up.
+own; medians of nine after one to warm up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from alexdeploy.recipe import load_recipe
 from alexdeploy.zoo.checkpoint import untrained
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8+fp16")
-ROUNDS = 3
+ROUNDS = 9
 
 
 def write_models(folder: Path, network: str) -> None:
