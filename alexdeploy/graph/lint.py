@@ -44,8 +44,10 @@ class Finding:
 
 def lint(model: ir.Model) -> list[Finding]:
     """Every breach in the graph and its subgraphs, in graph order. The model is not changed."""
-    inferred = model.clone()
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+    inferred = model
+    if any(value.shape is None or value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
+        inferred = model.clone()
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
     pairs = zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True)
     # a clone has invented names for nameless nodes
     return [finding for node, judged in pairs for finding in _judge(judged, str(node.name or node.outputs[0].name))]
