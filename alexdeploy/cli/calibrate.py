@@ -67,9 +67,9 @@ def command(
             progress=lambda done, total: bar(f"calibrating {done}/{total}", done / total),
         )
     options = {"data": data, "samples": samples, "percentile": percentile}
-    save_ranges(output, ranges, (artifacts.parent(model),), options)
+    save_ranges(output, ranges, (ranges.model_parent(model),), options)
     if cache is not None:
-        save_cache(cache, ranges, (artifacts.parent(model),), options)
+        save_cache(cache, ranges, (ranges.model_parent(model),), options)
     note_skipped(dataset)
     if ranges.samples < samples:
         note(f"note: {samples} samples asked for, {dataset.name} has {ranges.samples} that can be read; all were used")

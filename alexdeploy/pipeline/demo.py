@@ -130,7 +130,7 @@ def _steps(out: Path) -> list[_Step]:
 
     def run_calibrate() -> None:
         seen = calibrate(onnx, load_dataset(DATASET, "train"), samples=SAMPLES)
-        save_ranges(ranges, seen, (artifacts.parent(onnx),), {"samples": SAMPLES})
+        save_ranges(ranges, seen, (seen.model_parent(onnx),), {"samples": SAMPLES})
 
     def run_build(name: str) -> None:
         settings = BuildSettings(fp16=name == "fp16", builder="tensorrt-rtx", strict=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from alexdeploy import artifacts
+from alexdeploy.allocator import freed_memory_kept
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
@@ -85,7 +86,12 @@ def calibrate(
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
     tapped = model_bytes(with_outputs(lower_lrn(model), inner, magnitudes=[*peaks]))
-    with OnnxRuntimeRunner(tapped, as_written=True, threads=1) as runner, ThreadPoolExecutor(workers) as pool:
+    with (
+        freed_memory_kept(),
+        OnnxRuntimeRunner(tapped, as_written=True, threads=1) as runner,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        digest = pool.submit(artifacts.sha256_file, model_path)
         for images, _ in chosen.batches(contract, batch_size):
             pending.append(pool.submit(observe, images, fed))
             fed += len(images)
@@ -95,7 +101,7 @@ def calibrate(
             progress(future.result(), len(chosen))
     amax = peaks | {name: observer.amax for name, observer in observers.items()}
     result = RangeFile(
-        model_sha256=artifacts.sha256_file(model_path),
+        model_sha256=digest.result(),
         contract=contract.fingerprint,
         dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,

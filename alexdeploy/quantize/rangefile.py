@@ -69,6 +69,10 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                     f"calibration receipt: tensor '{name}' saw {values['samples']:g} of {self.samples} samples"
                 )
 
+    def model_parent(self, model: Path) -> artifacts.Parent:
+        """The calibrated model as the origin of what is made with these ranges."""
+        return artifacts.Parent(model.name, self.model_sha256)
+
     def check_model(self, model: Path) -> None:
         """The file must belong to these bytes of the model.
 

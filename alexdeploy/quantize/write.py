@@ -114,10 +114,11 @@ def quantize_onnx(
         budget = meet_budget(judge, tensor_ranges, settings.max_drop, progress=progress)
     kept = budget.chosen.kept_float if budget is not None else ()
     model = write(model, tensor_ranges, kept)
+    origin = ranges.model_parent(model_path) if isinstance(ranges, RangeFile) else artifacts.parent(model_path)
     save_onnx(
         model,
         output,
-        parents=(artifacts.parent(model_path), artifacts.parent(ranges_path)),
+        parents=(origin, artifacts.parent(ranges_path)),
         options={
             "method": method,
             "for": settings.dialect,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alexdeploy import artifacts
 from alexdeploy.contract import Contract
@@ -18,6 +19,11 @@ RUNTIMES_OF_KIND = {
     "engine": ("tensorrt", "tensorrt-rtx"),
 }
 RUNTIMES = tuple(name for names in RUNTIMES_OF_KIND.values() for name in names)
+_OPTIONS = {  # arguments of the runners' classes
+    "onnxruntime-cpu": ("threads",),
+    **dict.fromkeys(("onnxruntime-cuda", "onnxruntime-tensorrt"), ("options",)),
+    **dict.fromkeys(RUNTIMES_OF_KIND["engine"], ("contexts",)),
+}
 _KIND_OF_SUFFIX = {".safetensors": "checkpoint", ".onnx": "onnx", ".engine": "engine", ".plan": "engine"}
 
 
@@ -64,15 +70,18 @@ def open_artifact(path: Path) -> Artifact:
     return Artifact(path, kind, contract, precision, classes, path.stat().st_size, runtimes)
 
 
-def load(path: Path | str, *, runtime: str | None = None, trust: bool = False) -> Runner:
+def load(path: Path | str, *, runtime: str | None = None, trust: bool = False, **options: Any) -> Runner:
     """A runner for an engine, an ONNX file or a checkpoint; close it, or use it in a ``with`` statement.
 
     Args:
         path: the file; an engine with its sidecar beside it.
         runtime: such as ``onnxruntime-cpu``; None takes the first that runs the file on this machine.
         trust: run an engine whose sidecar is missing or does not match. An engine is executable code.
+        options: of the runtime's runner: ``contexts=4`` (engines), ``threads=1`` (``onnxruntime-cpu``),
+            ``options={"use_tf32": "1"}`` (ONNX Runtime's GPU providers); see their classes.
 
     Raises:
+        UsageError: a runtime that does not run the file, or an option that it does not have.
         InputError: no such file, or not one of these.
         GateError: an engine that does not match its sidecar or this machine.
         UnavailableError: nothing on this machine runs it; says why.
@@ -89,18 +98,22 @@ def load(path: Path | str, *, runtime: str | None = None, trust: bool = False) -
     reasons = []
     for name in (runtime,) if runtime is not None else names:
         try:
-            return open_runner(path, name, trust=trust)
+            return open_runner(path, name, trust=trust, **options)
         except UnavailableError as error:
             reasons.append(f"{name}: {error}")
     raise UnavailableError(f"{path} cannot run here: {'; '.join(reasons)}")
 
 
-def open_runner(path: Path, runtime: str, *, trust: bool = False) -> Runner:
-    """Load the file into a runtime that takes it; ``trust`` as for ``load``.
+def open_runner(path: Path, runtime: str, *, trust: bool = False, **options: Any) -> Runner:
+    """Load the file into a runtime that takes it; ``trust`` and ``options`` as for ``load``.
 
     Raises:
+        UsageError: an option that the runtime does not have.
         UnavailableError: this machine cannot run it; the message is the reason.
     """
+    known = _OPTIONS.get(runtime, ())
+    for option in options.keys() - set(known):
+        raise UsageError(f"{runtime} has no option '{option}'; it has {', '.join(known) or 'none'}")
     try:
         if runtime == "pytorch":
             from alexdeploy.runners.pytorch import PyTorchRunner
@@ -109,7 +122,7 @@ def open_runner(path: Path, runtime: str, *, trust: bool = False) -> Runner:
         if runtime == "onnxruntime-cpu":
             from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
-            return OnnxRuntimeRunner(path)
+            return OnnxRuntimeRunner(path, **options)
         if runtime == "openvino":
             require("openvino")
             from alexdeploy.runners.openvino import OpenVinoRunner
@@ -120,12 +133,12 @@ def open_runner(path: Path, runtime: str, *, trust: bool = False) -> Runner:
             from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner
 
             provider = CudaRunner if runtime == "onnxruntime-cuda" else TensorRtProviderRunner
-            return provider(path, precision_of(load_onnx(path)))
+            return provider(path, precision_of(load_onnx(path)), **options)
     except ModuleNotFoundError as error:
         raise unavailable(error) or error from error
     from alexdeploy.runners.tensorrt import TensorRTRunner
 
-    return TensorRTRunner(path, trust=trust)
+    return TensorRTRunner(path, trust=trust, **options)
 
 
 _Description = tuple[Contract, Precision, int, tuple[str, ...]]

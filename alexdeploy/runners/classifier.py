@@ -25,17 +25,19 @@ class Classifier:
 
     Args:
         artifact: the file, or what ``open_artifact`` read of it.
-        runtime: as for ``load``.
+        runtime, options: as for ``load``.
         ten_crop: average over the four corners and the centre of each image and their mirror images.
 
     Raises:
         InputError, GateError, UnavailableError: as for ``load``; also a file without a preprocessing contract.
     """
 
-    def __init__(self, artifact: Path | str | Artifact, *, runtime: str | None = None, ten_crop: bool = False) -> None:
+    def __init__(
+        self, artifact: Path | str | Artifact, *, runtime: str | None = None, ten_crop: bool = False, **options: Any
+    ) -> None:
         found = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
         self.contract = found.contract
-        self.runner = load(found.path, runtime=runtime)
+        self.runner = load(found.path, runtime=runtime, **options)
         self._ten_crop = ten_crop
 
     def __call__(self, images: Sequence[Path | str | Image.Image | npt.NDArray[np.uint8]]) -> list[tuple[str, float]]:

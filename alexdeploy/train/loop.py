@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from alexdeploy import artifacts
+from alexdeploy.allocator import freed_memory_kept
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
@@ -19,7 +20,7 @@ from alexdeploy.train import optimizer as learning
 from alexdeploy.train.images import Augmentation, Pixels
 from alexdeploy.train.processes import Processes, join_processes
 from alexdeploy.train.progress import Epoch, Step, write_curves, write_log
-from alexdeploy.train.run import Batches, Stepper, evaluate, freed_memory_kept, uses_bf16
+from alexdeploy.train.run import Batches, Stepper, evaluate, uses_bf16
 from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet

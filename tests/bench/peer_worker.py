@@ -109,14 +109,14 @@ def nncf(_method: str, model: Path, output: Path, reader: Reader) -> None:
 
 def alexdeploy(method: str, model: Path, output: Path, options: argparse.Namespace) -> None:
     """Ranges by every method, written to a file, and the model quantized by one of them."""
-    from alexdeploy import artifacts
     from alexdeploy.quantize.calibrate import calibrate
     from alexdeploy.quantize.rangefile import save_ranges
     from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
 
     dataset = load_dataset(options.data, "train")
     ranges = output.with_suffix(".ranges.json")
-    save_ranges(ranges, calibrate(model, dataset, samples=options.samples), (artifacts.parent(model),), {})
+    seen = calibrate(model, dataset, samples=options.samples)
+    save_ranges(ranges, seen, (seen.model_parent(model),), {})
     choose_on = dataset.subset(256) if method == "auto" else None
     quantize_onnx(model, ranges, output, settings=QuantizeSettings(method=method), choose_on=choose_on)
 

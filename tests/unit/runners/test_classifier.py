@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,24 @@ def test_load_gives_a_runner_for_any_file(model: Path) -> None:
         alexdeploy.load(model, runtime="tensorrt")
     with pytest.raises(InputError, match="no such file"):
         alexdeploy.load("nothing.engine")
+
+
+def test_a_runtime_gets_its_own_options_and_no_others(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alexdeploy.runners import onnxruntime
+
+    asked: list[int | None] = []
+    start = onnxruntime.OnnxRuntimeRunner.__init__
+
+    def remember(self: Any, path: Path, *, threads: int | None = None, **options: Any) -> None:
+        asked.append(threads)
+        start(self, path, threads=threads, **options)
+
+    monkeypatch.setattr(onnxruntime.OnnxRuntimeRunner, "__init__", remember)
+    alexdeploy.load(model, threads=1).close()
+    alexdeploy.Classifier(model, runtime="onnxruntime-cpu", threads=2).runner.close()
+    assert asked[-1] == 2 and 1 in asked
+    with pytest.raises(UsageError, match=r"onnxruntime-cpu has no option 'contexts'; it has threads"):
+        alexdeploy.load(model, contexts=2)
 
 
 def test_a_foreign_model_without_a_contract_loads_but_labels_nothing(tmp_path: Path) -> None:
