@@ -71,7 +71,7 @@ def test_a_runtime_gets_its_own_options_and_no_others(model: Path, monkeypatch: 
     monkeypatch.setattr(onnxruntime.OnnxRuntimeRunner, "__init__", remember)
     alexdeploy.load(model, threads=1).close()
     alexdeploy.Classifier(model, runtime="onnxruntime-cpu", threads=2).runner.close()
-    assert asked[-1] == 2 and 1 in asked
+    assert {1, 2} <= set(asked)
     with pytest.raises(UsageError, match=r"onnxruntime-cpu has no option 'contexts'; it has threads"):
         alexdeploy.load(model, contexts=2)
 
