@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -32,6 +33,7 @@ from alexdeploy.specs import Precision
 
 BATCH = 8
 _MOST_WORKERS = 8  # each holds the activations of one batch
+_AHEAD = 16  # batches read and not yet observed
 
 
 def calibrate(
@@ -71,8 +73,12 @@ def calibrate(
     peaks = {tensor: 0.0 for tensor, _ in measured.values() if tensor not in observers}
     comparing = Lock()
 
+    def open_runner() -> OnnxRuntimeRunner:
+        tapped = model_bytes(with_outputs(lower_lrn(model), inner, magnitudes=[*peaks]))
+        return closing.enter_context(OnnxRuntimeRunner(tapped, as_written=True, threads=1))
+
     def observe(images: npt.NDArray[np.float32], first: int) -> int:
-        activations = {**runner.run(images), spec.name: images}
+        activations = {**opened.result().run(images), spec.name: images}
         for name, observer in observers.items():
             _check_shape(name, activations[name].shape, len(images), first)
             observer.update(activations[name], first)
@@ -85,17 +91,13 @@ def calibrate(
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
-    tapped = model_bytes(with_outputs(lower_lrn(model), inner, magnitudes=[*peaks]))
-    with (
-        freed_memory_kept(),
-        OnnxRuntimeRunner(tapped, as_written=True, threads=1) as runner,
-        ThreadPoolExecutor(workers) as pool,
-    ):
+    with freed_memory_kept(), ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
+        opened = pool.submit(open_runner)  # while the first images are read
         digest = pool.submit(artifacts.sha256_file, model_path)
         for images, _ in chosen.batches(contract, batch_size):
             pending.append(pool.submit(observe, images, fed))
             fed += len(images)
-            if len(pending) > workers:
+            if len(pending) > _AHEAD:
                 progress(pending.popleft().result(), len(chosen))
         for future in pending:
             progress(future.result(), len(chosen))

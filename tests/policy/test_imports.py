@@ -35,7 +35,18 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine", "graph", "data", "zoo"),
     ("vocabulary",),
 )
-VOCABULARY = {"alexdeploy", "errors", "optional", "specs", "contract", "artifacts", "recipe", "compare", "pickled"}
+VOCABULARY = {
+    "alexdeploy",
+    "allocator",
+    "errors",
+    "optional",
+    "specs",
+    "contract",
+    "artifacts",
+    "recipe",
+    "compare",
+    "pickled",
+}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
