@@ -126,7 +126,7 @@ def command(
     Example: alexdeploy build-engine model.onnx --int8 --data digits -o int8.engine
              alexdeploy build-engine model.onnx --fp16 --batch 1:8:64 -o fp16.engine
     """
-    batches = BatchProfile.parse(batch)
+    batches, named = BatchProfile.parse(batch), dict(map(_parse_shapes, shapes))
     _check_arguments(int8, fp16, ranges, data)
     _check_implicit(ctx, implicit, int8, builder, ranges)
     artifacts.check_output(output, *(path for path in (model, ranges) if path is not None))
@@ -144,16 +144,8 @@ def command(
         timing_cache=timing_cache,
         compatibility=Compatibility(hardware=hardware, newer_versions=version_compatible, targets=targets),
     )
-    arithmetic = {"int8": int8, "fp16": fp16, "lrn_fp16": lrn == "fp16", "implicit": implicit}
-    settings = BuildSettings(
-        **arithmetic,
-        method=method,
-        builder=builder,
-        batches=batches,
-        shapes=dict(map(_parse_shapes, shapes)),
-        strict=strict,
-        options=options,
-    )
+    asked = {"int8": int8, "fp16": fp16, "lrn_fp16": lrn == "fp16", "implicit": implicit, "strict": strict}
+    settings = BuildSettings(**asked, method=method, builder=builder, batches=batches, shapes=named, options=options)
     open_library(settings)  # before a calibration that would be for nothing
     dataset = open_data(data, "train", data_root, skip_bad_images) if data is not None else None
     seen: Path | RangeFile | ImageDataset | None = ranges

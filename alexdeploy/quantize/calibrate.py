@@ -62,59 +62,77 @@ def calibrate(
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile:g}: expected more than 50 and at most 100, as in {PERCENTILE}")
-    model, tensors = _float_model(model_path)
-    contract = contract_of(model, str(model_path))
-    spec = image_input(model, str(model_path))
-    batch_size = spec.shape[0] if isinstance(spec.shape[0], int) else BATCH
+    watched = _Watched(model_path)
     chosen = dataset.subset(samples)
-    observers = {name: ActivationObserver(name) for name in tensors}
-    inner = [name for name in tensors if name != spec.name]
-    measured = _measured(model)
-    peaks = {tensor: 0.0 for tensor, _ in measured.values() if tensor not in observers}
-    comparing = Lock()
-
-    def open_runner() -> OnnxRuntimeRunner:
-        tapped = model_bytes(with_outputs(lower_lrn(model), inner, magnitudes=[*peaks]))
-        return closing.enter_context(OnnxRuntimeRunner(tapped, as_written=True, threads=1))
-
-    def observe(images: npt.NDArray[np.float32], first: int) -> int:
-        activations = {**opened.result().run(images), spec.name: images}
-        for name, observer in observers.items():
-            _check_shape(name, activations[name].shape, len(images), first)
-            observer.update(activations[name], first)
-        with comparing:
-            for name in peaks:
-                peaks[name] = max(peaks[name], float(activations[f"{name}.amax"]))
-        return first + len(images)
-
     fed = 0
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
     with freed_memory_kept(), ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
-        opened = pool.submit(open_runner)  # while the first images are read
+        opened = pool.submit(lambda: closing.enter_context(watched.open()))  # while the first images are read
         digest = pool.submit(artifacts.sha256_file, model_path)
-        for images, _ in chosen.batches(contract, batch_size):
-            pending.append(pool.submit(observe, images, fed))
+        for images, _ in chosen.batches(watched.contract, watched.batch_size):
+            pending.append(pool.submit(watched.observe, opened, images, fed))
             fed += len(images)
             if len(pending) > _AHEAD:
                 progress(pending.popleft().result(), len(chosen))
         for future in pending:
             progress(future.result(), len(chosen))
-    amax = peaks | {name: observer.amax for name, observer in observers.items()}
+    observers = watched.observers
     result = RangeFile(
         model_sha256=digest.result(),
-        contract=contract.fingerprint,
+        contract=watched.contract.fingerprint,
         dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,
         percentile=percentile,
-        largest={name: from_amax(amax[tensor]) for name, (tensor, from_amax) in measured.items()},
+        largest=watched.largest(),
         tensors={
             name: {**ranges(o, percentile), "min": o.minimum, "samples": o.samples} for name, o in observers.items()
         },
     )
     result.check_receipt()
     return result
+
+
+class _Watched:
+    """A float model with an observer on each tensor that quantization needs; threads share it.
+
+    Raises:
+        InputError: a model that cannot be calibrated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._model, tensors = _float_model(path)
+        self.contract = contract_of(self._model, str(path))
+        self._input = image_input(self._model, str(path))
+        batch = self._input.shape[0]
+        self.batch_size = batch if isinstance(batch, int) else BATCH
+        self.observers = {name: ActivationObserver(name) for name in tensors}
+        self._measured = _measured(self._model)
+        self._peaks = {tensor: 0.0 for tensor, _ in self._measured.values() if tensor not in self.observers}
+        self._comparing = Lock()
+
+    def open(self) -> OnnxRuntimeRunner:
+        """A session that shows what is watched."""
+        inner = [name for name in self.observers if name != self._input.name]
+        tapped = model_bytes(with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks]))
+        return OnnxRuntimeRunner(tapped, as_written=True, threads=1)
+
+    def observe(self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int) -> int:
+        """Run a batch whose first image has the number ``first``; returns the number behind its last."""
+        activations = {**opened.result().run(images), self._input.name: images}
+        for name, observer in self.observers.items():
+            _check_shape(name, activations[name].shape, len(images), first)
+            observer.update(activations[name], first)
+        with self._comparing:
+            for name, seen in self._peaks.items():
+                self._peaks[name] = max(seen, float(activations[f"{name}.amax"]))
+        return first + len(images)
+
+    def largest(self) -> dict[str, float]:
+        """Largest magnitude so far of each of ``largest_values``."""
+        amax = self._peaks | {name: observer.amax for name, observer in self.observers.items()}
+        return {name: from_amax(amax[tensor]) for name, (tensor, from_amax) in self._measured.items()}
 
 
 def _float_model(path: Path) -> tuple[ir.Model, list[str]]:

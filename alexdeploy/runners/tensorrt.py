@@ -188,8 +188,8 @@ def _tensor(library: Library, engine: trt.ICudaEngine, entry: str, name: str) ->
     _, *shape = tuple(engine.get_tensor_shape(entry)) or (-1, -1)
     if min(shape, default=1) < 1:
         raise InputError(
-            f"{name}: '{entry}' has no batch, or another dynamic dimension: {tuple(shape)}; this runner takes images of "
-            "one size, so build the engine from a model where only the batch is dynamic"
+            f"{name}: '{entry}' has no batch, or another dynamic dimension: {tuple(shape)}; this runner takes images "
+            "of one size, so build the engine from a model where only the batch is dynamic"
         )
     try:
         dtype = np.dtype(library.module.nptype(engine.get_tensor_dtype(entry)))
