@@ -126,7 +126,7 @@ def command(
     Example: alexdeploy build-engine model.onnx --int8 --data digits -o int8.engine
              alexdeploy build-engine model.onnx --fp16 --batch 1:8:64 -o fp16.engine
     """
-    batches, named = BatchProfile.parse(batch), dict(map(_parse_shapes, shapes))
+    batches, named = BatchProfile.parse(batch), _parse_shapes(shapes)
     _check_arguments(int8, fp16, ranges, data)
     _check_implicit(ctx, implicit, int8, builder, ranges)
     artifacts.check_output(output, *(path for path in (model, ranges) if path is not None))
@@ -230,12 +230,19 @@ def _show(output: Path, report: EngineReport, as_json: bool) -> None:
     )
 
 
-def _parse_shapes(text: str) -> tuple[str, ShapeProfile]:
-    """``"x=1x3x8x8:2x3x8x8:4x3x8x8"``; names may hold an equals sign."""
-    name, equals, shapes = text.rpartition("=")
-    if not (name and equals):
-        raise UsageError(f"--profile {text}: expected INPUT=MIN:OPT:MAX such as x=1x3x224x224:8x3x224x224:8x3x448x448")
-    return name, ShapeProfile.parse(shapes)
+def _parse_shapes(texts: tuple[str, ...]) -> dict[str, ShapeProfile]:
+    """``"x=1x3x8x8:2x3x8x8:4x3x8x8"`` each; names may hold an equals sign."""
+    found: dict[str, ShapeProfile] = {}
+    for text in texts:
+        name, _, shapes = text.rpartition("=")
+        if not name:
+            raise UsageError(
+                f"--profile {text}: expected INPUT=MIN:OPT:MAX such as x=1x3x224x224:8x3x224x224:8x3x448x448"
+            )
+        if name in found:
+            raise UsageError(f"--profile {name}=... is given twice; leave one out")
+        found[name] = ShapeProfile.parse(shapes)
+    return found
 
 
 def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: str | None) -> None:

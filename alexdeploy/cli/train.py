@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from alexdeploy.train import TrainResult
 
 
 @click.command("train")
@@ -90,10 +94,18 @@ def command(
     note_skipped(judge)
     if result.fresh:
         note(f"{weights}: made for other classes; began anew: {', '.join(result.fresh)}")
+    _show_result(result, len(judge), as_json)
+
+
+def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
+    precision = "bf16" if result.bf16 else "fp32"
     if as_json:
-        print_json({"checkpoint": str(path), "top1": result.top1, "epochs": result.epochs, "fresh": result.fresh})
-    else:
-        click.echo(f"{path}: top-1 {result.top1:.2%} on {len(judge)} held-out images")
+        found = {"checkpoint": str(result.path), "top1": result.top1, "epochs": result.epochs, "fresh": result.fresh}
+        print_json({**found, "precision": precision})
+        return
+    if result.bf16:
+        note('computed in bfloat16, which is faster here; precision = "fp32" in the recipe forbids that')
+    click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images")
 
 
 def _layers(freeze: bool, train_layers: str | None) -> tuple[str, ...] | None:

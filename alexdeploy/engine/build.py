@@ -36,40 +36,18 @@ _FIXES = {  # by trt.ErrorCode
 }
 
 
-class Network:
-    """What TensorRT's parser makes of an ONNX file or of a serialised, self-contained model.
-
-    Raises:
-        InputError: the parser refused the graph (node, operator and the library's words).
-        UnavailableError: the library does not start.
-    """
-
-    def __init__(self, source: bytes | Path, library: Library, *, implicit: bool = False) -> None:
-        logger = process_logger(library)
-        logger.errors.clear()
-        try:
-            self.builder: trt.Builder = library.module.Builder(logger)
-        except (TypeError, RuntimeError) as error:  # the binding's words for "the library returned nothing"
-            raise UnavailableError(refused(library, f"the builder does not start ({error})")) from error
-        network: trt.INetworkDefinition | None = self.builder.create_network(library.network_flags(implicit=implicit))
-        if network is None:
-            raise InputError(refused(library, "no network could be created"))
-        self.definition = network
-        _parse(library.module.OnnxParser(network, logger), network, source, library)
-
-
 @dataclass(frozen=True)
 class Graph:
     """What the builder needs to know of the graph besides what is in it.
 
     Attributes:
-        source: the graph itself, parsed already or to be parsed.
+        source: the ONNX file, or a serialised, self-contained model.
         shapes: by input, the shapes to accept; an image input is (batch, C, H, W).
         weighted: names of its Conv, Gemm and MatMul nodes.
         quantized: those of them that Q/DQ asks to run in INT8.
     """
 
-    source: bytes | Path | Network
+    source: bytes | Path
     shapes: Mapping[str, ShapeProfile]
     precision: Precision
     weighted: Sequence[str]
@@ -142,9 +120,15 @@ class EngineBuild:
         if options.timing_cache is not None:
             artifacts.check_output(cache_path(options.timing_cache, library))
         self._logger = process_logger(library)
-        parsed, implicit = graph.source, calibrator is not None
-        network = parsed if isinstance(parsed, Network) else Network(parsed, library, implicit=implicit)
-        self._builder, self._network = network.builder, network.definition
+        self._logger.errors.clear()
+        self._builder = self._create_builder()
+        network: trt.INetworkDefinition | None = self._builder.create_network(
+            library.network_flags(implicit=calibrator is not None)
+        )
+        if network is None:
+            raise InputError(self._refused("no network could be created"))
+        self._network = network
+        _parse(library.module.OnnxParser(network, self._logger), network, graph.source, library)
         self._config = self._configure()
 
     def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineReport]:
@@ -177,6 +161,13 @@ class EngineBuild:
             save_cache(self._config, path)
         data = memoryview(plan)  # which keeps the plan; an engine is too large to copy without need
         return data, self._report(data, seconds)
+
+    def _create_builder(self) -> trt.Builder:
+        try:
+            builder: trt.Builder = self.library.module.Builder(self._logger)
+        except (TypeError, RuntimeError) as error:  # the binding's words for "the library returned nothing"
+            raise UnavailableError(self._refused(f"the builder does not start ({error})")) from error
+        return builder
 
     def _configure(self) -> trt.IBuilderConfig:
         module, options = self.library.module, self.options

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 LARGE = 1 << 12
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9  # ModelProto.graph, GraphProto.initializer, TensorProto.…
+_ELSEWHERE = {13, 14}  # TensorProto.external_data and .data_location
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _MAPPABLE = {
     ir.DataType.FLOAT,
@@ -113,7 +114,8 @@ class MappedModel:
         kept = b"".join(self._buffer[field.start : field.end] for field in fields if field.number != _RAW_DATA)
         raw = [field for field in fields if field.number == _RAW_DATA]
         names = [field for field in fields if field.number == _NAME]
-        if len(raw) == len(names) == 1 and onnx.TensorProto.FromString(kept).data_type in _MAPPABLE:
+        elsewhere = any(field.number in _ELSEWHERE for field in fields)
+        if len(raw) == len(names) == 1 and not elsewhere and onnx.TensorProto.FromString(kept).data_type in _MAPPABLE:
             self._places[self._buffer[names[0].content : names[0].end].decode()] = raw[0].content, raw[0].end
             return kept
         return self._buffer[tensor.content : tensor.end]

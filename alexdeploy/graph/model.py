@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx_ir.passes import common
 
 from alexdeploy import artifacts
@@ -35,22 +35,26 @@ def load_onnx(path: Path) -> ir.Model:
         mapped = MappedModel(path)
         proto = mapped.proto
         onnx.load_external_data_for_model(proto, str(path.parent))
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
     except (DecodeError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not an ONNX file ({_one_line(error)}); expected a model.onnx") from error
     except OSError as error:
         raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
     if not proto.graph.node or not proto.graph.input or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
-    _check_text(proto, path)
+    _check_text(proto, str(path))
     _check_operators(proto, path)
     try:
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
         model = ir.from_proto(proto)
-    except (onnx.checker.ValidationError, ValueError, ir.serde.SerdeError) as error:
+    except (onnx.checker.ValidationError, ValueError, EncodeError, ir.serde.SerdeError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     for name, array in weights.items():
-        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+        value = model.graph.initializers[name]
+        described = value.const_value.doc_string if value.const_value is not None else None
+        value.const_value = ir.tensor(array, name=name, doc_string=described)
     return _prepared(model)
 
 
@@ -65,16 +69,17 @@ def _prepared(model: ir.Model) -> ir.Model:
     return model
 
 
-def _check_text(proto: onnx.ModelProto, path: Path) -> None:
+def _check_text(message: Message, origin: str) -> None:
     """Protobuf gives text that is not UTF-8 as bytes, which neither the checker nor onnx-ir expects."""
-    graph = proto.graph
-    named = (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
-    texts = [graph.name, *(entry.name for entry in named)]
-    for node in graph.node:
-        texts += [node.op_type, node.domain, *node.input, *node.output, *(entry.name for entry in node.attribute)]
-    for text in texts:
-        if isinstance(text, bytes):
-            raise InputError(f"{path}: not a valid ONNX model: the name {text!r} is not UTF-8")
+    for field, content in message.ListFields():
+        entries = (content,) if isinstance(content, str | bytes | Message) else content
+        if field.type == field.TYPE_MESSAGE:
+            for entry in entries:
+                _check_text(entry, origin)
+        elif field.type == field.TYPE_STRING:
+            for text in entries:
+                if isinstance(text, bytes):
+                    raise InputError(f"{origin}: not a valid ONNX model: {field.name} {text[:80]!r} is not UTF-8")
 
 
 def _check_operators(proto: onnx.ModelProto, path: Path) -> None:
@@ -83,7 +88,7 @@ def _check_operators(proto: onnx.ModelProto, path: Path) -> None:
         known = node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, node.domain)
         if not known:
             raise InputError(
-                f"{path}: node '{node.name or node.output[0]}' has operator '{node.op_type}', which ONNX opset "
+                f"{path}: node '{node.name or ', '.join(node.output)}' has operator '{node.op_type}', which ONNX opset "
                 f"{versions.get('', '?')} does not have; replace it with standard operators and export again"
             )
 
@@ -100,8 +105,8 @@ def model_bytes(model: ir.Model) -> bytes:
     """
     try:
         return bytes(ir.to_proto(model).SerializeToString())
-    except ValueError as error:
-        raise InputError(f"the model does not fit one ONNX file: {_one_line(error)}") from error
+    except (ValueError, EncodeError) as error:
+        raise InputError(f"the model does not fit one ONNX file of 2 GiB: {_one_line(error)}") from error
 
 
 def save_onnx(

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from alexdeploy import artifacts
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph, Network, write_engine
+from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph, write_engine
 from alexdeploy.engine.driver import current_gpu, free_memory_bytes
 from alexdeploy.engine.monitor import Progress
 from alexdeploy.engine.trust import EngineDetails
@@ -134,13 +134,10 @@ def plan_engine(
     seen = cache.load(ranges) if isinstance(ranges, Path) else ranges
     if seen is not None:
         settings = replace(settings, method=settings.method or default_method(seen))
-    with ThreadPoolExecutor(1) as pool:
-        written = settings.int8 or settings.fp16  # else TensorRT reads the file itself, while it is checked here
-        parsing = None if written else pool.submit(Network, artifacts.check_input(model_path), library)
-        model, headroom = _with_precision(model_path, seen, settings)
-        check_tensorrt(model, str(model_path))
-        source = model_bytes(model) if parsing is None else parsing.result()
-    graph = _graph(model, model_path, settings, source=source)
+    model, headroom = _with_precision(model_path, seen, settings)
+    check_tensorrt(model, str(model_path))  # before TensorRT sees it, which some broken graphs crash
+    written = settings.int8 or settings.fp16  # else TensorRT reads the file itself, which saves serialising it
+    graph = _graph(model, model_path, settings, source=model_bytes(model) if written else model_path)
     build = EngineBuild(graph, settings.options, library)
     memory = _memory(model, graph, settings)
     return EnginePlan(model, model_path, seen, ranges_path, settings, build, headroom, memory, free_memory_bytes())
@@ -287,7 +284,7 @@ def _with_precision(
     return with_fp16(model, ranges, lrn=settings.lrn_fp16) if settings.fp16 else (model, {})
 
 
-def _graph(model: ir.Model, model_path: Path, settings: BuildSettings, *, source: bytes | Path | Network) -> Graph:
+def _graph(model: ir.Model, model_path: Path, settings: BuildSettings, *, source: bytes | Path) -> Graph:
     return Graph(
         source=source,
         shapes=_shapes(model, str(model_path), settings),
@@ -301,24 +298,26 @@ def _shapes(model: ir.Model, origin: str, settings: BuildSettings) -> dict[str, 
     """The shapes to accept at every input.
 
     Raises:
+        InputError: there is none.
         UsageError: the settings name no such input, contradict its shape, or leave open what is dynamic.
     """
     declared = {str(v.name): list(v.shape or ()) for v in model.graph.inputs if not v.is_initializer()}
     for name in settings.shapes.keys() - declared.keys():
         raise UsageError(f"{origin}: {unknown_name('input', name, list(declared))}")
-    frozen = {dims[0] for dims in declared.values() if dims and isinstance(dims[0], int)}
+    if not declared:
+        raise InputError(f"{origin}: has no input that is not a weight; there is nothing to build an engine for")
     batches = settings.batches
-    if len(frozen) == len(declared) == 1 and not settings.shapes:
-        (batch,) = frozen
-        if batches != BatchProfile(batch, batch, batch):
-            raise UsageError(
-                f"{origin}: the batch is frozen at {batch}; build with --batch {batch}, or export with a dynamic batch"
-            )
+    name, dims = next(iter(declared.items()))  # the images
+    if name not in settings.shapes and dims and isinstance(dims[0], int) and batches != BatchProfile(*[dims[0]] * 3):
+        raise UsageError(
+            f"{origin}: the batch is frozen at {dims[0]}; build with --batch {dims[0]}, or export with a dynamic batch"
+        )
     return {
         name: _asked(origin, name, dims, settings.shapes[name])
         if name in settings.shapes
         else _by_batch(origin, name, dims, batches)
         for name, dims in declared.items()
+        if dims  # a scalar has one shape
     }
 
 

@@ -71,13 +71,17 @@ def calibrate(
     with freed_memory_kept(), ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
         opened = pool.submit(lambda: closing.enter_context(watched.open()))  # while the first images are read
         digest = pool.submit(artifacts.sha256_file, model_path)
-        for images, _ in chosen.batches(watched.contract, watched.batch_size):
-            pending.append(pool.submit(watched.observe, opened, images, fed))
-            fed += len(images)
-            if len(pending) > _AHEAD:
-                progress(pending.popleft().result(), len(chosen))
-        for future in pending:
-            progress(future.result(), len(chosen))
+        try:
+            for images, _ in chosen.batches(watched.contract, watched.batch_size):
+                pending.append(pool.submit(watched.observe, opened, images, fed))
+                fed += len(images)
+                if len(pending) > _AHEAD:
+                    progress(pending.popleft().result(), len(chosen))
+            for future in pending:
+                progress(future.result(), len(chosen))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     observers = watched.observers
     result = RangeFile(
         model_sha256=digest.result(),

@@ -96,7 +96,7 @@ class Judge:
         logits = self._logits(self._write(model, ranges, keep_float=keep_float))
         return Score(
             sqnr_db=sqnr_db(logits, self._reference),
-            typical_db=float(np.mean([sqnr_db(*pair) for pair in zip(logits, self._reference, strict=True)])),
+            typical_db=_typical_db(logits, self._reference),
             agreement=agreement(logits, self._reference),
             drop=round(100 * (self.top1 - topk_accuracy(logits, self._labels, 1)), 9),  # 0.3, not 0.30000000000000027
         )
@@ -265,6 +265,11 @@ def choose_methods(
                 ranges[tensor], method_of[tensor], current = alternative[tensor], method, score
         progress(number / len(tensors))
     return MethodChoice(ranges, method_of, scores, current, judge.equalized(ranges) if equalized else None)
+
+
+def _typical_db(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    """Within ±100 dB for each image, so that one without signal or noise does not outweigh all others."""
+    return float(np.mean(np.clip([sqnr_db(*pair) for pair in zip(logits, reference, strict=True)], -100, 100)))
 
 
 def _clearly_better(score: Score, than: Score) -> bool:

@@ -95,8 +95,10 @@ def load(path: Path | str, *, runtime: str | None = None, trust: bool = False, *
         names = (read_engine(path, trust=trust).builder,)
     if runtime is not None and runtime not in names:
         raise UsageError(f"{path} does not run on {runtime}; it runs on {', '.join(names)}")
+    asked = (runtime,) if runtime is not None else names
+    able = [name for name in asked if options.keys() <= set(_OPTIONS.get(name, ()))]
     reasons = []
-    for name in (runtime,) if runtime is not None else names:
+    for name in able or asked:  # those without the option say so
         try:
             return open_runner(path, name, trust=trust, **options)
         except UnavailableError as error:

@@ -32,7 +32,7 @@ SAVE_EVERY_S = 300.0
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The checkpoint written, the best held-out accuracy and the epochs it was chosen from.
+    """The checkpoint written, the best held-out accuracy and the epochs it was chosen from; whether in bfloat16.
 
     ``fresh`` names the parameters that ``weights`` did not fill, ``is_first`` is False in all processes but one.
     """
@@ -42,6 +42,7 @@ class TrainResult:
     epochs: list[Epoch]
     fresh: list[str]
     is_first: bool
+    bf16: bool
 
 
 def train(
@@ -88,12 +89,13 @@ def train(
         run = _Run(recipe, learn, judge, path, processes, weights)
         if resume:
             run.resume()
-        else:
+        if run.state.bf16 is None:
             run.state.bf16 = uses_bf16(recipe.train.precision, processes)
         with processes.signals_deferred():
             while run.state.step < run.steps:
                 run.epoch(on_step, on_epoch)
-        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, processes.is_first)
+        bf16 = bool(run.state.bf16)
+        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, processes.is_first, bf16)
 
 
 class _Run:
@@ -161,7 +163,7 @@ class _Run:
         rate = 0.0
         for images, labels, counted, size in self._batches.from_step(state.step):
             rate = learning.set_learning_rate(self._optimizer, settings.schedule, state.step, self.steps)
-            loss = self._stepper.step(state.step, images, labels, counted, size, bf16=state.bf16)
+            loss = self._stepper.step(state.step, images, labels, counted, size, bf16=bool(state.bf16))
             state.step += 1
             state.loss_sum += loss * size
             state.images += size

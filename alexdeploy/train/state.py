@@ -23,14 +23,14 @@ class State:
     Random choices are functions of seed and step, so no generator needs saving.
 
     Attributes:
-        bf16: the run computes in bfloat16, wherever it goes on.
+        bf16: the run computes in bfloat16, wherever it goes on; None while that is open.
         step: steps done, over all epochs.
         loss_sum, images, seconds: of the epoch begun: summed loss, images seen, time spent.
         best: highest held-out top-1 so far.
         epochs: those that ended.
     """
 
-    bf16: bool = False
+    bf16: bool | None = None
     step: int = 0
     loss_sum: float = 0.0
     images: int = 0

@@ -271,6 +271,7 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
         ("--profile", "input=2x1x28x28:1x1x28x28:1x1x28x28"): "each at least as large as the last",
         ("--profile", "input=1x1xWxH"): "expected MIN:OPT:MAX",
         ("--profile", "1x1x28x28"): "expected INPUT=MIN:OPT:MAX",
+        ("--profile", "input=1x1x28x28") * 2: "given twice",
     }.items():
         told = run(*line, *extra)
         assert (told.code, (out / "x.engine").exists()) == (2, False)
@@ -283,6 +284,17 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
     json_of(run(*line, "--json"))
     details = artifacts.read_sidecar(out / "x.engine", "engine").details
     assert (details["profile"], details["shapes"]) == ("1:2:4", {"input": sizes})
+
+
+def test_a_graph_that_crashes_the_parser_never_reaches_it(run: Run, tensorrt_rtx: str, out: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 8, 8]) for name in "xy")
+    nodes = [helper.make_node("Relu", ["x"], []), helper.make_node("Relu", ["x"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y])), str(out / "m.onnx"))
+    told = run("build-engine", out / "m.onnx", "--builder", tensorrt_rtx, "-o", out / "m.engine")
+    assert (told.code, "not a valid ONNX model" in told.err) == (3, True)
 
 
 def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensorrt_rtx: str, out: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.errors import InputError
@@ -89,3 +91,48 @@ def test_damaged_files_are_refused_or_read_as_onnx_reads_them(seed: int, tmp_pat
         value = model.graph.initializers[tensor.name].const_value
         assert value is not None
         np.testing.assert_array_equal(value.numpy(), numpy_helper.to_array(tensor))
+
+
+def test_the_external_file_wins_over_bytes_left_inside(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones(LARGE, np.float32), "w")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, text in {"location": "w.bin", "length": str(4 * LARGE)}.items():
+        weight.external_data.add(key=key, value=text)
+    path = written(tmp_path / "m.onnx", model_of(weight))
+    with pytest.raises(InputError, match=r"its external weights cannot be read.*w\.bin"):
+        load_onnx(path)
+    (tmp_path / "w.bin").write_bytes(np.full(LARGE, 7, np.float32).tobytes())
+    value = load_onnx(path).graph.initializers["w"].const_value
+    assert value is not None
+    assert value.numpy().tolist() == [7.0] * LARGE
+
+
+def test_text_that_is_not_utf8_is_told_wherever_it_is(tmp_path: Path) -> None:
+    model = model_of(numpy_helper.from_array(np.ones(LARGE, np.float32), "w"))
+    model.producer_name, model.graph.doc_string, model.graph.node[0].doc_string = ("caf1", "caf2", "caf3")
+    helper.set_model_props(model, {"caf4": "caf5"})
+    model.graph.initializer[0].doc_string = "caf6"
+    data = model.SerializeToString()
+    load_onnx(written(tmp_path / "m.onnx", model))
+    for number in range(1, 7):
+        (tmp_path / "bad.onnx").write_bytes(data.replace(f"caf{number}".encode(), b"caf\xe9"))
+        with pytest.raises(InputError, match=r"caf\\xe9' is not UTF-8"):
+            load_onnx(tmp_path / "bad.onnx")
+
+
+def test_a_weight_keeps_its_description(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones(LARGE, np.float32), "w")
+    weight.doc_string = "hello"
+    again = onnx.load_model_from_string(model_bytes(load_onnx(written(tmp_path / "m.onnx", model_of(weight)))))
+    assert [tensor.doc_string for tensor in again.graph.initializer] == ["hello"]
+
+
+def test_more_than_protobuf_holds_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TooLarge:
+        def SerializeToString(self) -> bytes:  # noqa: N802 (protobuf's name)
+            raise EncodeError("Failed to serialize proto")
+
+    model = load_onnx(written(tmp_path / "m.onnx", model_of(numpy_helper.from_array(np.ones(3, np.int8), "w"))))
+    monkeypatch.setattr(ir, "to_proto", lambda _: TooLarge())
+    with pytest.raises(InputError, match="2 GiB"):
+        model_bytes(model)

@@ -21,7 +21,7 @@ from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
-from alexdeploy.quantize.search import Judge, Score, _clearly_better, analyze, choose_methods, meet_budget
+from alexdeploy.quantize.search import Judge, Score, _clearly_better, _typical_db, analyze, choose_methods, meet_budget
 from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
 from tests.helpers.graphs import Array, make_model, run
 
@@ -181,6 +181,13 @@ def test_the_typical_image_counts_alone_and_not_by_the_size_of_its_logits(
     score = judge.score(seen.of("minmax"))
     assert score.typical_db == pytest.approx(40 - 20 / judge.images, abs=0.01)  # 1 % everywhere, 10 % of the first
     assert score.sqnr_db == pytest.approx(20, abs=0.01)
+
+
+def test_an_image_without_signal_or_noise_does_not_silence_the_others() -> None:
+    reference = np.array([[0, 0], [1, 2], [1, 2], [3, 4]], np.float32)
+    logits = np.array([[0, 0], [1, 2], [1.01, 2.02], [3.3, 4.4]], np.float32)
+    assert _typical_db(logits, reference) == pytest.approx((100 + 100 + 40 + 20) / 4, abs=0.01)
+    assert _typical_db(logits + 1, reference) == pytest.approx((-100 + 3.98 + 3.95 + 10.58) / 4, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ def test_a_runtime_gets_its_own_options_and_no_others(model: Path, monkeypatch: 
     assert {1, 2} <= set(asked)
     with pytest.raises(UsageError, match=r"onnxruntime-cpu has no option 'contexts'; it has threads"):
         alexdeploy.load(model, contexts=2)
+    monkeypatch.delitem(sys.modules, "alexdeploy.runners.onnxruntime")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnavailableError, match="onnxruntime-cpu: .*not installed"):
+        alexdeploy.load(model, threads=1)
 
 
 def test_a_foreign_model_without_a_contract_loads_but_labels_nothing(tmp_path: Path) -> None:

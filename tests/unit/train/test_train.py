@@ -136,6 +136,18 @@ def test_a_run_keeps_its_arithmetic_where_it_is_resumed(tmp_path: Path, monkeypa
     assert not torch.equal(weights["other"], weights["whole"])
 
 
+def test_a_state_of_an_older_version_is_resumed_as_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _measured_share(monkeypatch, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path, _recipe(), on_step=_interrupt_at(7))
+    kept = torch.load(tmp_path / "net.last.pt", weights_only=True)
+    assert kept["state"].pop("bf16") is True
+    torch.save(kept, tmp_path / "net.last.pt")
+    assert _train(tmp_path, _recipe(), resume=True).bf16
+
+
 def test_resuming_a_run_that_ended_changes_nothing(whole: tuple[Path, TrainResult, list[Step]]) -> None:
     folder, expected, _ = whole
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
