@@ -77,7 +77,7 @@ def test_a_runtime_gets_its_own_options_and_no_others(model: Path, monkeypatch: 
         alexdeploy.load(model, contexts=2)
     monkeypatch.delitem(sys.modules, "alexdeploy.runners.onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UnavailableError, match="onnxruntime-cpu: .*not installed"):
+    with pytest.raises(UnavailableError, match=r"onnxruntime-cpu: .*not installed"):
         alexdeploy.load(model, threads=1)
 
 
