@@ -301,14 +301,15 @@ def _shapes(model: ir.Model, origin: str, settings: BuildSettings) -> dict[str, 
         InputError: there is none.
         UsageError: the settings name no such input, contradict its shape, or leave open what is dynamic.
     """
-    declared = {str(v.name): list(v.shape or ()) for v in model.graph.inputs if not v.is_initializer()}
+    inputs = {str(v.name): list(v.shape or ()) for v in model.graph.inputs if not v.is_initializer()}
+    declared = {name: dims for name, dims in inputs.items() if dims}  # a scalar has one shape
     for name in settings.shapes.keys() - declared.keys():
         raise UsageError(f"{origin}: {unknown_name('input', name, list(declared))}")
     if not declared:
-        raise InputError(f"{origin}: has no input that is not a weight; there is nothing to build an engine for")
+        raise InputError(f"{origin}: has no input with a batch; there is nothing to build an engine for")
     batches = settings.batches
     name, dims = next(iter(declared.items()))  # the images
-    if name not in settings.shapes and dims and isinstance(dims[0], int) and batches != BatchProfile(*[dims[0]] * 3):
+    if name not in settings.shapes and isinstance(dims[0], int) and batches != BatchProfile(*[dims[0]] * 3):
         raise UsageError(
             f"{origin}: the batch is frozen at {dims[0]}; build with --batch {dims[0]}, or export with a dynamic batch"
         )
@@ -317,13 +318,12 @@ def _shapes(model: ir.Model, origin: str, settings: BuildSettings) -> dict[str, 
         if name in settings.shapes
         else _by_batch(origin, name, dims, batches)
         for name, dims in declared.items()
-        if dims  # a scalar has one shape
     }
 
 
 def _asked(origin: str, name: str, dims: Sequence[ir.SymbolicDim | int], asked: ShapeProfile) -> ShapeProfile:
     fits = len(asked.min) == len(dims) and all(
-        dim in (low, None) and dim in (high, None) if isinstance(dim, int) else True
+        not isinstance(dim, int) or dim == low == high
         for dim, low, high in zip(dims, asked.min, asked.max, strict=True)
     )
     if not fits:
@@ -333,7 +333,7 @@ def _asked(origin: str, name: str, dims: Sequence[ir.SymbolicDim | int], asked: 
 
 def _by_batch(origin: str, name: str, dims: Sequence[ir.SymbolicDim | int], batches: BatchProfile) -> ShapeProfile:
     fixed = tuple(dim for dim in dims[1:] if isinstance(dim, int))
-    if not dims or len(fixed) < len(dims) - 1:
+    if len(fixed) < len(dims) - 1:
         raise UsageError(
             f"{origin}: input '{name}' has shape {_in_words(dims)}; say which sizes it is to take: "
             f"--profile {name}=MIN:OPT:MAX, each such as 8x3x224x224"

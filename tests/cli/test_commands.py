@@ -301,9 +301,10 @@ def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensor
     import onnx
 
     nodes = onnx.parser.parse_graph("""
-        two (float[n, 3, 8, 8] image, float[n, boxes] weight) => (float[n, m] sums) {
+        two (float[n, 3, 8, 8] image, float[n, boxes] weight, float factor) => (float[n, m] sums) {
             two_axes = Constant <value_ints = [2, 3]> ()
-            means = ReduceMean <keepdims = 0> (image, two_axes)
+            scaled = Mul (image, factor)
+            means = ReduceMean <keepdims = 0> (scaled, two_axes)
             sums = Concat <axis = 1> (means, weight)
         }""")
     onnx.save(onnx.helper.make_model(nodes, opset_imports=[onnx.helper.make_opsetid("", 20)]), str(out / "two.onnx"))
