@@ -104,7 +104,7 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
         print_json({**found, "precision": precision})
         return
     if result.bf16:
-        note('computed in bfloat16, which is faster here; precision = "fp32" in the recipe forbids that')
+        note('computed in bfloat16; precision = "fp32" in the recipe forbids that')
     click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images")
 
 
