@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alexdeploy._version import __version__
+
 if TYPE_CHECKING:
     from alexdeploy.runners.artifact import load
     from alexdeploy.runners.classifier import Classifier
 
-__version__ = "0.1.0"
 __all__ = ["Classifier", "__version__", "load"]
 
 _HOME = {"load": "alexdeploy.runners.artifact", "Classifier": "alexdeploy.runners.classifier"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from alexdeploy.engine.driver import why_no_cuda
+from alexdeploy.machine import why_no_cuda
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.bench.accuracy import mcnemar
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import unpaired_ratio
@@ -25,7 +25,7 @@ def load_report(path: Path) -> BenchReport:
     Raises:
         InputError: missing, or something else.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=BenchReport)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from alexdeploy import __version__, artifacts
-from alexdeploy.runners.base import cores
+from alexdeploy import files
+from alexdeploy._version import __version__
+from alexdeploy.machine import cores
 
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "openvino", "numpy")
 _SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
@@ -23,7 +24,7 @@ def environment() -> dict[str, Any]:
 
     ``load`` is the 1-minute load average before the bench; a machine that is busy with other things shows here.
     """
-    from alexdeploy.engine.driver import why_no_cuda
+    from alexdeploy.machine import why_no_cuda
 
     no_cuda = why_no_cuda()
     return {
@@ -36,7 +37,7 @@ def environment() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "libraries": artifacts.library_versions(*_LIBRARIES),
+        "libraries": files.library_versions(*_LIBRARIES),
         "cuda": no_cuda or "available",
         "gpu": None if no_cuda else _gpu(),
     }

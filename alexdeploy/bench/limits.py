@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
+from alexdeploy.machine import cores
 from alexdeploy.runners.artifact import Artifact
-from alexdeploy.runners.base import cores
 from alexdeploy.specs import Layer
 
 _BYTES_OF = {"INT8": 1, "HALF": 2}

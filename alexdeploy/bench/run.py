@@ -21,9 +21,9 @@ from alexdeploy.bench.limits import Machine, layers_of, limit, machine_rates
 from alexdeploy.bench.results import BenchReport, Choice, Row
 from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
-from alexdeploy.compare import agreement, topk_accuracy
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
+from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact, open_runner
 from alexdeploy.runners.base import Runner

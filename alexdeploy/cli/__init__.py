@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from alexdeploy import __version__
+from alexdeploy._version import __version__
 from alexdeploy.errors import AlexdeployError, UnavailableError, unknown_name
 from alexdeploy.optional import unavailable
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
 
@@ -40,7 +40,7 @@ def command(
     \b
     Example: alexdeploy analyze model.onnx --ranges ranges.json --data digits
     """
-    artifacts.check_input(model)
+    files.check_input(model)
     from rich.table import Table
 
     from alexdeploy.graph.model import class_count, contract_of, load_onnx

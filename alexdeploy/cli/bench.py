@@ -92,9 +92,9 @@ def command(
              alexdeploy bench model.onnx int8.onnx --data digits --runtime auto --max-drop 0.5
              alexdeploy bench model.onnx --data digits --baseline last-week.json
     """
-    from alexdeploy.artifacts import check_output
     from alexdeploy.bench.baseline import changes, check_comparable, load_report
     from alexdeploy.bench.run import bench
+    from alexdeploy.files import check_output
     from alexdeploy.optional import require
 
     sizes = _batches(batch)
@@ -132,11 +132,11 @@ def command(
 
 def _show(report: BenchReport, html: Path | None, markdown: Path | None, *, as_json: bool) -> None:
     if html is not None:
-        from alexdeploy.bench.page import write_html
+        from alexdeploy.bench.report.page import write_html
 
         write_html(report, html)
     if markdown is not None:
-        from alexdeploy.bench.page import write_markdown
+        from alexdeploy.bench.report.page import write_markdown
 
         write_markdown(report, markdown)
     if as_json:
@@ -160,7 +160,7 @@ def bench_table(report: BenchReport) -> Table:
     """One line per artifact, runtime and batch size."""
     from rich.table import Table
 
-    from alexdeploy.bench.table import HEADERS, TEXT_COLUMNS, cells
+    from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells
 
     table = Table(title=f"{report.dataset}: {report.images} held-out images")
     for index, header in enumerate(HEADERS):
@@ -172,6 +172,6 @@ def bench_table(report: BenchReport) -> Table:
 
 def bench_caption(report: BenchReport) -> str:
     """The notes under the table."""
-    from alexdeploy.bench.table import notes
+    from alexdeploy.bench.report.table import notes
 
     return "\n".join(notes(report))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli.options import (
     FILE,
     data_options,
@@ -21,10 +21,10 @@ from alexdeploy.errors import UsageError
 from alexdeploy.specs import BatchProfile, ShapeProfile
 
 if TYPE_CHECKING:
+    from alexdeploy.build import EnginePlan
     from alexdeploy.data.dataset import ImageDataset
     from alexdeploy.engine.build import EngineReport
     from alexdeploy.engine.versions import Builder, Hardware
-    from alexdeploy.pipeline.build import EnginePlan
     from alexdeploy.quantize.rangefile import RangeFile
 
 MIB = 1 << 20
@@ -129,11 +129,11 @@ def command(
     batches, named = BatchProfile.parse(batch), _parse_shapes(shapes)
     _check_arguments(int8, fp16, ranges, data)
     _check_implicit(ctx, implicit, int8, builder, ranges)
-    artifacts.check_output(output, *(path for path in (model, ranges) if path is not None))
-    artifacts.check_input(model)
+    files.check_output(output, *(path for path in (model, ranges) if path is not None))
+    files.check_input(model)
+    from alexdeploy.build import BuildSettings, open_library, plan_engine
     from alexdeploy.engine.build import BuilderOptions
     from alexdeploy.engine.versions import Compatibility
-    from alexdeploy.pipeline.build import BuildSettings, open_library, plan_engine
 
     if ranges is not None and not implicit:
         method = method_for_ranges(ctx, ranges, method)
@@ -160,7 +160,7 @@ def command(
 
 
 def _build(plan: EnginePlan, output: Path, rebuild: str, as_json: bool) -> None:
-    from alexdeploy.pipeline.build import build_planned, int8_verdict
+    from alexdeploy.build import build_planned, int8_verdict
 
     with progress() as bar:
         report = build_planned(plan, output, rebuild=rebuild, progress=bar)
@@ -259,7 +259,7 @@ def _check_implicit(ctx: click.Context, implicit: bool, int8: bool, builder: str
         return
     from click.core import ParameterSource
 
-    from alexdeploy.quantize.cache import is_cache
+    from alexdeploy.quantize.tensorrt_cache import is_cache
 
     if not int8 or builder != "tensorrt":
         raise UsageError("--implicit needs --int8 and --builder tensorrt (version 10)")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data, output_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
@@ -49,13 +49,13 @@ def command(
     \b
     Example: alexdeploy calibrate model.onnx --data digits --samples 512 -o ranges.json
     """
-    artifacts.check_output(output, model)
+    files.check_output(output, model)
     if cache is not None:
         _check_cache(cache, output, model)
-    artifacts.check_input(model)
-    from alexdeploy.quantize.cache import save_cache
+    files.check_input(model)
     from alexdeploy.quantize.calibrate import calibrate
     from alexdeploy.quantize.rangefile import save_ranges
+    from alexdeploy.quantize.tensorrt_cache import save_cache
 
     dataset = open_data(data, "train", data_root, skip_bad_images)
     with progress() as bar:
@@ -90,7 +90,7 @@ def command(
 
 
 def _check_cache(cache: Path, output: Path, model: Path) -> None:
-    artifacts.check_output(cache, model)
-    written = [output, artifacts.sidecar_path(output), cache, artifacts.sidecar_path(cache)]
+    files.check_output(cache, model)
+    written = [output, files.sidecar_path(output), cache, files.sidecar_path(cache)]
     if len({path.absolute() for path in written}) < len(written):
         raise UsageError(f"--cache {cache} and -o {output} would overwrite each other; choose other names")

@@ -13,7 +13,7 @@ from alexdeploy.errors import GateError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from alexdeploy.divergence import Divergence
+    from alexdeploy.compare import Divergence
 
 
 @click.command("compare")
@@ -39,7 +39,7 @@ def command(
     Example: alexdeploy compare model.onnx int8.onnx --data digits
     """
     dataset = open_data(data, "val", data_root, skip_bad_images)
-    from alexdeploy.divergence import compare
+    from alexdeploy.compare import compare
 
     with progress() as bar:
         result = compare(a, b, dataset, samples=samples, progress=bar)

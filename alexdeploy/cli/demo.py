@@ -27,7 +27,7 @@ def command(out: Path, as_json: bool) -> None:
 
     for module in ("torch", "onnx", "onnxruntime", "tensorrt_rtx"):
         require(module)
-    from alexdeploy.pipeline.demo import demo
+    from alexdeploy.pipeline import demo
 
     report = demo(out, on_step=lambda name: note(f"{name} …"))
     if as_json:

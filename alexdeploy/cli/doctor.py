@@ -23,7 +23,7 @@ def command(as_json: bool) -> None:
     """
     from rich.table import Table
 
-    from alexdeploy.pipeline.doctor import examine
+    from alexdeploy.doctor import examine
 
     findings = examine()
     if as_json:

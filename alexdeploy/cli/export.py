@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli.options import FILE, data_options, json_option, open_data, output_option
 from alexdeploy.cli.output import note_skipped, print_json
 from alexdeploy.errors import UsageError
@@ -62,7 +62,7 @@ def command(
              alexdeploy export bvlc_alexnet.npy --network alexnet-caffe -o model.onnx
              alexdeploy export foreign.onnx --contract alexnet -o model.onnx
     """
-    artifacts.check_output(output, *([checkpoint] if checkpoint is not None else []))
+    files.check_output(output, *([checkpoint] if checkpoint is not None else []))
     foreign = checkpoint is not None and checkpoint.suffix.lower() == ".onnx"
     if foreign:
         _check_foreign_arguments(network, classes, contract, fully_convolutional)
@@ -117,11 +117,11 @@ def _export(
     any_size: bool,
     as_json: bool,
 ) -> None:
-    from alexdeploy.export import export_onnx
-    from alexdeploy.pipeline.real_images import real_images
+    from alexdeploy.data.samples import real_images
+    from alexdeploy.export.from_torch import export_onnx
     from alexdeploy.zoo.convnet import fully_convolutional
 
-    parents = (artifacts.parent(checkpoint),) if checkpoint is not None else ()
+    parents = (files.parent(checkpoint),) if checkpoint is not None else ()
     images = real_images(loaded.contract, dataset)
     if dataset is not None:
         note_skipped(dataset)
@@ -137,7 +137,7 @@ def _export(
 def _adopt(model: Path, name: str, dataset: ImageDataset | None, output: Path, as_json: bool) -> None:
     import msgspec
 
-    from alexdeploy.adopt import adopt_onnx
+    from alexdeploy.export.from_onnx import adopt_onnx
     from alexdeploy.recipe import load_contract
 
     contract = load_contract(name)

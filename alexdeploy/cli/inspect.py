@@ -25,7 +25,7 @@ def command(artifact: Path | None, network: str | None, classes: int, as_json: b
     Example: alexdeploy inspect int8.engine
              alexdeploy inspect --network alexnet
     """
-    from alexdeploy.pipeline.inspect import inspect_artifact, inspect_network
+    from alexdeploy.inspect import inspect_artifact, inspect_network
 
     if (artifact is None) == (network is None):
         raise UsageError("name either an ARTIFACT or --network NAME")

@@ -67,12 +67,12 @@ def method_for_ranges(ctx: click.Context, ranges: Path, method: str) -> str:
     """The method to use with a range file; a calibration cache of TensorRT has only its own."""
     from click.core import ParameterSource
 
-    from alexdeploy.quantize import cache
+    from alexdeploy.quantize import tensorrt_cache
 
     chosen = ctx.get_parameter_source("method") is not ParameterSource.DEFAULT
-    method = cache.method_for(ranges, method, chosen=chosen)
-    if method == cache.METHOD:
-        click.echo(cache.PROVES_NOTHING, err=True)
+    method = tensorrt_cache.method_for(ranges, method, chosen=chosen)
+    if method == tensorrt_cache.METHOD:
+        click.echo(tensorrt_cache.PROVES_NOTHING, err=True)
     return method
 
 

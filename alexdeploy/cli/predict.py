@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli.options import FILE, json_option
 from alexdeploy.cli.output import note, print_json
 from alexdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from alexdeploy.predict import Prediction
+    from alexdeploy.runners.classifier import Prediction
 
 
 @click.command("predict")
@@ -45,12 +45,12 @@ def command(
     Example: alexdeploy predict model.onnx photo.jpg photos/ --out predictions.csv
     """
     if out is not None:
-        artifacts.check_output(out)
+        files.check_output(out)
         if out.suffix.lower() not in (".csv", ".jsonl"):
             raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl")
     from alexdeploy.data.labels import read_class_indices
-    from alexdeploy.predict import find_images, predict, with_labels
     from alexdeploy.runners.artifact import open_artifact
+    from alexdeploy.runners.classifier import find_images, predict, with_labels
 
     opened = open_artifact(artifact)
     if labels is not None:
@@ -59,7 +59,7 @@ def command(
     predictions = list(predict(opened, [image.path for image in found], ten_crop=ten_crop))
     right = [p.label == image.truth for p, image in zip(predictions, found, strict=True) if image.truth is not None]
     if out is not None:
-        artifacts.write_bytes(out, _encoded(predictions, out.suffix.lower() == ".jsonl"))
+        files.write_bytes(out, _encoded(predictions, out.suffix.lower() == ".jsonl"))
     if as_json:
         accuracy = {"top1": sum(right) / len(right), "images": len(right)} if right else None
         print_json({"artifact": str(artifact), "predictions": predictions, "accuracy": accuracy})

@@ -19,7 +19,7 @@ from alexdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.graph.qdq import Dialect
-    from alexdeploy.quantize.write import QuantizeResult
+    from alexdeploy.quantize.quantize import QuantizeResult
 
 
 @click.command("quantize")
@@ -89,7 +89,7 @@ def command(
         raise UsageError("--method auto and --max-drop measure on images; name them with --data DATASET")
     if data is not None and not measured:
         raise UsageError("--data is for --method auto and --max-drop; leave it out")
-    from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
+    from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 
     method = method_for_ranges(ctx, ranges, method)
     choose_on = judge_on = None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.errors import InputError
 
 
@@ -16,7 +16,7 @@ def read_class_indices(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: not such a file, or its indices are not 0, 1, 2 … each once.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     try:
         content: Any = json.loads(path.read_bytes())
         if not isinstance(content, dict):
@@ -34,4 +34,4 @@ def read_class_indices(path: Path) -> tuple[str, ...]:
 def write_class_indices(path: Path, labels: tuple[str, ...]) -> None:
     """Write ``{"0": "daisy", …}`` atomically."""
     text = json.dumps({str(index): name for index, name in enumerate(labels)}, indent=4, ensure_ascii=False)
-    artifacts.write_bytes(path, text.encode())
+    files.write_bytes(path, text.encode())

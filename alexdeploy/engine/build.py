@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.engine.kernels import Kernel, count_precisions, parse_report, precisions_of_layers
 from alexdeploy.engine.monitor import Progress, build_monitor
 from alexdeploy.engine.runtime import refused
@@ -118,7 +118,7 @@ class EngineBuild:
         self.graph, self.options, self.library, self._calibrator = graph, options, library, calibrator
         library.check(options.compatibility, timing_cache=options.timing_cache is not None)
         if options.timing_cache is not None:
-            artifacts.check_output(cache_path(options.timing_cache, library))
+            files.check_output(cache_path(options.timing_cache, library))
         self._logger = process_logger(library)
         self._logger.errors.clear()
         self._builder = self._create_builder()
@@ -222,11 +222,11 @@ def write_engine(
     plan: bytes | memoryview,
     details: EngineDetails,
     *,
-    parents: tuple[artifacts.Parent, ...],
+    parents: tuple[files.Parent, ...],
     options: dict[str, Any],
 ) -> None:
     """Write the engine and its sidecar atomically."""
-    artifacts.write_artifact(
+    files.write_artifact(
         path,
         plan,
         "engine",

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexdeploy import artifacts
-from alexdeploy.engine.driver import current_gpu
+from alexdeploy import files
 from alexdeploy.engine.versions import Library
 from alexdeploy.errors import UnavailableError
+from alexdeploy.machine import current_gpu
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -40,4 +40,4 @@ def save(config: trt.IBuilderConfig, path: Path) -> None:
     """Write what the builder knows now, atomically."""
     cache: trt.ITimingCache | None = config.get_timing_cache()
     if cache is not None:
-        artifacts.write_bytes(path, memoryview(cache.serialize()))
+        files.write_bytes(path, memoryview(cache.serialize()))

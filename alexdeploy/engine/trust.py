@@ -10,9 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from alexdeploy import artifacts
+from alexdeploy import files, machine
 from alexdeploy.contract import Contract
-from alexdeploy.engine import driver
 from alexdeploy.engine.kernels import Kernel
 from alexdeploy.engine.versions import (
     BuilderName,
@@ -48,7 +47,7 @@ class EngineDetails(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     rebuild: str = ""
     platform: str = ""
-    gpu: driver.Gpu | None = None
+    gpu: machine.Gpu | None = None
     compatibility: Compatibility = Compatibility()
     profile: str = ""
     shapes: dict[str, str] = {}
@@ -75,11 +74,11 @@ def read_engine(path: Path, *, trust: bool = False) -> EngineDetails:
         InputError: missing or empty, or its sidecar does not describe an engine.
         GateError: no sidecar, or engine or contract were changed since it was written.
     """
-    artifacts.check_input(path)
-    if trust and not artifacts.sidecar_path(path).exists():
+    files.check_input(path)
+    if trust and not files.sidecar_path(path).exists():
         with path.open("rb") as file:
             return EngineDetails(builder=builder_of_plan(file.read(64)))
-    sidecar = artifacts.read_sidecar(path, "engine", check_bytes=not trust)
+    sidecar = files.read_sidecar(path, "engine", check_bytes=not trust)
     try:
         details = msgspec.convert(sidecar.details, EngineDetails)
     except msgspec.ValidationError as error:
@@ -107,9 +106,9 @@ def check_engine(path: Path, *, trust: bool = False) -> EngineDetails:
         UnavailableError: no CUDA device, or its TensorRT is not installed.
     """
     details = read_engine(path, trust=trust)
-    gpu = driver.current_gpu()
+    gpu = machine.current_gpu()
     if gpu is None:
-        raise UnavailableError(f"{driver.why_no_cuda()}; {details.builder} engines run on an NVIDIA GPU")
+        raise UnavailableError(f"{machine.why_no_cuda()}; {details.builder} engines run on an NVIDIA GPU")
     library = load_library(details.builder)
     differences = [] if trust else _differences(details, library.version, gpu)
     if differences:
@@ -117,7 +116,7 @@ def check_engine(path: Path, *, trust: bool = False) -> EngineDetails:
     return details
 
 
-def _differences(details: EngineDetails, installed: str, gpu: driver.Gpu) -> list[str]:
+def _differences(details: EngineDetails, installed: str, gpu: machine.Gpu) -> list[str]:
     builder, compatible, found = details.builder, details.compatibility, []
     if not compatible.takes_version(builder, details.version, installed):
         found.append(f"built with {builder} {details.version}, installed is {installed}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from alexdeploy.engine.driver import Gpu, why_no_cuda
 from alexdeploy.errors import UnavailableError, UsageError, unknown_name
+from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.optional import require
 
 if TYPE_CHECKING:

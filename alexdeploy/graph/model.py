@@ -13,7 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx_ir.passes import common
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError
 from alexdeploy.graph.mapped import MappedModel
@@ -30,7 +30,7 @@ def load_onnx(path: Path) -> ir.Model:
     Raises:
         InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     try:
         mapped = MappedModel(path)
         proto = mapped.proto
@@ -113,7 +113,7 @@ def save_onnx(
     model: ir.Model,
     path: Path,
     *,
-    parents: tuple[artifacts.Parent, ...] = (),
+    parents: tuple[files.Parent, ...] = (),
     options: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
@@ -124,13 +124,13 @@ def save_onnx(
     """
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    artifacts.write_artifact(
+    files.write_artifact(
         path,
         proto.SerializeToString(),
         "onnx",
         parents=parents,
         options=options,
-        libraries=artifacts.library_versions("onnx", "onnx-ir"),
+        libraries=files.library_versions("onnx", "onnx-ir"),
         details=details,
     )
 

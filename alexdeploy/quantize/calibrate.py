@@ -14,20 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.allocator import freed_memory_kept
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
-from alexdeploy.graph.lower_lrn import lower_lrn, squares_from_base, sum_of_squares
+from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sum_of_squares
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes, precision_of
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.machine import cores
 from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.runners.base import cores
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.specs import Precision
 
@@ -70,7 +70,7 @@ def calibrate(
     workers = min(cores(), _MOST_WORKERS)
     with freed_memory_kept(), ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
         opened = pool.submit(lambda: closing.enter_context(watched.open()))  # while the first images are read
-        digest = pool.submit(artifacts.sha256_file, model_path)
+        digest = pool.submit(files.sha256_file, model_path)
         try:
             for images, _ in chosen.batches(watched.contract, watched.batch_size):
                 pending.append(pool.submit(watched.observe, opened, images, fed))

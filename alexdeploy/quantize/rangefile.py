@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import msgspec
 import onnx_ir as ir
 
-from alexdeploy import __version__, artifacts
+from alexdeploy import files
+from alexdeploy._version import __version__
 from alexdeploy.errors import GateError, InputError, UsageError, unknown_name
 from alexdeploy.graph.model import contract_of
 from alexdeploy.graph.qdq import TensorRange
@@ -69,9 +70,9 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                     f"calibration receipt: tensor '{name}' saw {values['samples']:g} of {self.samples} samples"
                 )
 
-    def model_parent(self, model: Path) -> artifacts.Parent:
+    def model_parent(self, model: Path) -> files.Parent:
         """The calibrated model as the origin of what is made with these ranges."""
-        return artifacts.Parent(model.name, self.model_sha256)
+        return files.Parent(model.name, self.model_sha256)
 
     def check_model(self, model: Path) -> None:
         """The file must belong to these bytes of the model.
@@ -79,7 +80,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         Raises:
             GateError: it was made from another model.
         """
-        found = artifacts.sha256_file(model)
+        found = files.sha256_file(model)
         if found != self.model_sha256:
             raise GateError(
                 f"the ranges were calibrated on another model (sha256 {self.model_sha256[:12]}…, {model} has "
@@ -97,10 +98,10 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise GateError(f"the ranges were calibrated with other preprocessing than {path} names; calibrate again")
 
 
-def save_ranges(path: Path, ranges: RangeFile, parents: tuple[artifacts.Parent, ...], options: dict[str, Any]) -> None:
+def save_ranges(path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...], options: dict[str, Any]) -> None:
     """Write the file, indented and sorted, with its sidecar."""
     data = msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n"
-    artifacts.write_artifact(path, data, "ranges", parents=parents, options=options)
+    files.write_artifact(path, data, "ranges", parents=parents, options=options)
 
 
 def load_ranges(path: Path) -> RangeFile:
@@ -110,7 +111,7 @@ def load_ranges(path: Path) -> RangeFile:
         InputError: not a range file.
         GateError: its receipt does not add up.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     try:
         ranges = msgspec.json.decode(path.read_bytes(), type=RangeFile)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from alexdeploy.compare import agreement, sqnr_db, topk_accuracy
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError
 from alexdeploy.graph.equalize import equalizable, equalize
-from alexdeploy.graph.lower_lrn import lower_lrn
+from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.table import layer_table
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import weighted_nodes
+from alexdeploy.metrics import agreement, sqnr_db, topk_accuracy
 from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.optional import require, unavailable
@@ -50,7 +50,7 @@ def kind_of(path: Path) -> str:
     Raises:
         InputError: missing or empty, or a suffix that says none of these.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     kind = _KIND_OF_SUFFIX.get(path.suffix)
     if kind is None:
         raise InputError(f"{path}: unknown kind of file; expected {', '.join(_KIND_OF_SUFFIX)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -97,8 +96,3 @@ def frozen_pieces(batch: npt.NDArray[np.float32], size: int) -> list[npt.NDArray
     """The batch in pieces of just ``size``, for a model whose batch is frozen; the last one is filled with zeros."""
     padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
     return np.split(padded, len(padded) // size)
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

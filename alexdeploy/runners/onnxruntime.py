@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from alexdeploy.compare import relative_error
 from alexdeploy.errors import InputError
+from alexdeploy.metrics import relative_error
 from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, frozen_pieces, medians_ms, one_row_each
 from alexdeploy.specs import TensorSpec
 
@@ -36,7 +36,7 @@ def session_options() -> ort.SessionOptions:
 class OnnxRuntimeRunner(Runner):
     """An ONNX model on ``CPUExecutionProvider``; threads may share it.
 
-    LRN, whose kernel is slow there, is written with fast operators in memory (``alexdeploy.graph.lower_lrn``), once
+    LRN, whose kernel is slow there, is written with fast operators in memory (``alexdeploy.graph.lrn.lower``), once
     that form has given the native kernel's answers; where it does not, a warning says so and the kernel stays.
 
     Args:
@@ -138,7 +138,7 @@ def with_fast_lrn(model: Path | bytes) -> Path | bytes:
     if b"LRN" not in (model.read_bytes() if isinstance(model, Path) else model):
         return model
     try:
-        from alexdeploy.graph.lower_lrn import lower_lrn, lrn_alone
+        from alexdeploy.graph.lrn.lower import lower_lrn, lrn_alone
         from alexdeploy.graph.model import load_onnx, model_bytes, parse_onnx
     except ModuleNotFoundError as error:
         warnings.warn(f"{_origin(model)}: its LRN runs slowly, for want of '{error.name}'", stacklevel=3)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from alexdeploy.engine.driver import why_no_cuda
 from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.machine import why_no_cuda
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
 from alexdeploy.specs import Precision
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.cuda.arrays import DeviceArray, view
+from alexdeploy.cuda.open import open_device
+from alexdeploy.engine.execution import Engine, Execution, Tensor
 from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.trust import check_engine
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, medians_ms, one_row_each
-from alexdeploy.runners.device import open_device
-from alexdeploy.runners.device_array import DeviceArray, view
-from alexdeploy.runners.execution import Engine, Execution, Tensor
 from alexdeploy.runners.pool import Pool
 from alexdeploy.specs import BatchProfile, TensorSpec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.allocator import freed_memory_kept
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
@@ -82,7 +82,7 @@ def train(
         UnavailableError: ``cuda`` without a GPU.
         TrainingDivergedError: NaN or infinite loss.
     """
-    artifacts.check_output(path, *([weights] if weights is not None else []))
+    files.check_output(path, *([weights] if weights is not None else []))
     if learn.classes != judge.classes:
         raise InputError(f"{learn.name} and {judge.name} name different classes")
     with join_processes(device) as processes, freed_memory_kept():
@@ -118,7 +118,7 @@ class _Run:
         model = build_network(recipe.network, len(learn.classes))
         learning.initialise(model, settings.initialisation)
         self.fresh = start_from(model, weights, recipe.network.name) if weights is not None else []
-        self._parents = (artifacts.parent(weights),) if weights is not None else ()
+        self._parents = (files.parent(weights),) if weights is not None else ()
         learning.freeze(model, settings.train_layers)
         self._model: ConvNet = model.to(processes.device).to(memory_format=torch.channels_last)
         self._optimizer = learning.make_optimizer(self._model, settings)

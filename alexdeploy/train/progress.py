@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from alexdeploy import artifacts
+from alexdeploy import files
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Step:
 
 def write_log(path: Path, epochs: list[Epoch]) -> None:
     """One JSON object per epoch and line."""
-    artifacts.write_bytes(path, msgspec.json.Encoder().encode_lines(epochs))
+    files.write_bytes(path, msgspec.json.Encoder().encode_lines(epochs))
 
 
 def write_curves(path: Path, epochs: list[Epoch]) -> None:
@@ -64,4 +64,4 @@ def write_curves(path: Path, epochs: list[Epoch]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
-    artifacts.write_bytes(path, image.getvalue())
+    files.write_bytes(path, image.getvalue())

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import torch
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.train.progress import Epoch
 
@@ -46,7 +46,7 @@ def save_state(
     content = io.BytesIO()
     kept = {"state": msgspec.to_builtins(state), "identity": identity, "model": model, "optimizer": optimizer}
     torch.save(kept, content)
-    artifacts.write_bytes(path, content.getbuffer())
+    files.write_bytes(path, content.getbuffer())
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, Any], dict[str, Any]]:
@@ -58,7 +58,7 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, A
     """
     if not path.exists():
         raise InputError(f"{path}: no such file, so there is no run to resume; start one without --resume")
-    artifacts.check_input(path)
+    files.check_input(path)
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         state = msgspec.convert(kept["state"], State)

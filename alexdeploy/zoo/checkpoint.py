@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
@@ -37,7 +37,7 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[artifacts.Parent, ...] = ()) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[files.Parent, ...] = ()) -> None:
     """Write weights, metadata and sidecar atomically."""
     metadata = {
         _RECIPE: msgspec.json.encode(checkpoint.recipe).decode(),
@@ -45,13 +45,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[artifacts
         _METRICS: msgspec.json.encode(checkpoint.metrics).decode(),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-    artifacts.write_artifact(
+    files.write_artifact(
         path,
         safetensors.torch.save(weights, metadata),
         "checkpoint",
         parents=parents,
         options={"recipe": msgspec.to_builtins(checkpoint.recipe)},
-        libraries=artifacts.library_versions("torch"),
+        libraries=files.library_versions("torch"),
         details={"metrics": checkpoint.metrics, "contract": checkpoint.contract.fingerprint},
     )
 

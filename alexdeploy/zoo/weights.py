@@ -16,7 +16,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.errors import InputError
 from alexdeploy.pickled import load_arrays
 from alexdeploy.zoo.convnet import ConvNet, layer_paths
@@ -32,7 +32,7 @@ def read_weights(path: Path, network: ConvNet) -> dict[str, Tensor]:
     Raises:
         InputError: missing, empty, damaged, or a file that holds something else than weights.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return _from_caffe(_read_npy(path), network)
@@ -46,7 +46,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         InputError: missing, empty or damaged.
     """
-    artifacts.check_input(path)
+    files.check_input(path)
     return {} if path.suffix.lower() in (".npy", *_PICKLED) else _read_safetensors(path)[1]
 
 

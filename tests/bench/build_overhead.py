@@ -15,11 +15,11 @@ from pathlib import Path
 
 import tensorrt_rtx as trt
 
-from alexdeploy.export import trace
+from alexdeploy.build import BuildSettings, build_engine
+from alexdeploy.export.from_torch import trace
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import save_onnx
 from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
-from alexdeploy.pipeline.build import BuildSettings, build_engine
 from alexdeploy.recipe import load_recipe
 from alexdeploy.zoo.checkpoint import untrained
 

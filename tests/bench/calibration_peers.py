@@ -204,9 +204,9 @@ class Bench:
         import numpy as np
         import onnxruntime as ort
 
-        from alexdeploy.compare import agreement, relative_error, topk_accuracy
         from alexdeploy.contract import Contract
         from alexdeploy.data.sources import load_dataset
+        from alexdeploy.metrics import agreement, relative_error, topk_accuracy
 
         dataset = load_dataset(self.data, "val")
         dataset = dataset if held_out is None else dataset.subset(held_out)

@@ -121,9 +121,9 @@ def measure(calls: dict[str, Call], pixels: int, batch: int, seconds: float) -> 
 
 def agreements(calls: dict[str, Call], files: dict[str, Path], data: Path) -> dict[str, float]:
     """Share of held-out images with the top-1 of the float model in a plain session."""
-    from alexdeploy.compare import agreement
     from alexdeploy.data.sources import load_dataset
     from alexdeploy.graph.model import contract_of, load_onnx
+    from alexdeploy.metrics import agreement
 
     contract = contract_of(load_onnx(files["fp32"]), "fp32")
     batches = [images for images, _ in load_dataset(str(data), "val").batches(contract, 32)]

@@ -110,8 +110,8 @@ def nncf(_method: str, model: Path, output: Path, reader: Reader) -> None:
 def alexdeploy(method: str, model: Path, output: Path, options: argparse.Namespace) -> None:
     """Ranges by every method, written to a file, and the model quantized by one of them."""
     from alexdeploy.quantize.calibrate import calibrate
+    from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
     from alexdeploy.quantize.rangefile import save_ranges
-    from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
 
     dataset = load_dataset(options.data, "train")
     ranges = output.with_suffix(".ranges.json")

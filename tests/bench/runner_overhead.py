@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.export import trace
+from alexdeploy.export.from_torch import trace
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.zoo.checkpoint import untrained

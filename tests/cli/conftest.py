@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from alexdeploy import artifacts, cli
+from alexdeploy import cli, files
 
 
 class Result(NamedTuple):
@@ -166,9 +166,9 @@ def bad(shelf: Path, checkpoint: Path, model: Path, ranges: Path) -> Path:
     safetensors.torch.save_file(safetensors.torch.load_file(checkpoint), folder / "bare.safetensors")
     text = ranges.read_text()
     (folder / "receipt.json").write_text(text.replace('"samples": 32', '"samples": 31', 1))
-    (folder / "other-ranges.json").write_text(text.replace(artifacts.sha256_file(model), 64 * "0"))
+    (folder / "other-ranges.json").write_text(text.replace(files.sha256_file(model), 64 * "0"))
     shutil.copy(model, folder / "renamed.engine")
-    shutil.copy(artifacts.sidecar_path(model), folder / "renamed.engine.json")
+    shutil.copy(files.sidecar_path(model), folder / "renamed.engine.json")
     return folder
 
 
@@ -181,6 +181,6 @@ def bad_engines(shelf: Path, engine: Path) -> Path:
     for name in ("alone", "changed", "sidecar"):
         plan[-1] ^= name == "changed"
         (folder / f"{name}.engine").write_bytes(plan)
-    shutil.copy(artifacts.sidecar_path(engine), folder / "changed.engine.json")
+    shutil.copy(files.sidecar_path(engine), folder / "changed.engine.json")
     (folder / "sidecar.engine.json").write_text("{")
     return folder

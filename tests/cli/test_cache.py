@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli import cli
-from alexdeploy.quantize.cache import PROVES_NOTHING
 from alexdeploy.quantize.methods import PERCENTILE
+from alexdeploy.quantize.tensorrt_cache import PROVES_NOTHING
 from tests.cli.conftest import Run
 from tests.cli.test_wrong_input import assert_refused
 
@@ -49,8 +49,8 @@ def test_calibrate_writes_a_cache_of_the_entropy_ranges(run: Run, model: Path, r
     written = {name: struct.unpack("!f", bytes.fromhex(scale))[0] for name, scale in (x.split(": ") for x in lines)}
     tensors = json.loads(ranges.read_text())["tensors"]
     assert written == pytest.approx({name: values["entropy"] / 127 for name, values in tensors.items()}, rel=1e-7)
-    sidecar = artifacts.read_sidecar(path, "ranges")
-    assert [parent.sha256 for parent in sidecar.parents] == [artifacts.sha256_file(model)]
+    sidecar = files.read_sidecar(path, "ranges")
+    assert [parent.sha256 for parent in sidecar.parents] == [files.sha256_file(model)]
     assert f"{path}: the ranges by entropy, for TensorRT\n" in run("calibrate", model, *options).out
 
 
@@ -64,7 +64,7 @@ def test_quantize_takes_a_cache_and_says_what_it_cannot_prove(
     known = run("quantize", model, "--ranges", ranges, "--method", "entropy", "-o", out / "known.onnx")
     assert (known.code, known.err) == (0, "")
     assert scales(out / "from-cache.onnx") == scales(out / "known.onnx")
-    sidecar = artifacts.read_sidecar(out / "from-cache.onnx", "onnx")
+    sidecar = files.read_sidecar(out / "from-cache.onnx", "onnx")
     assert sidecar.options["method"] == "calibration-cache"
     assert [parent.name for parent in sidecar.parents] == [model.name, cache.name]
 
@@ -78,11 +78,11 @@ def test_build_engine_takes_a_cache_and_records_it(
     assert result.code == 0, result.err
     assert result.err == f"{PROVES_NOTHING}\n"
     assert json.loads(result.out)["precisions"] == {"INT8": 8, "HALF": 0, "FLOAT": 0}
-    recorded = artifacts.read_sidecar(path, "engine").options
+    recorded = files.read_sidecar(path, "engine").options
     assert recorded["method"] == "calibration-cache"
     assert recorded["ranges"] == {
         "cache": cache.name,
-        "sha256": artifacts.sha256_file(cache),
+        "sha256": files.sha256_file(cache),
         "calibrator": "TRT-8601-EntropyCalibration2",
     }
 
@@ -130,7 +130,7 @@ def test_the_percentile_is_settable_and_recorded(run: Run, model: Path, ranges: 
     assert result.code == 0, result.err
     low, usual = json.loads(path.read_text()), json.loads(ranges.read_text())
     assert (json.loads(result.out)["percentile"], low["percentile"], usual["percentile"]) == (90, 90, 99.99)
-    assert artifacts.read_sidecar(path).options["percentile"] == 90
+    assert files.read_sidecar(path).options["percentile"] == 90
     for name, values in low["tensors"].items():
         assert values["percentile"] < usual["tensors"][name]["percentile"]
         assert {**values, "percentile": 0} == {**usual["tensors"][name], "percentile": 0}

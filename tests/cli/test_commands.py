@@ -20,7 +20,7 @@ import click
 import numpy as np
 import pytest
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.cli import COMMANDS, cli
 from tests.cli.conftest import Result, Run
 
@@ -39,11 +39,11 @@ def json_of(result: Result) -> dict[str, Any]:
     return value
 
 
-def sidecar_of(path: Path, kind: str, *parents: Path) -> artifacts.Sidecar:
+def sidecar_of(path: Path, kind: str, *parents: Path) -> files.Sidecar:
     """The sidecar, which must match the file and name its parents."""
-    sidecar = artifacts.read_sidecar(path)
+    sidecar = files.read_sidecar(path)
     assert sidecar.kind == kind
-    assert [parent.sha256 for parent in sidecar.parents] == [artifacts.sha256_file(parent) for parent in parents]
+    assert [parent.sha256 for parent in sidecar.parents] == [files.sha256_file(parent) for parent in parents]
     return sidecar
 
 
@@ -57,7 +57,7 @@ def test_help_has_an_example(command: str, option: str, run: Run) -> None:
 
 
 def test_the_group_lists_every_command_and_tells_its_version(run: Run) -> None:
-    from alexdeploy import __version__
+    from alexdeploy._version import __version__
 
     listed = run("--help")
     assert listed.code == 0
@@ -75,7 +75,7 @@ def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
     from alexdeploy.bench.run import DEFAULT_SECONDS
     from alexdeploy.graph.qdq import Dialect
     from alexdeploy.quantize.methods import METHODS
-    from alexdeploy.quantize.write import AUTO, DEFAULT_METHOD
+    from alexdeploy.quantize.quantize import AUTO, DEFAULT_METHOD
     from alexdeploy.runners.artifact import RUNTIMES
 
     def option(command: str, name: str) -> Any:
@@ -172,7 +172,7 @@ def test_calibrate_writes_every_method_and_a_receipt_per_tensor(run: Run, model:
     assert path.read_bytes() == ranges.read_bytes()
     assert (shown["ranges"], shown["samples"], shown["tensors"]) == (str(path), 32, written["tensors"])
     assert written["schema"] == 1
-    assert written["model_sha256"] == artifacts.sha256_file(model)
+    assert written["model_sha256"] == files.sha256_file(model)
     assert written["samples"] == 32
     assert len(written["tensors"]) == len(WEIGHTED) + 2, "the inputs of all, and what the LRNs are fed"
     for values in written["tensors"].values():
@@ -282,7 +282,7 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
     assert (need["batch"], need["io_bytes"]) == (4, 4 * 4 * (64 * 96 + 10 * 10 * 18))
     assert f"input input: {sizes}" in run(*line, "--dry-run").out
     json_of(run(*line, "--json"))
-    details = artifacts.read_sidecar(out / "x.engine", "engine").details
+    details = files.read_sidecar(out / "x.engine", "engine").details
     assert (details["profile"], details["shapes"]) == ("1:2:4", {"input": sizes})
 
 
@@ -312,14 +312,14 @@ def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensor
     told = run(*line)
     assert (told.code, "input 'weight' has shape (n, boxes)" in told.err) == (2, True)
     json_of(run(*line, "--profile", "weight=1x1:2x5:4x9", "--json"))
-    shapes = artifacts.read_sidecar(out / "two.engine", "engine").details["shapes"]
+    shapes = files.read_sidecar(out / "two.engine", "engine").details["shapes"]
     assert shapes == {"image": "1x3x8x8:2x3x8x8:4x3x8x8", "weight": "1x1:2x5:4x9"}
 
 
 def test_build_engine_warns_when_the_engine_will_not_fit_the_device(
     run: Run, model: Path, tensorrt_rtx: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexdeploy.pipeline import build
+    from alexdeploy import build
 
     line = ["build-engine", model, "--builder", tensorrt_rtx, "--dry-run", "-o", out / "x.engine"]
     assert "warning" not in run(*line).err
@@ -368,7 +368,7 @@ def test_build_engine_takes_a_quantized_model_as_it_is(int8: Path, engine: Path)
 def test_bench_compares_what_runs_and_skips_what_does_not(
     run: Run, checkpoint: Path, model: Path, int8: Path, engine: Path, pictures: Path
 ) -> None:
-    from alexdeploy.engine.driver import why_no_cuda
+    from alexdeploy.machine import why_no_cuda
 
     paths = [checkpoint, model, int8, engine]
     report = json_of(run("bench", *paths, "--data", pictures, "--batch", "1,2", "--seconds", 0.01, "--json"))
@@ -646,10 +646,10 @@ def test_doctor_tries_every_backend_and_finds_none_broken(run: Run) -> None:
 
 
 def test_doctor_exits_4_when_a_backend_is_broken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alexdeploy.pipeline.doctor import Finding
+    from alexdeploy.doctor import Finding
 
     finding = Finding("pytorch", "broken", "RuntimeError: no kernel [for] this")
-    monkeypatch.setattr("alexdeploy.pipeline.doctor.examine", lambda: [finding])
+    monkeypatch.setattr("alexdeploy.doctor.examine", lambda: [finding])
     result = run("doctor")
     assert result.code == 4
     assert "no kernel [for] this" in result.out

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnxruntime import quantization
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from tests.cli.conftest import Run
 from tests.helpers.graphs import Array, conv_lrn_gemm, images
 
@@ -128,7 +128,7 @@ def test_onnxruntimes_symmetric_int8_is(
     built = run("build-engine", theirs, "--builder", tensorrt_rtx, "--strict", "-o", out / "x.engine", "--json")
     assert built.code == 0, built.err
     assert json.loads(built.out)["precisions"] == {"INT8": 2, "HALF": 0, "FLOAT": 0}
-    assert artifacts.read_sidecar(out / "x.engine").details["layer_precisions"] == {"conv1": "INT8", "fc2": "INT8"}
+    assert files.read_sidecar(out / "x.engine").details["layer_precisions"] == {"conv1": "INT8", "fc2": "INT8"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -217,11 +217,11 @@ WRITERS = {
 }
 STAGES = {
     "train": "alexdeploy.train.train",
-    "export": "alexdeploy.export.export_onnx",
+    "export": "alexdeploy.export.from_torch.export_onnx",
     "calibrate": "alexdeploy.quantize.calibrate.calibrate",
-    "quantize": "alexdeploy.quantize.write.quantize_onnx",
-    "build-engine": "alexdeploy.pipeline.build.plan_engine",
-    "predict": "alexdeploy.predict.predict",
+    "quantize": "alexdeploy.quantize.quantize.quantize_onnx",
+    "build-engine": "alexdeploy.build.plan_engine",
+    "predict": "alexdeploy.runners.classifier.predict",
 }
 
 Words = Callable[[str], list[str]]
@@ -283,7 +283,7 @@ def test_a_pytorch_module_with_an_even_lrn_is_not_exported(out: Path) -> None:
     import torch
 
     from alexdeploy.contract import Contract
-    from alexdeploy.export import export_onnx
+    from alexdeploy.export.from_torch import export_onnx
 
     module = torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3), torch.nn.LocalResponseNorm(4), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, 2)

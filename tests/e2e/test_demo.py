@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alexdeploy.artifacts import read_sidecar
+from alexdeploy.files import read_sidecar
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def test_a_second_run_keeps_what_is_good_and_makes_again_what_is_not(home: Path,
 
 
 def test_a_training_that_was_stopped_is_not_kept(home: Path, answer: dict[str, Any]) -> None:
-    from alexdeploy.pipeline.demo import _is_current, _steps
+    from alexdeploy.pipeline import _is_current, _steps
 
     training = _steps(home / "demo")[0]
     assert training.output == home / answer["artifacts"]["checkpoint"]

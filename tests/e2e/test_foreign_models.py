@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from alexdeploy.adopt import adopt_onnx
+from alexdeploy.build import BuildSettings, build_engine
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
+from alexdeploy.export.from_onnx import adopt_onnx
 from alexdeploy.graph.model import class_count, load_onnx
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
-from alexdeploy.pipeline.build import BuildSettings, build_engine
 from alexdeploy.quantize.calibrate import calibrate
+from alexdeploy.quantize.quantize import quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
-from alexdeploy.quantize.write import quantize_onnx
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.specs import BatchProfile
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from alexdeploy.build import BuildSettings, build_engine
+from alexdeploy.data.samples import real_images
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.export import ExportResult, export_onnx
+from alexdeploy.export.from_torch import ExportResult, export_onnx
 from alexdeploy.graph.model import load_onnx
 from alexdeploy.graph.weighted import weighted_nodes
-from alexdeploy.pipeline.build import BuildSettings, build_engine
-from alexdeploy.pipeline.real_images import real_images
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.recipe import load_recipe

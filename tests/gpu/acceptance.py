@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from alexdeploy.engine.driver import current_gpu, why_no_cuda
 from alexdeploy.errors import UnavailableError
+from alexdeploy.machine import current_gpu, why_no_cuda
 
 NETWORK, DATA = "alexnet-mnist", "digits"
 STEPS = (

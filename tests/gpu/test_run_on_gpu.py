@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 import alexdeploy
+from alexdeploy.build import BuildSettings, build_engine
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from alexdeploy.pipeline.build import BuildSettings, build_engine
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from alexdeploy.specs import BatchProfile
 from tests.helpers.graphs import Array, conv_lrn_gemm, images, run

@@ -30,21 +30,25 @@ for arguments in ([], *([command] for command in COMMANDS)):
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("pipeline",),
-    ("train", "export", "adopt", "quantize", "bench", "predict", "divergence"),
+    ("build", "doctor"),
+    ("train", "export", "quantize", "bench", "compare", "inspect"),
     ("runners",),
-    ("engine", "graph", "data", "zoo"),
+    ("engine",),
+    ("graph", "data", "zoo", "cuda"),
     ("vocabulary",),
 )
 VOCABULARY = {
     "alexdeploy",
+    "_version",
     "allocator",
     "errors",
     "optional",
     "specs",
     "contract",
-    "artifacts",
+    "files",
+    "machine",
     "recipe",
-    "compare",
+    "metrics",
     "pickled",
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -111,8 +115,8 @@ def test_imports_go_downward(path: Path) -> None:
 
 
 def test_the_check_sees_imports_of_every_form(tmp_path: Path) -> None:
-    forms = "import alexdeploy.cli\ndef f():\n    from alexdeploy import artifacts, __version__\n"
+    forms = "import alexdeploy.cli\ndef f():\n    from alexdeploy import files, __version__\n"
     source = tmp_path / "forms.py"
     source.write_text(forms + "    from alexdeploy.graph.qdq import insert_qdq\n")
     found = [name for _, name in imports_of(source)]
-    assert found == ["alexdeploy.cli", "alexdeploy.artifacts", "alexdeploy", "alexdeploy.graph.qdq"]
+    assert found == ["alexdeploy.cli", "alexdeploy.files", "alexdeploy", "alexdeploy.graph.qdq"]

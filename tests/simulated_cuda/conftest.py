@@ -15,9 +15,9 @@ from onnx import helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.engine import build
-from alexdeploy.engine.driver import current_gpu
 from alexdeploy.engine.trust import EngineDetails
 from alexdeploy.engine.versions import BuilderName, this_platform
+from alexdeploy.machine import current_gpu
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import Array, conv_lrn_gemm
 from tests.simulated_cuda import engine_double

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alexdeploy import build
 from alexdeploy.cli import main
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.engine.trust import read_engine
-from alexdeploy.pipeline import build
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import images

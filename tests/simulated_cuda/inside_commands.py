@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import alexdeploy
+from alexdeploy import doctor
 from alexdeploy.cli import main
-from alexdeploy.engine.driver import Gpu, current_gpu, free_memory_bytes
+from alexdeploy.cuda.device import Device
+from alexdeploy.cuda.open import open_device
 from alexdeploy.errors import GateError, UnavailableError
-from alexdeploy.pipeline import doctor
-from alexdeploy.runners.device import Device, open_device
+from alexdeploy.machine import Gpu, current_gpu, free_memory_bytes
 from tests.simulated_cuda import engine_double
 from tests.simulated_cuda.conftest import BINDING, write_engine
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alexdeploy.cuda import arrays
+from alexdeploy.cuda.open import open_device
 from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
-from alexdeploy.runners import device_array
-from alexdeploy.runners.device import open_device
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from tests.helpers.graphs import Array, images
 from tests.simulated_cuda import engine_double
@@ -291,7 +291,7 @@ class Exported:
         shape = array.__cuda_array_interface__["shape"]
         self._shape = (ctypes.c_int64 * len(shape))(*shape)
         pointer = array.__cuda_array_interface__["data"][0]
-        self._tensor = device_array._DLTensor(pointer, 2, 0, len(shape), 2, 32, 1, self._shape, None, 0)
+        self._tensor = arrays._DLTensor(pointer, 2, 0, len(shape), 2, 32, 1, self._shape, None, 0)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, 0)

@@ -17,7 +17,6 @@ from onnx import helper
 
 from alexdeploy.engine import timing_cache
 from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph
-from alexdeploy.engine.driver import Gpu, why_no_cuda
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
 from alexdeploy.engine.versions import Compatibility, Library, load_library
 from alexdeploy.errors import InputError, UnavailableError, UsageError
@@ -25,6 +24,7 @@ from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes, precision_of
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.specs import BatchProfile, ShapeProfile
 from tests.helpers.graphs import conv_lrn_gemm
 
@@ -239,7 +239,7 @@ def test_report_parser_on_a_recorded_line() -> None:
 
 
 def test_int8_without_ranges_is_refused(tmp_path: Path) -> None:
-    from alexdeploy.pipeline.build import BuildSettings, build_engine
+    from alexdeploy.build import BuildSettings, build_engine
 
     with pytest.raises(UsageError, match="INT8 needs ranges"):
         build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", settings=BuildSettings(int8=True))

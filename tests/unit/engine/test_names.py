@@ -115,7 +115,7 @@ def test_every_name_that_is_used_exists_in_all_of_them(libraries: dict[str, dict
         for owner, name in uses(ast.parse(path.read_text())):
             if not name.startswith("__"):
                 found.add((owner, name))
-                behind = path.name in ("versions.py", "calibrator.py")
+                behind = path.name in ("versions.py", "calibration.py")
                 wanted = (versions_of(owner, name) if behind else []) or list(libraries)
                 missing = [version for version in wanted if not has(libraries[version], owner, name)]
                 assert not missing, f"{path.name} uses {owner}.{name}, which {', '.join(missing)} lacks"

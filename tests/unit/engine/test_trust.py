@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from alexdeploy import artifacts
+from alexdeploy import files, machine
 from alexdeploy.contract import Contract
-from alexdeploy.engine import driver, trust
+from alexdeploy.engine import trust
 from alexdeploy.engine.build import write_engine
-from alexdeploy.engine.driver import Gpu
 from alexdeploy.engine.trust import EngineDetails, check_engine, read_engine
 from alexdeploy.engine.versions import Compatibility, Hardware, Library, this_platform
 from alexdeploy.errors import AlexdeployError, GateError, InputError, UnavailableError
+from alexdeploy.machine import Gpu
 from alexdeploy.specs import Precision, TensorSpec
 
 L4, T4, H100 = Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("Tesla T4", "7.5", "13.0"), Gpu("NVIDIA H100", "9.0", "13.0")
@@ -55,7 +55,7 @@ def write(folder: Path, details: EngineDetails = DETAILS) -> Path:
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str = DETAILS.version, gpu: Gpu | None = L4) -> None:
     """A machine with that GPU and that version of either library."""
-    monkeypatch.setattr(driver, "current_gpu", lambda: gpu)
+    monkeypatch.setattr(machine, "current_gpu", lambda: gpu)
     monkeypatch.setattr(trust, "load_library", lambda builder: Library(builder, version, Untouchable()))
 
 
@@ -88,20 +88,20 @@ def test_cut_and_changed_engines_are_refused(tmp_path: Path, monkeypatch: pytest
 def test_a_missing_or_wrong_sidecar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     path = write(tmp_path)
-    side = artifacts.sidecar_path(path)
+    side = files.sidecar_path(path)
     good = side.read_bytes()
     other = tmp_path / "other.engine"
     write_engine(other, PLAN[1:], DETAILS, parents=(), options={})
-    shutil.copy(artifacts.sidecar_path(other), side)
+    shutil.copy(files.sidecar_path(other), side)
     assert "changed since it was written" in refusal(path)
     side.unlink()
     assert "sidecar model.engine.json is missing" in refusal(path)
     for text in (b"", b"{", b"[]", good[:-40], b"\xff\xfe", good.replace(b'"engine"', b'"onnx"')):
         side.write_bytes(text)
         refusal(path, InputError)
-    artifacts.write_artifact(path, PLAN, "engine", details={"builder": "trtexec"})
+    files.write_artifact(path, PLAN, "engine", details={"builder": "trtexec"})
     assert "does not describe an engine" in refusal(path, InputError)
-    artifacts.write_artifact(path, PLAN, "engine", details={"builder": "tensorrt"})
+    files.write_artifact(path, PLAN, "engine", details={"builder": "tensorrt"})
     assert "what it was built with" in refusal(path, InputError)
     side.write_bytes(good.replace(b'"crop": 8', b'"crop": 9'))
     assert "contract in its sidecar was changed" in refusal(path)
@@ -141,7 +141,7 @@ def test_without_a_device_nothing_is_loaded_whatever_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, gpu=None)
-    monkeypatch.setattr(driver, "why_no_cuda", lambda: "no CUDA device (libcuda.so.1 not found)")
+    monkeypatch.setattr(machine, "why_no_cuda", lambda: "no CUDA device (libcuda.so.1 not found)")
     monkeypatch.setattr(trust, "load_library", lambda builder: pytest.fail("TensorRT was loaded"))
     path = write(tmp_path)
     for trusted in (False, True):
@@ -154,7 +154,7 @@ def test_trust_takes_what_the_sidecar_does_not_vouch_for(tmp_path: Path, monkeyp
     path = write(tmp_path)
     path.write_bytes(PLAN[::-1])
     assert check_engine(path, trust=True) == DETAILS
-    artifacts.sidecar_path(path).unlink()
+    files.sidecar_path(path).unlink()
     assert check_engine(path, trust=True) == EngineDetails(builder="tensorrt")
     path.write_bytes(b"vtrt" + PLAN)
     assert check_engine(path, trust=True) == EngineDetails(builder="tensorrt-rtx")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.graph.qdq import TensorRange
 from alexdeploy.quantize.rangefile import RangeFile, load_ranges, save_ranges
@@ -43,9 +43,9 @@ def test_the_same_ranges_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_saved_range_file_has_a_sidecar_with_its_origin(tmp_path: Path) -> None:
-    model = artifacts.Parent("model.onnx", RANGES.model_sha256)
+    model = files.Parent("model.onnx", RANGES.model_sha256)
     save_ranges(tmp_path / "ranges.json", RANGES, (model,), {"samples": 32})
-    sidecar = artifacts.read_sidecar(tmp_path / "ranges.json")
+    sidecar = files.read_sidecar(tmp_path / "ranges.json")
     assert (sidecar.kind, sidecar.parents, sidecar.options) == ("ranges", (model,), {"samples": 32})
 
 

@@ -20,9 +20,9 @@ from alexdeploy.graph.model import save_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.calibrate import calibrate
+from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
 from alexdeploy.quantize.search import Judge, Score, _clearly_better, _typical_db, analyze, choose_methods, meet_budget
-from alexdeploy.quantize.write import QuantizeSettings, quantize_onnx
 from tests.helpers.graphs import Array, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -201,7 +201,7 @@ def test_a_tensor_is_changed_only_where_all_measures_agree(
 
 
 def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored: Stored, tmp_path: Path) -> None:
-    from alexdeploy.artifacts import read_sidecar
+    from alexdeploy.files import read_sidecar
 
     proto = chain("conv2")
     model, seen = stored(proto)

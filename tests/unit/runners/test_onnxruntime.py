@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from alexdeploy.errors import InputError, UnavailableError
-from alexdeploy.graph import lower_lrn
+from alexdeploy.graph.lrn import lower
 from alexdeploy.graph.model import model_bytes, parse_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.runners import onnxruntime_gpu
@@ -43,12 +43,12 @@ def test_the_integer_kernels_give_the_answers_of_the_quantized_graph() -> None:
 
 
 def test_a_fast_lrn_that_is_not_the_native_one_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    band = lower_lrn.band
-    monkeypatch.setattr(lower_lrn, "band", lambda channels, size: band(channels, size - 2))
+    band = lower.band
+    monkeypatch.setattr(lower, "band", lambda channels, size: band(channels, size - 2))
     with pytest.warns(UserWarning, match=r"fast form of LRN 'lrn1' is .* away"):
         runner = OnnxRuntimeRunner(MODEL.SerializeToString())
     np.testing.assert_allclose(runner.infer(images()), run(MODEL, images())[0], rtol=1e-5, atol=1e-5)
-    wrong = OnnxRuntimeRunner(model_bytes(lower_lrn.lower_lrn(parse_onnx(MODEL.SerializeToString()))))
+    wrong = OnnxRuntimeRunner(model_bytes(lower.lower_lrn(parse_onnx(MODEL.SerializeToString()))))
     assert np.abs(wrong.infer(images()) - runner.infer(images())).max() > 1e-4, "or the test shows nothing"
 
 

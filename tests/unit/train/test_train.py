@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexdeploy import artifacts
+from alexdeploy import files
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError, UsageError
@@ -201,7 +201,7 @@ def test_frozen_layers_keep_the_weights_they_start_from(
     before, after = load_checkpoint(start).model.state_dict(), _last(tmp_path)
     changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"classifier"}
-    assert artifacts.read_sidecar(tmp_path / "net.safetensors").parents == (artifacts.parent(start),)
+    assert files.read_sidecar(tmp_path / "net.safetensors").parents == (files.parent(start),)
 
 
 def test_the_weights_a_run_starts_from_are_not_overwritten(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_run_killed_anywhere_goes_on_from_its_last_epoch(tmp_path: Path) -> No
         run.wait()
     epochs_kept = len(torch.load(last, weights_only=True)["state"]["epochs"])
     assert epochs_kept >= 1
-    assert artifacts.read_sidecar(best).kind == "checkpoint"
+    assert files.read_sidecar(best).kind == "checkpoint"
     done = subprocess.run(
         [sys.executable, *_command(tmp_path, "--resume")], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from alexdeploy import artifacts
-from alexdeploy.compare import topk_accuracy
+from alexdeploy import files
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError, UsageError
+from alexdeploy.metrics import topk_accuracy
 from alexdeploy.recipe import load_recipe
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
 from alexdeploy.zoo.registry import build_network
@@ -58,9 +58,9 @@ def test_a_checkpoint_survives_the_round_trip(tmp_path: Path, checkpoint: Checkp
 
 
 def test_a_saved_checkpoint_has_a_sidecar_with_its_origin_and_metrics(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    origin = artifacts.Parent("start.safetensors", "0" * 64)
+    origin = files.Parent("start.safetensors", "0" * 64)
     save_checkpoint(tmp_path / "model.safetensors", checkpoint, (origin,))
-    sidecar = artifacts.read_sidecar(tmp_path / "model.safetensors")
+    sidecar = files.read_sidecar(tmp_path / "model.safetensors")
     assert (sidecar.kind, sidecar.parents) == ("checkpoint", (origin,))
     assert sidecar.details == {"metrics": checkpoint.metrics, "contract": checkpoint.contract.fingerprint}
 

@@ -1,0 +1,1 @@
+"""A bench for people: table, charts, Markdown and HTML page."""

@@ -1,0 +1,1 @@
+"""The CUDA device: memory, streams and graphs, through PyCUDA or cuda-python."""

@@ -1,0 +1,125 @@
+"""The CUDA device behind one narrow interface: memory, pinned arrays, streams with copies, graphs and ordering.
+
+PyCUDA when it is installed, else cuda-python (``cuda.bindings.driver``). Both work in the *primary* context, the one
+that PyTorch, ONNX Runtime and TensorRT use, and only while ``Device.current`` has made it current on the thread.
+CUDA graphs and ordering between streams need cuda-python; PyCUDA alone goes without graphs and orders by waiting.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy.typing as npt
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the legacy default stream
+
+
+@dataclass(frozen=True)
+class Memory:
+    """``nbytes`` of device memory at ``pointer``, 256-byte aligned, undefined until written."""
+
+    pointer: int
+    nbytes: int
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A page-locked host array, undefined until written; it must not be touched while a copy is under way."""
+
+    array: npt.NDArray[Any]
+    release: Callable[[], None]
+
+
+class Graph(ABC):
+    """Recorded work, launched as one."""
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Enqueue it on the stream it was captured on."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Free it; no launch may be under way."""
+
+
+class Stream(ABC):
+    """Work in order. Nothing is finished before ``synchronize``; ``handle`` is its ``CUstream`` as an integer."""
+
+    handle: int
+
+    @abstractmethod
+    def upload(self, pointer: int, array: npt.NDArray[Any]) -> None:
+        """Enqueue a copy of a contiguous, pinned array to device memory."""
+
+    @abstractmethod
+    def download(self, array: npt.NDArray[Any], pointer: int) -> None:
+        """Enqueue a copy from device memory into a contiguous, pinned array."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything enqueued is finished; other Python threads run meanwhile."""
+
+    @abstractmethod
+    def follow(self, other: int) -> None:
+        """What is enqueued from now on waits for what ``other`` (a ``CUstream``) holds now."""
+
+    @abstractmethod
+    def lead(self, other: int) -> None:
+        """What is enqueued on ``other`` from now on waits for what this stream holds now."""
+
+    @abstractmethod
+    def capture(self, enqueue: Callable[[], bool]) -> Graph | None:
+        """Record what ``enqueue`` puts on this stream; None when it cannot be captured, and nothing was run."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Destroy the stream; its work must be finished."""
+
+
+class Device(ABC):
+    """CUDA device 0. Every method but ``current`` needs the context to be current on the calling thread."""
+
+    binding: str
+
+    @abstractmethod
+    def current(self) -> AbstractContextManager[None]:
+        """Make the primary context current on this thread for the block; nests, and costs a few microseconds.
+
+        Raises:
+            UnavailableError: any CUDA call inside the block failed; the message is the driver's.
+        """
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> Memory:
+        """Device memory; the caller releases it."""
+
+    @abstractmethod
+    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pinned:
+        """A page-locked C-contiguous array; the caller releases it."""
+
+    @abstractmethod
+    def stream(self) -> Stream:
+        """A new stream that does not wait for the default stream; the caller releases it."""
+
+
+def twice(call: Callable[[], object]) -> None:
+    """Push or pop a context, trying once more after a failure, which may report an error of earlier work.
+
+    A context that cannot be pushed leaks what was to be released in it, and PyCUDA aborts the process when a thread
+    ends with one left.
+    """
+    try:
+        call()
+    except Exception:
+        call()
+
+
+def has_cuda_python() -> bool:
+    """Whether ``cuda.bindings.driver`` is installed."""
+    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None

@@ -1,0 +1,151 @@
+"""The device through cuda-python's driver bindings, and what PyCUDA lacks: graphs, and order between streams."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cuda.bindings import driver
+
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, twice
+from alexdeploy.errors import UnavailableError
+
+_SUCCESS = driver.CUresult.CUDA_SUCCESS
+
+
+def check(result: tuple[Any, ...]) -> Any:
+    """The value of a call of ``cuda.bindings.driver``, which returns ``(status,)`` or ``(status, value)``.
+
+    Raises:
+        UnavailableError: the status is an error.
+    """
+    status = result[0]
+    if status != _SUCCESS:
+        _, text = driver.cuGetErrorString(status)
+        raise UnavailableError(f"CUDA: {status.name}: {text.decode() if text else 'no description'}")
+    return result[1] if len(result) > 1 else None
+
+
+class CudaPythonDevice(Device):
+    """Device 0 through ``cuda.bindings.driver``."""
+
+    binding = "cuda-python"
+
+    def __init__(self) -> None:
+        try:
+            check(driver.cuInit(0))
+        except RuntimeError as error:  # the library is missing: cuda-python raises instead of returning a status
+            raise UnavailableError(f"CUDA: {error}") from error
+        self._context = check(driver.cuDevicePrimaryCtxRetain(check(driver.cuDeviceGet(0))))
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        twice(lambda: check(driver.cuCtxPushCurrent(self._context)))
+        try:
+            yield
+        finally:
+            twice(lambda: check(driver.cuCtxPopCurrent()))
+
+    def allocate(self, nbytes: int) -> Memory:
+        pointer = check(driver.cuMemAlloc(nbytes))
+        return Memory(int(pointer), nbytes, lambda: check(driver.cuMemFree(pointer)))
+
+    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pinned:
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        pointer = int(check(driver.cuMemAllocHost(nbytes)))
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer)).view(dtype).reshape(shape)
+        return Pinned(array, lambda: check(driver.cuMemFreeHost(pointer)))
+
+    def stream(self) -> Stream:
+        return CudaPythonStream()
+
+
+class CudaPythonStream(Stream):
+    """A ``CUstream`` of cuda-python."""
+
+    def __init__(self) -> None:
+        self._stream = check(driver.cuStreamCreate(NON_BLOCKING))
+        self.handle = int(self._stream)
+        self._order = Order()
+
+    def upload(self, pointer: int, array: npt.NDArray[Any]) -> None:
+        check(driver.cuMemcpyHtoDAsync(pointer, array.ctypes.data, array.nbytes, self._stream))
+
+    def download(self, array: npt.NDArray[Any], pointer: int) -> None:
+        check(driver.cuMemcpyDtoHAsync(array.ctypes.data, pointer, array.nbytes, self._stream))
+
+    def synchronize(self) -> None:
+        check(driver.cuStreamSynchronize(self._stream))
+
+    def follow(self, other: int) -> None:
+        self._order.wait(self.handle, other)
+
+    def lead(self, other: int) -> None:
+        self._order.wait(other, self.handle)
+
+    def capture(self, enqueue: Callable[[], bool]) -> Graph | None:
+        return capture(self.handle, enqueue)
+
+    def release(self) -> None:
+        try:
+            self._order.release()
+        finally:
+            check(driver.cuStreamDestroy(self._stream))
+
+
+class Order:
+    """One event, made when it is first needed, that puts streams (``CUstream`` integers) in order."""
+
+    def __init__(self) -> None:
+        self._event: Any = None
+
+    def wait(self, waiting: int, ahead: int) -> None:
+        """What is enqueued on ``waiting`` from now on waits for what ``ahead`` holds now."""
+        if self._event is None:
+            self._event = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        check(driver.cuEventRecord(self._event, ahead))
+        check(driver.cuStreamWaitEvent(waiting, self._event, 0))
+
+    def release(self) -> None:
+        """Destroy the event."""
+        event, self._event = self._event, None
+        if event is not None:
+            check(driver.cuEventDestroy(event))
+
+
+class CudaGraph(Graph):
+    """An instantiated graph and the stream it was captured on."""
+
+    def __init__(self, executable: Any, stream: int) -> None:
+        self._executable = executable
+        self._stream = driver.CUstream(stream)
+
+    def launch(self) -> None:
+        check(driver.cuGraphLaunch(self._executable, self._stream))
+
+    def release(self) -> None:
+        check(driver.cuGraphExecDestroy(self._executable))
+
+
+def capture(stream: int, enqueue: Callable[[], bool]) -> Graph | None:
+    """Record what ``enqueue`` puts on ``stream`` (see ``Stream.capture``); other threads may use the device."""
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    if driver.cuStreamBeginCapture(stream, mode)[0] != _SUCCESS:
+        return None
+    enqueued = False
+    try:
+        enqueued = enqueue()
+    finally:  # also after a failure: a stream left capturing is lost
+        status, graph = driver.cuStreamEndCapture(stream)
+    if status != _SUCCESS:
+        return None
+    executable = None
+    if enqueued:
+        status, executable = driver.cuGraphInstantiate(graph, 0)
+    driver.cuGraphDestroy(graph)
+    return CudaGraph(executable, stream) if executable is not None and status == _SUCCESS else None

@@ -1,0 +1,105 @@
+"""The device through PyCUDA, with cuda-python for what PyCUDA lacks, where that is installed too."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import pycuda.driver as cuda
+
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, has_cuda_python, twice
+from alexdeploy.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from alexdeploy.cuda.with_cuda_python import Order
+
+
+class PyCudaDevice(Device):
+    """Device 0 through ``pycuda.driver``, in the primary context (``pycuda.autoinit`` would make another)."""
+
+    binding = "pycuda"
+
+    def __init__(self) -> None:
+        with _errors_translated():
+            cuda.init()
+            self._context = cuda.Device(0).retain_primary_context()
+        atexit.register(self._context.detach)  # its destructor would detach it as a context of its own, and fail
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        with _errors_translated():
+            twice(self._context.push)
+            try:
+                yield
+            finally:
+                twice(cuda.Context.pop)
+
+    def allocate(self, nbytes: int) -> Memory:
+        allocation = cuda.mem_alloc(nbytes)
+        return Memory(int(allocation), nbytes, allocation.free)
+
+    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Pinned:
+        array = cuda.pagelocked_empty(shape, dtype)
+        return Pinned(array, array.base.free)
+
+    def stream(self) -> Stream:
+        return PyCudaStream()
+
+
+class PyCudaStream(Stream):
+    """A PyCUDA stream; without cuda-python it orders by waiting and captures nothing."""
+
+    def __init__(self) -> None:
+        self._stream: Any = cuda.Stream(NON_BLOCKING)
+        self.handle = int(self._stream.handle)
+        self._order: Order | None = None
+        if has_cuda_python():
+            from alexdeploy.cuda.with_cuda_python import Order
+
+            self._order = Order()
+
+    def upload(self, pointer: int, array: npt.NDArray[Any]) -> None:
+        cuda.memcpy_htod_async(pointer, array, self._stream)
+
+    def download(self, array: npt.NDArray[Any], pointer: int) -> None:
+        cuda.memcpy_dtoh_async(array, pointer, self._stream)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def follow(self, other: int) -> None:
+        if self._order is None:
+            cuda.Context.synchronize()
+        else:
+            self._order.wait(self.handle, other)
+
+    def lead(self, other: int) -> None:
+        if self._order is None:
+            self.synchronize()
+        else:
+            self._order.wait(other, self.handle)
+
+    def capture(self, enqueue: Callable[[], bool]) -> Graph | None:
+        if self._order is None:
+            return None
+        from alexdeploy.cuda.with_cuda_python import capture
+
+        return capture(self.handle, enqueue)
+
+    def release(self) -> None:
+        try:
+            if self._order is not None:
+                self._order.release()
+        finally:
+            self._stream = None  # PyCUDA destroys it with the object, while the context is current
+
+
+@contextlib.contextmanager
+def _errors_translated() -> Iterator[None]:
+    try:
+        yield
+    except cuda.Error as error:
+        raise UnavailableError(f"CUDA: {error}") from error

@@ -1,0 +1,1 @@
+"""Writing ONNX: from PyTorch, and from another tool's file."""

@@ -1,0 +1,211 @@
+"""PyTorch → ONNX with LRN as one native node, and the parity gate that proves the file computes the same function."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from torch import Tensor, nn
+
+from alexdeploy import files
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.errors import GateError, InputError
+from alexdeploy.graph.flatten import restore_flatten
+from alexdeploy.graph.model import model_bytes, op_counts, save_onnx
+from alexdeploy.graph.names import rename
+from alexdeploy.metrics import relative_error
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+
+OPSET = 20
+PARITY_BATCHES = (1, 2, 5)
+PARITY_TOLERANCE = 1e-5
+_LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime is from PyTorch: max|difference| / max|PyTorch|, the largest over all batches tried."""
+
+    random_inputs: float
+    real_inputs: float
+    batches: tuple[int, ...] = PARITY_BATCHES
+    tolerance: float = PARITY_TOLERANCE
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What the written file holds, operator by operator, and how close it is to PyTorch."""
+
+    ops: dict[str, int]
+    parity: Parity
+
+
+def export_onnx(
+    module: nn.Module,
+    contract: Contract,
+    path: Path,
+    *,
+    real_images: npt.NDArray[np.float32],
+    any_size: bool = False,
+    parents: tuple[files.Parent, ...] = (),
+) -> ExportResult:
+    """Write ``module`` as ONNX opset 20: native LRN, dynamic batch, contract in the metadata; only if parity holds.
+
+    Args:
+        module: takes float32 (N, C, H, W) as the contract says, returns (N, classes).
+        contract: preprocessing and labels to store in ``metadata_props``.
+        path: written atomically with its sidecar; untouched when anything fails.
+        real_images: preprocessed photographs, (n >= 1, C, H, W) float32, for the second half of the parity gate.
+        any_size: height and width are dynamic too, from the contract's size upwards; the module is fully convolutional
+            and returns (N, classes, h, w). Parity is checked at a larger size as well.
+        parents: files the module's weights came from.
+
+    Raises:
+        InputError: a local response normalisation with an even window.
+        GateError: ONNX Runtime and PyTorch differ by more than ``PARITY_TOLERANCE``.
+    """
+    files.check_output(path)
+    module = module.eval()
+    model = trace(module, contract, any_size=any_size)
+    model.metadata_props[METADATA_KEY] = contract.to_json()
+    parity = check_parity(module, model, contract, real_images, larger_by=_LARGER if any_size else (0, 0))
+    save_onnx(
+        model,
+        path,
+        parents=parents,
+        options={"opset": OPSET},
+        details={
+            "contract": contract.fingerprint,
+            "parity": {"random_inputs": parity.random_inputs, "real_inputs": parity.real_inputs},
+        },
+    )
+    return ExportResult(op_counts(model), parity)
+
+
+def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> ir.Model:
+    """Export in memory with readable names; no check besides the exporter's. ``any_size``: see ``export_onnx``."""
+    channels, height, width = contract.input_shape
+    dynamic = {0: torch.export.Dim("batch")}
+    if any_size:
+        dynamic |= {2: torch.export.Dim("height", min=height), 3: torch.export.Dim("width", min=width)}
+        height, width = height + _LARGER[0], width + _LARGER[1]  # an example of the least size would fix it
+    example = torch.zeros(2, channels, height, width)
+    with _native_lrn(), _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=(dynamic,),
+            verbose=False,
+        )
+    assert program is not None
+    model = rename(restore_flatten(program.model))
+    if any_size:
+        logits = model.graph.outputs[0]
+        assert logits.shape is not None
+        logits.shape = ir.Shape([*logits.shape[:2], "map_height", "map_width"])
+    return model
+
+
+def check_parity(
+    module: nn.Module,
+    model: ir.Model,
+    contract: Contract,
+    real_images: npt.NDArray[np.float32],
+    *,
+    larger_by: tuple[int, int] = (0, 0),
+) -> Parity:
+    """ONNX Runtime against PyTorch at batch 1, 2 and 5, on noise (also of a larger size) and on real images.
+
+    Raises:
+        GateError: beyond ``PARITY_TOLERANCE``, with the worst case in the message.
+    """
+    noise = np.random.default_rng(0).standard_normal((max(PARITY_BATCHES), *contract.input_shape), dtype=np.float32)
+    with OnnxRuntimeRunner(model_bytes(model), as_written=True) as runner:
+        parity = Parity(_distance(module, runner, noise), _distance(module, runner, real_images))
+        if any(larger_by):
+            larger = np.pad(noise, ((0, 0), (0, 0), (0, larger_by[0]), (0, larger_by[1])), mode="wrap")
+            parity = replace(parity, random_inputs=max(parity.random_inputs, _distance(module, runner, larger)))
+    for kind, error in (("random", parity.random_inputs), ("real", parity.real_inputs)):
+        if not error <= PARITY_TOLERANCE:
+            raise GateError(
+                f"parity: ONNX Runtime differs from PyTorch by {error:.2e} (relative) on {kind} inputs; "
+                f"at most {PARITY_TOLERANCE:.0e} is allowed, so nothing was written"
+            )
+    return parity
+
+
+def _distance(module: nn.Module, runner: OnnxRuntimeRunner, images: npt.NDArray[np.float32]) -> float:
+    worst = 0.0
+    for batch in PARITY_BATCHES:
+        chosen = np.take(images, range(batch), axis=0, mode="wrap")
+        with torch.inference_mode():
+            expected = module(torch.from_numpy(chosen)).numpy()
+        (output,) = runner.run(chosen).values()
+        worst = max(worst, relative_error(output, expected))
+    return worst
+
+
+@contextlib.contextmanager
+def _native_lrn() -> Iterator[None]:
+    """While exporting, ``torch.nn.functional.local_response_norm`` leaves one ONNX LRN node (PyTorch decomposes it)."""
+
+    def symbolic(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+        if size % 2 == 0:
+            raise InputError(
+                f"local response normalisation with an even window ({size}): PyTorch and ONNX place even windows "
+                f"differently and TensorRT takes only odd ones; train with size {size - 1} or {size + 1}"
+            )
+        attributes: dict[str, Any] = {"size": size, "alpha": alpha, "beta": beta, "bias": k}
+        return torch.onnx.ops.symbolic("LRN", (input,), attributes, dtype=input.dtype, shape=input.shape, version=OPSET)
+
+    original = F.local_response_norm
+    F.local_response_norm = symbolic
+    try:
+        yield
+    except Exception as error:
+        cause = _input_error_in(error)
+        if cause is not None:
+            raise cause from None
+        raise
+    finally:
+        F.local_response_norm = original
+
+
+def _input_error_in(error: BaseException | None) -> InputError | None:
+    """Our own error inside the exporter's wrapping exceptions."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns about its own internals; a user can act on neither."""
+    loggers: Sequence[logging.Logger] = [logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

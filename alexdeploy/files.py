@@ -1,0 +1,205 @@
+"""Files the tool writes: atomic, with a sidecar ``<file>.json`` that tells what they are and where they come from.
+
+Both take their places when both are on disk, the sidecar last, so a file whose sidecar does not match it was changed
+since, or the machine stopped in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from alexdeploy._version import __version__
+from alexdeploy.errors import GateError, InputError, UsageError
+
+SCHEMA = 1
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """A file this artifact was made from: its name when it was read, and its SHA-256 (hex)."""
+
+    name: str
+    sha256: str
+
+
+class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of ``<file>.json``.
+
+    Attributes:
+        kind: ``checkpoint``, ``onnx``, ``ranges`` or ``engine``.
+        sha256: of the file itself.
+        parents: what it was made from.
+        options: the settings that shaped it.
+        libraries: versions of the libraries that made it.
+        details: what only this kind has (an engine's kernels, a checkpoint's metrics).
+    """
+
+    kind: str
+    sha256: str
+    parents: tuple[Parent, ...] = ()
+    options: dict[str, Any] = {}
+    libraries: dict[str, str] = {}
+    details: dict[str, Any] = {}
+    tool: str = __version__
+    schema: int = SCHEMA
+
+
+def sidecar_path(path: Path) -> Path:
+    """``model.engine`` → ``model.engine.json``."""
+    return path.with_name(path.name + ".json")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def parent(path: Path) -> Parent:
+    """Record ``path`` as the origin of another artifact."""
+    return Parent(name=path.name, sha256=sha256_file(path))
+
+
+def check_input(path: Path) -> Path:
+    """Fail early, in words, when an input file cannot be read.
+
+    Raises:
+        InputError: missing, a folder, not to be read, or empty.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it; change its mode or owner")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; write or copy it again")
+    return path
+
+
+def check_output(path: Path, *inputs: Path) -> Path:
+    """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
+
+    Raises:
+        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe, or it or
+            its sidecar is one of ``inputs``.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; expected a file name")
+    if path.exists() and not path.is_file():
+        # replacing is how files are written here, and would put a file where /dev/null was
+        raise UsageError(f"cannot write {path}: it is a device or a pipe; expected a file name")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: no permission to write in '{path.parent}'")
+    for written in (path, sidecar_path(path)):
+        if written.exists() and any(source.exists() and written.samefile(source) for source in inputs):
+            raise UsageError(f"cannot write {written}: it is what this reads; choose another name")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block succeeds and vanishes when it does not."""
+    check_output(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_artifact(
+    path: Path,
+    data: bytes | memoryview,
+    kind: str,
+    *,
+    parents: tuple[Parent, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    libraries: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Sidecar:
+    """Write a file and its sidecar, both or neither, and return that."""
+    with atomic_path(sidecar_path(path)) as side, atomic_path(path) as temporary:
+        with ThreadPoolExecutor(1) as pool:  # an engine takes as long to hash as to write
+            digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
+            temporary.write_bytes(data)
+        sidecar = Sidecar(
+            kind=kind,
+            sha256=digest.result(),
+            parents=parents,
+            options=dict(options or {}),
+            libraries=dict(libraries or {}),
+            details=dict(details or {}),
+        )
+        side.write_bytes(msgspec.json.format(msgspec.json.encode(sidecar), indent=1))
+    return sidecar
+
+
+def read_sidecar(path: Path, kind: str | None = None, *, check_bytes: bool = True) -> Sidecar:
+    """The sidecar of ``path``, after checking that it belongs to these bytes (unless told not to).
+
+    Raises:
+        InputError: ``path`` is missing or empty, its sidecar is not one, or is of another kind than ``kind``.
+        GateError: there is no sidecar, or the file was changed after its sidecar was written.
+    """
+    check_input(path)
+    side = sidecar_path(path)
+    if not side.exists():
+        raise GateError(f"{path}: its sidecar {side.name} is missing; copy both files together or write it again")
+    try:
+        sidecar = msgspec.json.decode(side.read_bytes(), type=Sidecar)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{side}: not a sidecar of alexdeploy: {error}") from error
+    if sidecar.schema > SCHEMA:
+        raise InputError(f"{side}: schema {sidecar.schema} is newer than {SCHEMA}; upgrade alexdeploy")
+    if kind is not None and sidecar.kind != kind:
+        raise InputError(f"{path}: its sidecar says '{sidecar.kind}'; expected '{kind}'")
+    found = sha256_file(path) if check_bytes else sidecar.sha256
+    if found != sidecar.sha256:
+        raise GateError(
+            f"{path}: changed since it was written (sha256 {found[:12]}…, its sidecar says {sidecar.sha256[:12]}…); "
+            "write it again"
+        )
+    return sidecar
+
+
+def library_versions(*distributions: str) -> dict[str, str]:
+    """Installed versions by distribution name; one that is not installed is left out."""
+    from importlib import metadata
+
+    versions = {}
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

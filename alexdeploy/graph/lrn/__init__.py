@@ -1,0 +1,1 @@
+"""Local response normalisation in ONNX: put back together, and written with fast operators."""

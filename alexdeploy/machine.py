@@ -1,0 +1,88 @@
+"""The machine: its CPU cores, and CUDA device 0 as the driver describes it.
+
+The driver is asked through ctypes, so that no package and no TensorRT is loaded for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+_COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The device, and the newest CUDA version its driver runs: ``Gpu("NVIDIA L4", "8.9", "13.0")``."""
+
+    name: str
+    compute_capability: str
+    cuda: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability})"
+
+
+@cache
+def why_no_cuda() -> str | None:
+    """None when a CUDA device can be used, otherwise the reason: ``no CUDA device (libcuda.so.1 not found)``."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA device (libcuda.so.1 not found)"
+    status = int(driver.cuInit(0))
+    if status:
+        return f"no CUDA device (cuInit returned {status})"
+    count = ctypes.c_int(0)
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    return None if count.value else "no CUDA device (the driver reports none)"
+
+
+def current_gpu() -> Gpu | None:
+    """Device 0, or None where there is none."""
+    if why_no_cuda() is not None:
+        return None
+    driver = ctypes.CDLL("libcuda.so.1")
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, len(name), 0)
+    major, minor, version = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    for number, attribute in zip((major, minor), _COMPUTE_CAPABILITY, strict=True):
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", cuda)
+
+
+def free_memory_bytes() -> int | None:
+    """Free memory of device 0, or None where there is no device or the driver does not say."""
+    if why_no_cuda() is not None:
+        return None
+    driver = ctypes.CDLL("libcuda.so.1")
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    with _primary_context(driver):
+        status = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    return None if status else free.value
+
+
+@contextmanager
+def _primary_context(driver: ctypes.CDLL) -> Iterator[None]:
+    """Current for this thread while the block runs; calls inside it fail by themselves where there is none."""
+    context = ctypes.c_void_p()
+    retained = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    pushed = retained and driver.cuCtxPushCurrent_v2(context) == 0
+    try:
+        yield
+    finally:
+        if pushed:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+        if retained:
+            driver.cuDevicePrimaryCtxRelease_v2(0)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,1 +1,0 @@
-"""Where stages are put together: model → engine, and the whole demonstration."""

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from alexdeploy import files
+from alexdeploy.contract import Contract
+from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.export import from_onnx
+from alexdeploy.export.from_onnx import adopt_onnx
+from alexdeploy.graph.fold_constants import fold_constants
+from alexdeploy.graph.lrn.fuse import fuse_lrn
+from alexdeploy.graph.model import contract_of, load_onnx, op_counts
+from alexdeploy.recipe import load_contract, load_recipe
+from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
+
+CONTRACT = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+NETWORK = nn.Sequential(
+    *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(5, 0.5, 0.75, 2.0)),
+    *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3, 0.1), nn.Flatten(), nn.Linear(128, 4)),
+)
+
+
+def exported(path: Path, *, dynamo: bool, dynamic: bool = True, **options: Any) -> Path:
+    batch = (torch.zeros(3, 3, 8, 8),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+            torch.onnx.export(NETWORK, batch, path, dynamo=True, dynamic_shapes=shapes, verbose=False, **options)
+        else:
+            axes = {"image": {0: "batch"}} if dynamic else None
+            names: dict[str, Any] = {"input_names": ["image"], "dynamic_axes": axes}
+            torch.onnx.export(NETWORK, batch, str(path), dynamo=False, **names, **options)
+    return path
+
+
+def written(folder: Path, proto: onnx.ModelProto) -> Path:
+    onnx.save(proto, folder / "theirs.onnx")
+    return folder / "theirs.onnx"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    return exported(tmp_path / "theirs.onnx", dynamo=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_lrn_that_either_exporter_took_apart_is_put_back_and_proven(
+    dynamo: bool, dynamic: bool, tmp_path: Path
+) -> None:
+    theirs, ours = exported(tmp_path / "theirs.onnx", dynamo=dynamo, dynamic=dynamic), tmp_path / "ours.onnx"
+    result = adopt_onnx(theirs, CONTRACT, ours)
+    model = load_onnx(ours)
+    flatten = "Reshape" if dynamo and not dynamic else "Flatten"  # to [3, 128]
+    assert result.ops == op_counts(model) == {"Conv": 2, flatten: 1, "Gemm": 1, "LRN": 2, "Relu": 2}
+    assert result.fused == [node.name for node in model.graph if node.op_type == "LRN"]
+    assert result.parity.batches == ((1, 2, 5) if dynamic else (3,))
+    assert 0 < result.parity.random_inputs <= 1e-5
+    assert contract_of(model, "ours") == CONTRACT
+    sidecar = files.read_sidecar(ours, "onnx")
+    assert sidecar.parents == (files.parent(theirs),)
+    assert sidecar.details["fused_lrn"] == result.fused
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_parity_gate_stops_a_wrong_lrn_and_says_that_it_is_the_lrn(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sabotaged(model: ir.Model) -> tuple[ir.Model, list[str]]:
+        model, names = fuse_lrn(model)
+        lrn = next(node for node in model.graph if node.op_type == "LRN")
+        lrn.attributes["alpha"] = ir.AttrFloat32("alpha", 0.5001)
+        return model, names
+
+    monkeypatch.setattr(from_onnx, "fuse_lrn", sabotaged)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(GateError, match=r"parity.*nothing was written; fusing the LRN \(/2/Div, /5/Div\) is what"):
+        adopt_onnx(theirs, CONTRACT, tmp_path / "ours.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_lrn_is_not_blamed_for_what_another_pass_broke(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sabotaged(model: ir.Model) -> ir.Model:
+        model = model.clone()
+        conv = next(node for node in model.graph if node.op_type == "Conv")
+        weight = conv.inputs[1]
+        assert weight is not None
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * 1.01, name=weight.name)
+        return model
+
+    monkeypatch.setattr(from_onnx, "restore_flatten", sabotaged)
+    with pytest.raises(GateError, match=r"so nothing was written$"):
+        adopt_onnx(theirs, CONTRACT, tmp_path / "ours.onnx")
+
+
+def test_only_nodes_without_a_name_or_with_one_taken_get_a_new_one(tmp_path: Path) -> None:
+    proto = conv_lrn_gemm()
+    for node, name in zip(proto.graph.node, ("", "mine", "", "mine", "fc2", ""), strict=True):
+        node.name = name
+    adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
+    names = [node.name for node in load_onnx(tmp_path / "ours.onnx").graph]
+    assert names == ["conv1", "mine", "lrn1", "mine_2", "fc2", "fc2_2"]
+
+
+def test_native_lrn_stays_and_is_not_counted_as_put_back(tmp_path: Path) -> None:
+    result = adopt_onnx(written(tmp_path, conv_lrn_gemm()), CONTRACT, tmp_path / "ours.onnx")
+    assert (result.ops["LRN"], result.fused, result.parity.random_inputs) == (1, [], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("contract", "complaint"),
+    [
+        (load_recipe("alexnet-mnist").preprocess, r"shape \('batch', 3, 8, 8\); the contract expects \(batch, 1, 28, "),
+        (msgspec.structs.replace(CONTRACT, crop=9), r"expects \(batch, 3, 9, 9\); name the contract it was trained"),
+        (msgspec.structs.replace(CONTRACT, labels=("a", "b")), "has 4 outputs but 2 labels were given; name the data"),
+    ],
+)
+def test_a_contract_of_another_network_is_refused(contract: Contract, complaint: str, tmp_path: Path) -> None:
+    theirs = written(tmp_path, conv_lrn_gemm())
+    with pytest.raises(InputError, match=complaint):
+        adopt_onnx(theirs, contract, tmp_path / "ours.onnx")
+    assert sorted(tmp_path.iterdir()) == [theirs]
+
+
+def test_a_file_is_not_overwritten_by_what_it_becomes(tmp_path: Path) -> None:
+    theirs = written(tmp_path, conv_lrn_gemm())
+    content = theirs.read_bytes()
+    with pytest.raises(UsageError, match="it is what this reads"):
+        adopt_onnx(theirs, CONTRACT, theirs)
+    assert theirs.read_bytes() == content
+
+
+def test_feature_maps_are_not_classes(tmp_path: Path) -> None:
+    relu = make_model([helper.make_node("Relu", ["input"], ["logits"])], {})
+    with pytest.raises(InputError, match=r"output 'logits' has shape .*; expected \(batch, classes\)"):
+        adopt_onnx(written(tmp_path, relu), CONTRACT, tmp_path / "ours.onnx")
+
+
+def test_integer_images_are_refused(tmp_path: Path) -> None:
+    proto = conv_lrn_gemm()
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    proto.graph.node[0].input[0] = "x"
+    proto.graph.node.insert(0, helper.make_node("Cast", ["input"], ["x"], to=TensorProto.FLOAT))
+    with pytest.raises(InputError, match="input 'input' is uint8; expected float32"):
+        adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
+
+
+def test_a_batch_that_was_burnt_in_is_said_to_be(tmp_path: Path) -> None:
+    proto = conv_lrn_gemm()
+    proto.graph.node[4].CopyFrom(helper.make_node("Reshape", ["pool1", "s"], ["flatten1"], "flatten1"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 128]), "s"))
+    with pytest.raises(InputError, match="ONNX Runtime cannot run it at batch 2"):
+        adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_old_opset_is_raised_to_the_first_with_per_channel_scales(tmp_path: Path) -> None:
+    theirs = exported(tmp_path / "theirs.onnx", dynamo=False, opset_version=9)
+    result = adopt_onnx(theirs, CONTRACT, tmp_path / "ours.onnx")
+    assert len(result.fused) == 2
+    assert load_onnx(tmp_path / "ours.onnx").opset_imports[""] == 13
+
+
+def test_weights_that_an_old_file_lists_as_inputs_are_inputs_no_more(tmp_path: Path) -> None:
+    proto = conv_lrn_gemm()
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    proto.ir_version = 3
+    adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
+    assert [value.name for value in load_onnx(tmp_path / "ours.onnx").graph.inputs] == ["input"]
+
+
+def _folding(nodes: Sequence[onnx.NodeProto]) -> tuple[ir.Model, dict[str, int]]:
+    proto = make_model([*nodes, helper.make_node("Conv", ["input", "w"], ["logits"])], {"stored": images(4, (3, 1, 1))})
+    folded = fold_constants(ir.from_proto(proto))
+    np.testing.assert_array_equal(run(folded, images())[0], run(proto, images())[0])
+    return folded, op_counts(folded)
+
+
+def test_weights_behind_constant_arithmetic_are_computed() -> None:
+    nodes = [
+        helper.make_node("Identity", ["stored"], ["copied"]),
+        helper.make_node("Transpose", ["copied"], ["turned"], perm=[1, 0, 2, 3]),
+        helper.make_node("Transpose", ["turned"], ["w"], perm=[1, 0, 2, 3]),
+    ]
+    folded, ops = _folding(nodes)
+    assert ops == {"Conv": 1}
+    assert len(folded.graph.initializers) == 1
+
+
+def test_quantizers_of_weights_are_left_alone() -> None:
+    proto = make_model(
+        [
+            helper.make_node("DequantizeLinear", ["stored", "scale"], ["w"]),
+            helper.make_node("Conv", ["input", "w"], ["logits"]),
+        ],
+        {"stored": np.ones((4, 3, 1, 1), np.int8), "scale": np.array(0.5, np.float32)},
+    )
+    assert op_counts(fold_constants(ir.from_proto(proto))) == {"Conv": 1, "DequantizeLinear": 1}
+
+
+def contract_file(folder: Path, text: str) -> str:
+    (folder / "mine.toml").write_text(text)
+    return str(folder / "mine.toml")
+
+
+PREPROCESS = '[preprocess]\ncolor = "rgb"\ncrop = 8\nresize = 8\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n'
+WHOLE = PREPROCESS + '[network]\nname = "alexnet"\n[train]\nepochs = 1\nbatch_size = 1\nlearning_rate = 1\n'
+
+
+@pytest.mark.parametrize("text", [PREPROCESS, WHOLE], ids=["[preprocess] alone", "whole recipe"])
+def test_a_contract_is_read_from_a_file(text: str, tmp_path: Path) -> None:
+    assert load_contract(contract_file(tmp_path, text)) == CONTRACT
+
+
+def test_a_contract_is_found_by_the_name_of_a_network() -> None:
+    assert load_contract("alexnet") == load_recipe("alexnet").preprocess
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (PREPROCESS.replace("crop", "corp"), r"unknown key 'corp' in section \[preprocess\]; did you mean 'crop'\?"),
+        (PREPROCESS.replace("preprocess", "preproces"), r"unknown key 'preproces' .*; did you mean 'preprocess'\?"),
+        (WHOLE.replace("epochs", "epocs"), r"unknown key 'epocs' in section \[train\]; did you mean 'epochs'\?"),
+        ("", "preprocess"),
+        ("[preprocess", "not a TOML file"),
+    ],
+)
+def test_a_faulty_contract_is_refused_with_the_nearest_name(text: str, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"mine\.toml: .*{complaint}"):
+        load_contract(contract_file(tmp_path, text))
+
+
+def test_a_misspelt_network_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'alexnet-half'"):
+        load_contract("alexnet-haf")

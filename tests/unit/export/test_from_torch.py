@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.errors import GateError, InputError
+from alexdeploy.export.from_torch import export_onnx
+from tests.helpers.graphs import run
+
+TINY = Contract(color="rgb", crop=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def tiny(lrn: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), lrn, nn.Flatten(), nn.Linear(8 * 14 * 14, 4)).eval()
+
+
+@pytest.fixture
+def images() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 15, 17])
+def test_any_module_keeps_its_lrn_for_every_odd_window_and_batch(
+    size: int, images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    module = tiny(nn.LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5))
+    path = tmp_path / "model.onnx"
+    export_onnx(module, TINY, path, real_images=images)
+    proto = onnx.load(path)
+    (node,) = [node for node in proto.graph.node if node.op_type == "LRN"]
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert attributes == pytest.approx({"size": size, "alpha": 0.3, "beta": 0.6, "bias": 1.5})
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert proto.opset_import[0].version == 20
+    assert Contract.from_json({p.key: p.value for p in proto.metadata_props}[METADATA_KEY], "x") == TINY
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(run(proto, images)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lrn_called_as_a_function_is_native_too(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    class Functional(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.local_response_norm(x, 5, alpha=1.0)
+
+    result = export_onnx(tiny(Functional()), TINY, tmp_path / "model.onnx", real_images=images)
+    assert result.ops["LRN"] == 1
+    assert not result.ops.keys() & {"Pad", "AveragePool", "Pow", "Div"}
+
+
+def test_an_even_window_is_refused_with_the_reason_and_nothing_is_written(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    original = nn.functional.local_response_norm
+    with pytest.raises(InputError, match=r"even window \(4\).*size 3 or 5"):
+        export_onnx(tiny(nn.LocalResponseNorm(4)), TINY, tmp_path / "model.onnx", real_images=images)
+    assert not list(tmp_path.iterdir())
+    assert nn.functional.local_response_norm is original
+
+
+def test_a_graph_that_differs_fails_the_parity_gate_and_is_not_written(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    class Unfaithful(nn.Module):
+        """Computes something else while it is exported."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 1.001 if torch.onnx.is_in_onnx_export() else x
+
+    with pytest.raises(GateError, match="parity"):
+        export_onnx(tiny(Unfaithful()), TINY, tmp_path / "model.onnx", real_images=images)
+    assert not list(tmp_path.iterdir())

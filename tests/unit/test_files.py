@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from alexdeploy import files
+from alexdeploy._version import __version__
+from alexdeploy.errors import GateError, InputError, UsageError
+
+
+def test_a_written_file_holds_the_bytes_and_nothing_else_is_left(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "model.onnx", b"weights")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"model.onnx": b"weights"}
+
+
+def test_the_file_is_not_there_before_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(b"half of it")
+        assert not path.exists()
+    assert path.read_bytes() == b"half of it"
+
+
+def _write_half(path: Path, trouble: type[BaseException]) -> None:
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(b"half of it")
+        raise trouble
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_nothing(tmp_path: Path, trouble: type[BaseException]) -> None:
+    with pytest.raises(trouble):
+        _write_half(tmp_path / "model.onnx", trouble)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        _write_half(path, RuntimeError)
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_a_written_file_has_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        files.write_bytes(tmp_path / "model.onnx", b"weights")
+    finally:
+        after = os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.onnx").stat().st_mode) == 0o666 & ~mask
+    assert after == mask
+
+
+def test_the_hash_of_a_file_larger_than_a_block_is_its_sha256(tmp_path: Path) -> None:
+    data = os.urandom(2_500_000)
+    (tmp_path / "model.onnx").write_bytes(data)
+    assert files.sha256_file(tmp_path / "model.onnx") == hashlib.sha256(data).hexdigest()
+
+
+def _written(folder: Path) -> Path:
+    path = folder / "model.onnx"
+    files.write_artifact(path, b"weights", "onnx", options={"opset": 20})
+    return path
+
+
+def test_a_sidecar_survives_the_round_trip(tmp_path: Path) -> None:
+    origin, path = tmp_path / "model.safetensors", tmp_path / "model.onnx"
+    origin.write_bytes(b"origin")
+    written = files.write_artifact(
+        path,
+        b"weights",
+        "onnx",
+        parents=(files.parent(origin),),
+        options={"opset": 20, "dynamic": True},
+        libraries={"torch": "2.14"},
+        details={"kernels": [1, 2]},
+    )
+    read = files.read_sidecar(path)
+    assert read == written
+    assert read.parents == (files.Parent("model.safetensors", hashlib.sha256(b"origin").hexdigest()),)
+    assert (read.kind, read.sha256, read.tool) == ("onnx", hashlib.sha256(b"weights").hexdigest(), __version__)
+
+
+def test_the_sidecar_lies_beside_the_file_under_its_whole_name(tmp_path: Path) -> None:
+    _written(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+def test_a_file_whose_sidecar_cannot_be_written_does_not_replace_the_old_one(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    before = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        files.write_artifact(path, b"other weights", "onnx", details={"no JSON": object()})
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == before
+
+
+def test_changed_bytes_are_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    path.write_bytes(b"Weights")
+    with pytest.raises(GateError, match=r"model\.onnx: changed since it was written"):
+        files.read_sidecar(path)
+
+
+def test_a_missing_sidecar_is_refused(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    files.sidecar_path(path).unlink()
+    with pytest.raises(GateError, match=r"sidecar model\.onnx\.json is missing"):
+        files.read_sidecar(path)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"not json", b"[]", b'{"kind": "onnx"}', b'{"kind": "\xff"}'])
+def test_a_sidecar_that_is_none_is_refused(tmp_path: Path, garbage: bytes) -> None:
+    path = _written(tmp_path)
+    files.sidecar_path(path).write_bytes(garbage)
+    with pytest.raises(InputError, match=r"model\.onnx\.json: not a sidecar"):
+        files.read_sidecar(path)
+
+
+def test_a_sidecar_of_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    newer = msgspec.structs.replace(files.read_sidecar(path), schema=files.SCHEMA + 1)
+    files.sidecar_path(path).write_bytes(msgspec.json.encode(newer))
+    with pytest.raises(InputError, match="upgrade alexdeploy"):
+        files.read_sidecar(path)
+
+
+def test_an_input_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for path, complaint in [("missing", "no such file"), ("", "is a folder"), ("empty", "is empty")]:
+        with pytest.raises(InputError, match=complaint):
+            files.check_input(tmp_path / path)
+
+
+def test_an_output_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path, complaint in [
+        ("missing/model.onnx", "does not exist"),
+        ("folder", "it is a folder"),
+        ("pipe", "a device or a pipe"),
+    ]:
+        with pytest.raises(UsageError, match=complaint):
+            files.check_output(tmp_path / path)
+
+
+@pytest.mark.skipif(os.access("/", os.W_OK), reason="root may write anywhere")
+def test_an_output_in_a_read_only_folder_is_refused() -> None:
+    with pytest.raises(UsageError, match="no permission"):
+        files.check_output(Path("/model.onnx"))
+
+
+def test_library_versions_leaves_out_what_is_not_installed() -> None:
+    assert files.library_versions("numpy", "no-such-library") == {"numpy": metadata.version("numpy")}
+
+
+def test_a_sidecar_that_is_being_read_is_not_overwritten(tmp_path: Path) -> None:
+    path = _written(tmp_path)
+    with pytest.raises(UsageError, match=r"model\.onnx\.json: it is what this reads"):
+        files.check_output(path, files.sidecar_path(path))
+
+
+def test_a_file_without_permission_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _written(tmp_path)
+    monkeypatch.setattr(os, "access", lambda found, mode: found != path)  # root may read everything
+    with pytest.raises(InputError, match="no permission to read it"):
+        files.check_input(path)
