@@ -1,11 +1,26 @@
-"""Small value types that every room shares: precision, tensor, batch profile, layer."""
+"""The words and small value types that every room shares; loading them loads nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from alexdeploy.errors import UsageError
+
+Kind = Literal["checkpoint", "onnx", "engine"]
+Runtime = Literal[
+    "pytorch", "onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"
+]
+Method = Literal["minmax", "entropy", "percentile", "mse"]
+Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
+BuilderName = Literal["tensorrt", "tensorrt-rtx"]
+Builder = BuilderName | Literal["auto"]
+Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done, 0 to 1."""
 
 
 class Precision(str, Enum):

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.options import FILE, data_options, json_option, open_data
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
 
 
@@ -26,9 +26,7 @@ def command(
     model: Path,
     ranges: Path,
     method: str,
-    data: str,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice,
     samples: int,
     as_json: bool,
 ) -> None:
@@ -49,7 +47,7 @@ def command(
 
     loaded, seen = load_onnx(model), load_ranges(ranges)
     seen.check_fits(loaded, model)
-    dataset = open_data(data, "val", data_root, skip_bad_images)
+    dataset = data.open("val")
     contract = contract_of(loaded, str(model))
     dataset.check_labels(contract, class_count(loaded), str(model))
     chosen = dataset.subset(samples)

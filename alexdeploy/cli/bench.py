@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy.cli.options import FILE, data_options, json_option, open_data
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
 from alexdeploy.errors import GateError, UsageError
 
@@ -66,9 +66,7 @@ _MAX_DROP = 1.0
 @json_option
 def command(
     artifacts: tuple[Path, ...],
-    data: str,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice,
     batch: str,
     runtimes: tuple[str, ...],
     max_drop: float | None,
@@ -108,7 +106,7 @@ def command(
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
         check_comparable(earlier, artifacts, sizes)
-    dataset = open_data(data, "val", data_root, skip_bad_images)
+    dataset = data.open("val")
     with progress() as bar:
         report = bench(
             artifacts,

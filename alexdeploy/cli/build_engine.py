@@ -9,11 +9,11 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.options import (
     FILE,
+    DataChoice,
     data_options,
     json_option,
     lrn_option,
     method_for_ranges,
-    open_data,
     output_option,
 )
 from alexdeploy.cli.output import note_skipped, print_json, progress, warn
@@ -97,9 +97,7 @@ def command(
     int8: bool,
     ranges: Path | None,
     method: str,
-    data: str | None,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice | None,
     samples: int,
     batch: str,
     shapes: tuple[str, ...],
@@ -147,7 +145,7 @@ def command(
     asked = {"int8": int8, "fp16": fp16, "lrn_fp16": lrn == "fp16", "implicit": implicit, "strict": strict}
     settings = BuildSettings(**asked, method=method, builder=builder, batches=batches, shapes=named, options=options)
     open_library(settings)  # before a calibration that would be for nothing
-    dataset = open_data(data, "train", data_root, skip_bad_images) if data is not None else None
+    dataset = data.open("train") if data is not None else None
     seen: Path | RangeFile | ImageDataset | None = ranges
     if dataset is not None:
         seen = dataset.subset(samples) if implicit else _calibrated(model, dataset, samples)
@@ -245,7 +243,7 @@ def _parse_shapes(texts: tuple[str, ...]) -> dict[str, ShapeProfile]:
     return found
 
 
-def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: str | None) -> None:
+def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: DataChoice | None) -> None:
     if ranges is not None and data is not None:
         raise UsageError("--ranges and --data both name the ranges; leave one out")
     if int8 and ranges is None and data is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.options import FILE, data_options, json_option, open_data, output_option
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
 
@@ -32,9 +32,7 @@ from alexdeploy.errors import UsageError
 @json_option
 def command(
     model: Path,
-    data: str,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice,
     samples: int,
     percentile: float,
     cache: Path | None,
@@ -57,7 +55,7 @@ def command(
     from alexdeploy.quantize.rangefile import save_ranges
     from alexdeploy.quantize.tensorrt_cache import save_cache
 
-    dataset = open_data(data, "train", data_root, skip_bad_images)
+    dataset = data.open("train")
     with progress() as bar:
         ranges = calibrate(
             model,
@@ -66,7 +64,7 @@ def command(
             percentile=percentile,
             progress=lambda done, total: bar(f"calibrating {done}/{total}", done / total),
         )
-    options = {"data": data, "samples": samples, "percentile": percentile}
+    options = {"data": data.name, "samples": samples, "percentile": percentile}
     save_ranges(output, ranges, (ranges.model_parent(model),), options)
     if cache is not None:
         save_cache(cache, ranges, (ranges.model_parent(model),), options)

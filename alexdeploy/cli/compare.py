@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy.cli.options import FILE, data_options, json_option, open_data
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
 from alexdeploy.errors import GateError
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     "--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Held-out images to run both on."
 )
 @json_option
-def command(
-    a: Path, b: Path, data: str, data_root: Path | None, skip_bad_images: bool, samples: int, as_json: bool
-) -> None:
+def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> None:
     """Find the first layer where B leaves A.
 
     A, the reference, and B are two versions of one network: a checkpoint or ONNX in FP32, FP16 or INT8. Both run on
@@ -38,7 +36,7 @@ def command(
     \b
     Example: alexdeploy compare model.onnx int8.onnx --data digits
     """
-    dataset = open_data(data, "val", data_root, skip_bad_images)
+    dataset = data.open("val")
     from alexdeploy.compare import compare
 
     with progress() as bar:

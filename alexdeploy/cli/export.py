@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.options import FILE, data_options, json_option, open_data, output_option
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
 from alexdeploy.cli.output import note_skipped, print_json
 from alexdeploy.errors import UsageError
 
@@ -40,9 +40,7 @@ def command(
     seed: int,
     contract: str | None,
     fully_convolutional: bool,
-    data: str | None,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice | None,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -68,7 +66,7 @@ def command(
         _check_foreign_arguments(network, classes, contract, fully_convolutional)
     else:
         _check_arguments(checkpoint, network, classes, contract)
-    dataset = open_data(data, "val", data_root, skip_bad_images) if data else None
+    dataset = data.open("val") if data else None
     if foreign:
         assert checkpoint is not None
         assert contract is not None

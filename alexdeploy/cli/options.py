@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -14,6 +16,32 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+
+
+def option_group(
+    parameter: str, build: Callable[..., object], *options: Callable[[Command], Command]
+) -> Callable[[Command], Command]:
+    """Add ``options`` to a command and hand them over as one value: ``build(**options)``, passed as ``parameter``."""
+
+    def declared() -> None:
+        """Collects the options, so that their names are known."""
+
+    for option in options:
+        option(declared)  # type: ignore[arg-type]
+    names = [option.name for option in declared.__click_params__]  # type: ignore[attr-defined]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(*arguments: Any, **given: Any) -> Any:
+            value = build(**{name: given.pop(name) for name in names})
+            return command(*arguments, **given, **{parameter: value})
+
+        for option in reversed(options):
+            call = option(call)
+        return call  # type: ignore[return-value]
+
+    return decorate
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; notes go to stderr."
@@ -34,33 +62,46 @@ def output_option(example: str) -> Callable[[Command], Command]:
     return click.option("-o", "--output", type=FILE, required=True, metavar=example, help="File to write.")
 
 
+@dataclass(frozen=True)
+class DataChoice:
+    """The data set that ``--data`` and what goes with it name."""
+
+    name: str
+    root: Path | None
+    skip_bad_images: bool
+
+    def open(self, split: Literal["train", "val"]) -> ImageDataset:
+        """One split of it."""
+        from alexdeploy.data.sources import load_dataset
+
+        return load_dataset(self.name, split, data_root=self.root, skip_bad=self.skip_bad_images)
+
+
 def data_options(*, required: bool) -> Callable[[Command], Command]:
-    """``--data`` and what goes with it; read them with ``open_data``."""
+    """``--data`` and what goes with it, handed over as ``data``; None where it was not given."""
 
-    def decorate(command: Command) -> Command:
-        for option in (
-            click.option(
-                "--skip-bad-images", is_flag=True, help="Leave out images that cannot be read, and count them."
-            ),
-            click.option(
-                "--data-root",
-                type=FILE,
-                metavar="DIR",
-                help="Where mnist/*.gz, fashion-mnist/*.gz and cifar-10-batches-py/ lie.  "
-                "[default: $ALEXDEPLOY_DATA, else ./data]",
-            ),
-            click.option(
-                "--data",
-                required=required,
-                metavar="DATASET",
-                help="digits, mnist, fashion-mnist, cifar10, or a folder of class subfolders (or of train/ and val/; "
-                "else split 80/20).",
-            ),
-        ):
-            command = option(command)
-        return command
+    def chosen(data: str | None, data_root: Path | None, skip_bad_images: bool) -> DataChoice | None:
+        return DataChoice(data, data_root, skip_bad_images) if data is not None else None
 
-    return decorate
+    return option_group(
+        "data",
+        chosen,
+        click.option(
+            "--data",
+            required=required,
+            metavar="DATASET",
+            help="digits, mnist, fashion-mnist, cifar10, or a folder of class subfolders (or of train/ and val/; "
+            "else split 80/20).",
+        ),
+        click.option(
+            "--data-root",
+            type=FILE,
+            metavar="DIR",
+            help="Where mnist/*.gz, fashion-mnist/*.gz and cifar-10-batches-py/ lie.  "
+            "[default: $ALEXDEPLOY_DATA, else ./data]",
+        ),
+        click.option("--skip-bad-images", is_flag=True, help="Leave out images that cannot be read, and count them."),
+    )
 
 
 def method_for_ranges(ctx: click.Context, ranges: Path, method: str) -> str:
@@ -74,10 +115,3 @@ def method_for_ranges(ctx: click.Context, ranges: Path, method: str) -> str:
     if method == tensorrt_cache.METHOD:
         click.echo(tensorrt_cache.PROVES_NOTHING, err=True)
     return method
-
-
-def open_data(data: str, split: Literal["train", "val"], data_root: Path | None, skip_bad_images: bool) -> ImageDataset:
-    """The split that the options name."""
-    from alexdeploy.data.sources import load_dataset
-
-    return load_dataset(data, split, data_root=data_root, skip_bad=skip_bad_images)

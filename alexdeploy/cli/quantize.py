@@ -7,11 +7,11 @@ import click
 
 from alexdeploy.cli.options import (
     FILE,
+    DataChoice,
     data_options,
     json_option,
     lrn_option,
     method_for_ranges,
-    open_data,
     output_option,
 )
 from alexdeploy.cli.output import note, note_skipped, print_json
@@ -68,9 +68,7 @@ def command(
     fp16: bool,
     lrn: str,
     max_drop: float | None,
-    data: str | None,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice | None,
     samples: int,
     output: Path,
     as_json: bool,
@@ -94,9 +92,9 @@ def command(
     method = method_for_ranges(ctx, ranges, method)
     choose_on = judge_on = None
     if data is not None and method == "auto":
-        choose_on = open_data(data, "train", data_root, skip_bad_images).subset(samples)
+        choose_on = data.open("train").subset(samples)
     if data is not None and max_drop is not None:
-        judge_on = open_data(data, "val", data_root, skip_bad_images)
+        judge_on = data.open("val")
     settings = QuantizeSettings(method=method, dialect=target, fp16=fp16, lrn_fp16=lrn == "fp16", max_drop=max_drop)
     result = quantize_onnx(
         model, ranges, output, settings=settings, choose_on=choose_on, judge_on=judge_on, progress=note

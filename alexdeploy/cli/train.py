@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy.cli.options import FILE, data_options, json_option, open_data
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
 
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     recipe: str,
-    data: str,
-    data_root: Path | None,
-    skip_bad_images: bool,
+    data: DataChoice,
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
@@ -68,8 +66,8 @@ def command(
     from alexdeploy.data.labels import write_class_indices
     from alexdeploy.train import Epoch, Step, train
 
-    learn = open_data(data, "train", data_root, skip_bad_images)
-    judge = open_data(data, "val", data_root, skip_bad_images)
+    learn = data.open("train")
+    judge = data.open("val")
     path = _checkpoint_path(out, loaded.network.name)
 
     def show(epoch: Epoch) -> None:
