@@ -197,7 +197,7 @@ def _run_graph(model: ir.Model, names: list[str]) -> _Run:
     from alexdeploy.graph.taps import with_outputs
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
-    runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)), as_written=True)
+    runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)))
     factors = scale_factors(model)
 
     def run(batch: npt.NDArray[np.float32]) -> list[_Array]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from alexdeploy.errors import AlexdeployError, UnavailableError
 from alexdeploy.optional import require, unavailable
-from alexdeploy.specs import BatchProfile, Precision, ShapeProfile
+from alexdeploy.specs import Profile
 
 _SHAPE = (5, 4, 4)  # C, H, W of the probe: LRN over 5 channels
 
@@ -97,7 +97,7 @@ def _onnxruntime() -> str:
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
     x = _images()
-    with OnnxRuntimeRunner(_lrn_model(), as_written=True) as runner:
+    with OnnxRuntimeRunner(_lrn_model()) as runner:
         _check(runner.infer(x), x)
     return f"onnxruntime {ort.__version__}, LRN right"
 
@@ -113,12 +113,13 @@ def _openvino() -> str:
 
 
 def _build(builder: Literal["tensorrt", "tensorrt-rtx"]) -> str:
-    from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
+    from alexdeploy.engine.build import BuilderInput, EngineBuild
+    from alexdeploy.engine.options import BuilderOptions
     from alexdeploy.engine.versions import load_library
 
     library = load_library(builder)
-    shapes = {"input": ShapeProfile.of(BatchProfile(1, 2, 2), _SHAPE)}
-    graph = Graph(_lrn_model(), shapes, Precision.FP32, weighted=(), quantized=())
+    shapes = {"input": Profile.parse("1:2:2").with_sizes(_SHAPE)}
+    graph = BuilderInput(_lrn_model(), shapes, weighted=(), quantized=())
     plan, _ = EngineBuild(graph, BuilderOptions(), library).run()
     return f"{builder} {library.version}, LRN built into a plan of {len(plan)} bytes"
 

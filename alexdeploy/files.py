@@ -1,7 +1,7 @@
-"""Files the tool writes: atomic, with a sidecar ``<file>.json`` that tells what they are and where they come from.
+"""Files the tool writes: atomic, with a sidecar ``<file>.json`` that holds what they are and where they come from.
 
-Both take their places when both are on disk, the sidecar last, so a file whose sidecar does not match it was changed
-since, or the machine stopped in between.
+Both files are written to temporaries, then renamed, sidecar last. A mismatch therefore means a later change, or a
+crash between the renames.
 """
 
 from __future__ import annotations
@@ -50,6 +50,18 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
     tool: str = __version__
     schema: int = SCHEMA
+
+    def check(self, digest: str, path: Path) -> None:
+        """The sidecar must belong to the bytes with this SHA-256, read from ``path``.
+
+        Raises:
+            GateError: the file was changed after its sidecar was written.
+        """
+        if digest != self.sha256:
+            raise GateError(
+                f"{path}: changed since it was written (sha256 {digest[:12]}…, its sidecar says "
+                f"{self.sha256[:12]}…); write it again"
+            )
 
 
 def sidecar_path(path: Path) -> Path:
@@ -100,7 +112,7 @@ def check_output(path: Path, *inputs: Path) -> Path:
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; expected a file name")
     if path.exists() and not path.is_file():
-        # replacing is how files are written here, and would put a file where /dev/null was
+        # we write by rename, which would replace /dev/null with a regular file
         raise UsageError(f"cannot write {path}: it is a device or a pipe; expected a file name")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: no permission to write in '{path.parent}'")
@@ -166,12 +178,12 @@ def write_artifact(
     return sidecar
 
 
-def read_sidecar(path: Path, kind: str | None = None, *, check_bytes: bool = True) -> Sidecar:
-    """The sidecar of ``path``, after checking that it belongs to these bytes (unless told not to).
+def load_sidecar(path: Path, kind: str | None = None) -> Sidecar:
+    """The sidecar of ``path``; whether it belongs to these bytes is for ``Sidecar.check`` to say.
 
     Raises:
         InputError: ``path`` is missing or empty, its sidecar is not one, or is of another kind than ``kind``.
-        GateError: there is no sidecar, or the file was changed after its sidecar was written.
+        GateError: there is no sidecar.
     """
     check_input(path)
     side = sidecar_path(path)
@@ -185,12 +197,17 @@ def read_sidecar(path: Path, kind: str | None = None, *, check_bytes: bool = Tru
         raise InputError(f"{side}: schema {sidecar.schema} is newer than {SCHEMA}; upgrade alexdeploy")
     if kind is not None and sidecar.kind != kind:
         raise InputError(f"{path}: its sidecar says '{sidecar.kind}'; expected '{kind}'")
-    found = sha256_file(path) if check_bytes else sidecar.sha256
-    if found != sidecar.sha256:
-        raise GateError(
-            f"{path}: changed since it was written (sha256 {found[:12]}…, its sidecar says {sidecar.sha256[:12]}…); "
-            "write it again"
-        )
+    return sidecar
+
+
+def read_sidecar(path: Path, kind: str | None = None) -> Sidecar:
+    """``load_sidecar``, after hashing the file and checking that the sidecar belongs to it.
+
+    Raises:
+        InputError, GateError: see ``load_sidecar``; GateError also where the file was changed after its sidecar.
+    """
+    sidecar = load_sidecar(path, kind)
+    sidecar.check(sha256_file(path), path)
     return sidecar
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from alexdeploy.engine.trust import read_engine
+from alexdeploy.engine.record import read_engine
 from alexdeploy.recipe import load_recipe
 from alexdeploy.runners.artifact import kind_of
 from alexdeploy.specs import Layer
@@ -77,7 +77,7 @@ def _row(layer: Layer) -> dict[str, Any]:
 
 
 def _inspect_engine(path: Path) -> dict[str, Any]:
-    details = read_engine(path)
+    details = read_engine(path).record
     return {
         "kind": "engine",
         "ops": dict(sorted(Counter(kernel.type for kernel in details.kernels).items())),
@@ -86,7 +86,7 @@ def _inspect_engine(path: Path) -> dict[str, Any]:
         "builder": details.builder,
         "version": details.version,
         "gpu": msgspec.to_builtins(details.gpu),
-        "profile": details.profile,
+        "profile": str(details.batches),
         "precisions": details.precisions,
         "layer_precisions": details.layer_precisions,
     }

@@ -1,31 +1,43 @@
-"""Optional libraries: which extra brings which module, and one helper that imports them or says what to install."""
+"""Optional libraries: one helper that imports them or says what to install.
+
+A library is named by its own distribution, which installs the same wherever alexdeploy came from, and by the extra
+that brings it. Where several extras do, it is the one for the runtime that is installed here: no advice may bring
+``onnxruntime`` beside ``onnxruntime-gpu``.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from importlib.util import find_spec
 from types import ModuleType
 
 from alexdeploy.errors import UnavailableError
 
-EXTRA_OF_MODULE = {
-    "torch": "train",
-    "torchvision": "train",
-    "safetensors": "train",
-    "onnxscript": "train",
-    "sklearn": "train",
-    "matplotlib": "train",
-    "scipy": "report",
-    "jinja2": "report",
-    "mlperf_loadgen": "loadgen",
-    "PIL": "cpu",
-    "onnx": "cpu",
-    "onnx_ir": "cpu",
-    "onnxruntime": "cpu",
-    "tensorrt": "gpu",
-    "tensorrt_rtx": "rtx",
-    "cuda": "gpu",
-    "pycuda": "pycuda",
-    "openvino": "openvino",
+_RUNTIMES = {"tensorrt": "gpu", "tensorrt_rtx": "rtx", "openvino": "openvino"}  # module → its extra
+_SHARED = tuple(_RUNTIMES.values())
+
+# module → distribution, and the extras that bring it, the usual one first
+LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "torch": ("torch", ("train",)),
+    "torchvision": ("torchvision", ("train",)),
+    "safetensors": ("safetensors", ("train",)),
+    "onnxscript": ("onnxscript", ("train",)),
+    "accelerate": ("accelerate", ("train",)),
+    "sklearn": ("scikit-learn", ("report", "train")),
+    "matplotlib": ("matplotlib", ("report", "train")),
+    "scipy": ("scipy", ("report",)),
+    "jinja2": ("jinja2", ("report",)),
+    "mlperf_loadgen": ("mlcommons-loadgen", ("loadgen",)),
+    "PIL": ("pillow", ("cpu", *_SHARED)),
+    "onnx": ("onnx", ("cpu", *_SHARED)),
+    "onnx_ir": ("onnx-ir", ("cpu", *_SHARED)),
+    "onnxruntime": ("onnxruntime", ("cpu",)),
+    "tensorrt": ("tensorrt", ("gpu",)),
+    "tensorrt_rtx": ("tensorrt-rtx", ("rtx",)),
+    "cuda": ("cuda-bindings", ("gpu", "rtx")),
+    "pycuda": ("pycuda", ("pycuda",)),
+    "openvino": ("openvino", ("openvino",)),
 }
 
 
@@ -47,7 +59,18 @@ def require(module: str) -> ModuleType:
 def unavailable(error: ModuleNotFoundError) -> UnavailableError | None:
     """The error to show for a missing optional module, or None when the module is not one of ours."""
     root = (error.name or "").partition(".")[0]
-    extra = EXTRA_OF_MODULE.get(root)
-    if extra is None:
+    if root not in LIBRARIES:
         return None
-    return UnavailableError(f"'{root}' is not installed; install it with: pip install 'alexdeploy[{extra}]'")
+    distribution, extras = LIBRARIES[root]
+    here = [extra for module, extra in _RUNTIMES.items() if extra in extras and _is_installed(module)]
+    advice = f"pip install {distribution} (in alexdeploy's extra '{(*here, *extras)[0]}')"
+    if root == "onnxruntime":
+        advice += ", or onnxruntime-gpu (extra 'gpu') on a machine with an NVIDIA GPU; never both"
+    return UnavailableError(f"'{root}' is not installed; install it with: {advice}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a module without a spec, as tests put in place
+        return True

@@ -19,15 +19,17 @@ from alexdeploy import files
 from alexdeploy._version import __version__
 from alexdeploy.bench.results import BenchReport
 from alexdeploy.bench.run import bench
-from alexdeploy.build import BuildSettings, build_engine
 from alexdeploy.data.samples import real_images
 from alexdeploy.data.sources import load_dataset
+from alexdeploy.engine.options import BuildSettings
+from alexdeploy.engine.plan import build_engine
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import load_onnx, save_onnx
+from alexdeploy.quantize.apply import DEFAULT_METHOD, PrecisionSettings, with_precision
 from alexdeploy.quantize.calibrate import calibrate
-from alexdeploy.quantize.quantize import DEFAULT_METHOD, quantize_onnx
+from alexdeploy.quantize.quantize import quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import load_recipe
 from alexdeploy.train import train
@@ -134,8 +136,8 @@ def _steps(out: Path) -> list[_Step]:
         save_ranges(ranges, seen, (seen.model_parent(onnx),), {"samples": SAMPLES})
 
     def run_build(name: str) -> None:
-        settings = BuildSettings(fp16=name == "fp16", builder="tensorrt-rtx", strict=True)
-        source = int8 if name == "int8" else onnx
+        settings = BuildSettings(builder="tensorrt-rtx", strict=True)
+        source = int8 if name == "int8" else with_precision(onnx, settings=PrecisionSettings(fp16=name == "fp16"))
         build_engine(source, engines[name], settings=settings, rebuild=f"alexdeploy demo --out {out}")
 
     return [

@@ -53,63 +53,28 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class BatchProfile:
-    """Batch sizes an engine accepts, ``min:opt:max``; kernels are tuned for ``opt``."""
+class Profile:
+    """Shapes that an engine accepts at one input, batch first; kernels are tuned for ``opt``.
 
-    min: int = 1
-    opt: int = 8
-    max: int = 64
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
-            raise UsageError(f"batch profile {self}: expected 1 <= min <= opt <= max")
-
-    @classmethod
-    def parse(cls, text: str) -> BatchProfile:
-        """``"1:8:64"`` or ``"8"`` (a fixed batch).
-
-        Raises:
-            UsageError: not one or three whole numbers in ascending order.
-        """
-        try:
-            numbers = [int(part) for part in text.split(":")]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1:
-            numbers *= 3
-        if len(numbers) != 3:
-            raise UsageError(f"batch profile '{text}': expected MIN:OPT:MAX such as 1:8:64, or one number")
-        return cls(*numbers)
-
-    def __str__(self) -> str:
-        return f"{self.min}:{self.opt}:{self.max}"
-
-
-@dataclass(frozen=True)
-class ShapeProfile:
-    """Shapes that an engine accepts at one input, batch first; kernels are tuned for ``opt``."""
+    A profile of batch sizes alone has one axis: ``Profile.parse("1:8:64") == Profile((1,), (8,), (64,))``.
+    """
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        same_rank = len(self.min) == len(self.opt) == len(self.max)
+        same_rank = len(self.min) == len(self.opt) == len(self.max) > 0
         bounds = zip(self.min, self.opt, self.max, strict=True) if same_rank else ()
         if not same_rank or not all(1 <= low <= best <= high for low, best, high in bounds):
-            raise UsageError(f"profile {self}: expected three shapes of one rank, each at least as large as the last")
+            raise UsageError(f"profile {self}: expected 1 <= min <= opt <= max, along every axis")
 
     @classmethod
-    def of(cls, batches: BatchProfile, sizes: tuple[int, ...]) -> ShapeProfile:
-        """``ShapeProfile.of(BatchProfile(1, 8, 64), (3, 224, 224))``."""
-        return cls((batches.min, *sizes), (batches.opt, *sizes), (batches.max, *sizes))
-
-    @classmethod
-    def parse(cls, text: str) -> ShapeProfile:
-        """``"1x3x224x224:8x3x224x224:8x3x448x448"``, or one shape for all three.
+    def parse(cls, text: str) -> Profile:
+        """``"1:8:64"``, ``"1x3x224x224:8x3x224x224:8x3x448x448"``, or one size or shape for all three.
 
         Raises:
-            UsageError: not one or three shapes in ascending order.
+            UsageError: not one or three shapes of whole numbers in ascending order.
         """
         try:
             shapes = [tuple(int(dim) for dim in shape.split("x")) for shape in text.split(":")]
@@ -118,11 +83,31 @@ class ShapeProfile:
         if len(shapes) == 1:
             shapes *= 3
         if len(shapes) != 3:
-            raise UsageError(f"profile '{text}': expected MIN:OPT:MAX such as 1x3x224x224:8x3x224x224:8x3x448x448")
+            raise UsageError(
+                f"profile '{text}': expected MIN:OPT:MAX such as 1:8:64 or 1x3x224x224:8x3x224x224:8x3x448x448"
+            )
         return cls(*shapes)
+
+    @property
+    def batches(self) -> Profile:
+        """The batch sizes alone."""
+        return Profile(self.min[:1], self.opt[:1], self.max[:1])
+
+    def with_sizes(self, sizes: tuple[int, ...]) -> Profile:
+        """The same batches of one size: ``Profile.parse("1:8:64").with_sizes((3, 224, 224))``."""
+        return Profile((self.min[0], *sizes), (self.opt[0], *sizes), (self.max[0], *sizes))
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether ``shape`` lies between ``min`` and ``max``."""
+        return len(shape) == len(self.min) and all(
+            low <= dim <= high for low, dim, high in zip(self.min, shape, self.max, strict=True)
+        )
 
     def __str__(self) -> str:
         return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
+
+
+DEFAULT_BATCHES = Profile((1,), (8,), (64,))
 
 
 @dataclass(frozen=True)

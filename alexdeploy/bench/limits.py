@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 
 from alexdeploy.machine import cores
-from alexdeploy.runners.artifact import Artifact
 from alexdeploy.specs import Layer
 
 _BYTES_OF = {"INT8": 1, "HALF": 2}
@@ -46,22 +45,6 @@ class Limit:
     bytes: int
     read_gb_per_s: float
     macs: int
-
-
-def layers_of(artifact: Artifact) -> list[Layer] | None:
-    """Layers with their parameters and MACs; None for an engine, whose fused kernels do not tell."""
-    if artifact.kind == "onnx":
-        from alexdeploy.graph.model import load_onnx
-        from alexdeploy.graph.table import layer_table
-
-        return layer_table(load_onnx(artifact.path))
-    if artifact.kind == "checkpoint":
-        from alexdeploy.zoo.checkpoint import load_checkpoint
-        from alexdeploy.zoo.summary import summarize
-
-        checkpoint = load_checkpoint(artifact.path)
-        return summarize(checkpoint.model, checkpoint.contract.input_shape)
-    return None
 
 
 def limit(layers: Sequence[Layer], image_bytes: int, batch: int, p50_ms: float, machine: Machine) -> Limit | None:

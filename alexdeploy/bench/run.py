@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from alexdeploy.bench.accuracy import Accuracy, judge
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import paired_ratio, summarize
-from alexdeploy.bench.limits import Machine, layers_of, limit, machine_rates
+from alexdeploy.bench.limits import Machine, limit, machine_rates
 from alexdeploy.bench.results import BenchReport, Choice, Row
 from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
@@ -25,13 +25,12 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
-from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact, open_runner
+from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact
 from alexdeploy.runners.base import Runner
+from alexdeploy.specs import Progress
 
 DEFAULT_SECONDS = 20.0
 _SCORING_BATCH = 64
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass
@@ -82,7 +81,7 @@ def bench(
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
-                candidate.runner = stack.enter_context(open_runner(candidate.artifact.path, candidate.runtime))
+                candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime))
             except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
         running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}
@@ -150,7 +149,7 @@ def _rows(
             rows += [_row(candidate, batch, status="skipped", reason=candidate.reason) for batch in batches]
             continue
         score = _scores(candidate, candidates[reference], labels)
-        layers = None if candidate.runner.on_gpu else layers_of(candidate.artifact)
+        layers = None if candidate.runner.on_gpu else candidate.artifact.layers()
         for batch in batches:
             figures = _figures(timings, index, reference, batch)
             if layers is not None and machine is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from alexdeploy.optional import unavailable
 COMMANDS = (
     "train",
     "export",
+    "adopt",
     "calibrate",
     "quantize",
     "lint",
@@ -30,6 +32,15 @@ COMMANDS = (
     "doctor",
     "demo",
 )
+_OPTION_OF = {  # settings whose options have other names
+    "batches": "--batch",
+    "dialect": "--for",
+    "lrn_fp16": "--lrn fp16",
+    "newer_versions": "--version-compatible",
+    "shapes": "--profile",
+    "targets": "--target",
+    "workspace_bytes": "--workspace",
+}
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -78,12 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _with_options(message: str) -> str:
+    """A library's message names settings in backquotes, as Python has them; here they become options."""
+    return re.sub(r"`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
+
+
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Exit code and error message."""
     try:
         cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=arguments)
     except AlexdeployError as error:
-        return error.exit_code, str(error)
+        return error.exit_code, _with_options(str(error))
     except ModuleNotFoundError as error:
         missing = unavailable(error)
         if missing is None:

@@ -43,7 +43,7 @@ def command(
 
     from alexdeploy.graph.model import class_count, contract_of, load_onnx
     from alexdeploy.quantize.rangefile import load_ranges
-    from alexdeploy.quantize.search import Judge, analyze
+    from alexdeploy.quantize.search import QuantizationScorer, analyze
 
     loaded, seen = load_onnx(model), load_ranges(ranges)
     seen.check_fits(loaded, model)
@@ -52,14 +52,14 @@ def command(
     dataset.check_labels(contract, class_count(loaded), str(model))
     chosen = dataset.subset(samples)
     with progress() as bar:
-        judge = Judge(loaded, contract, chosen)
-        whole = judge.score(seen.of(method))
-        found = analyze(judge, seen.of(method), progress=lambda share: bar("analyzing", share))
+        scorer = QuantizationScorer(loaded, contract, chosen)
+        whole = scorer.score(seen.of(method))
+        found = analyze(scorer, seen.of(method), progress=bar)
     note_skipped(dataset)
     if as_json:
-        print_json({"model": str(model), "method": method, "images": judge.images, "all": whole, "layers": found})
+        print_json({"model": str(model), "method": method, "images": scorer.images, "all": whole, "layers": found})
         return
-    table = Table(title=f"each layer alone in INT8, {judge.images} held-out images")
+    table = Table(title=f"each layer alone in INT8, {scorer.images} held-out images")
     for name in ("layer", "SQNR dB", "agreement", "top-1 drop", "MACs"):
         table.add_column(name, justify="left" if name == "layer" else "right")
     for row in found:

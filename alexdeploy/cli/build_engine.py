@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -13,161 +14,199 @@ from alexdeploy.cli.options import (
     data_options,
     json_option,
     lrn_option,
-    method_for_ranges,
+    method_option,
+    note_cache,
+    option_group,
     output_option,
 )
 from alexdeploy.cli.output import note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import BatchProfile, ShapeProfile
+from alexdeploy.specs import Builder, Hardware, Method, Profile
 
 if TYPE_CHECKING:
-    from alexdeploy.build import EnginePlan
-    from alexdeploy.data.dataset import ImageDataset
-    from alexdeploy.engine.build import EngineReport
-    from alexdeploy.engine.versions import Builder, Hardware
+    from alexdeploy.engine.options import BuildSettings
+    from alexdeploy.engine.plan import Plan
+    from alexdeploy.engine.record import EngineRecord
+    from alexdeploy.graph.model import PreparedGraph
     from alexdeploy.quantize.rangefile import RangeFile
 
 MIB = 1 << 20
 
 
+@dataclass(frozen=True)
+class _Precision:
+    """What ``--fp16``, ``--int8`` and what goes with them ask for."""
+
+    fp16: bool
+    lrn: str
+    int8: bool
+    ranges: Path | None
+    method: Method | None
+    implicit: bool
+
+
+_precision_options = option_group(
+    "precision",
+    _Precision,
+    click.option("--fp16", is_flag=True, help="FP16 arithmetic; LRN stays FP32."),
+    lrn_option,
+    click.option("--int8", is_flag=True, help="INT8 convolutions and matrix products; needs --ranges or --data."),
+    click.option(
+        "--ranges",
+        type=FILE,
+        metavar="ranges.json",
+        help="Range file from `alexdeploy calibrate`, or a calibration cache of TensorRT; for --int8, and for islands "
+        "of --fp16.",
+    ),
+    method_option(),
+    click.option(
+        "--implicit", is_flag=True, help="TensorRT 10: it calibrates and chooses the types itself (deprecated)."
+    ),
+)
+
+
+def _settings(**chosen: Any) -> BuildSettings:
+    from alexdeploy.engine.options import BuilderOptions, BuildSettings
+    from alexdeploy.engine.versions import Compatibility
+
+    workspace = chosen["workspace"]
+    return BuildSettings(
+        builder=chosen["builder"],
+        batches=Profile.parse(chosen["batch"]),
+        shapes=_parse_shapes(chosen["profile"]),
+        strict=chosen["strict"],
+        options=BuilderOptions(
+            workspace_bytes=workspace * MIB if workspace is not None else None,
+            level=chosen["level"],
+            tf32=chosen["tf32"],
+            timing_cache=chosen["timing_cache"],
+            compatibility=Compatibility(
+                hardware=chosen["hardware"], newer_versions=chosen["version_compatible"], targets=chosen["target"]
+            ),
+        ),
+    )
+
+
+_builder_options = option_group(
+    "settings",
+    _settings,
+    click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept."),
+    click.option(
+        "--profile",
+        multiple=True,
+        metavar="INPUT=MIN:OPT:MAX",
+        help="Whole shapes for an input that is dynamic beyond the batch, such as "
+        "x=1x3x224x224:8x3x224x224:8x3x448x448.",
+    ),
+    click.option(
+        "--builder",
+        type=click.Choice([name for part in get_args(Builder) for name in get_args(part) or (part,)]),
+        default="auto",
+        show_default=True,
+    ),
+    click.option(
+        "--workspace",
+        type=click.IntRange(1, 1 << 30),
+        metavar="MIB",
+        help="Scratch memory a kernel may take.  [default: all]",
+    ),
+    click.option("--level", type=click.IntRange(0, 5), help="Effort of the builder.  [default: TensorRT's, 3]"),
+    click.option("--tf32", is_flag=True, help="Let FP32 multiplications round their inputs to 10 bits."),
+    click.option(
+        "--target", multiple=True, metavar="8.9", help="TensorRT-RTX: build for this compute capability only."
+    ),
+    click.option(
+        "--hardware",
+        type=click.Choice(get_args(Hardware)),
+        default="same-gpu",
+        show_default=True,
+        help="TensorRT: GPUs that the engine is to run on.",
+    ),
+    click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too."),
+    click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds."),
+    click.option("--strict", is_flag=True, help="Fail (exit 5) when an INT8 layer was built in float."),
+)
+
+
 @click.command("build-engine")
 @click.argument("model", type=FILE)
-@click.option("--fp16", is_flag=True, help="FP16 arithmetic; LRN stays FP32.")
-@lrn_option
-@click.option("--int8", is_flag=True, help="INT8 convolutions and matrix products; needs --ranges or --data.")
-@click.option(
-    "--ranges",
-    type=FILE,
-    metavar="ranges.json",
-    help="What calibrate wrote, or a calibration cache of TensorRT; for --int8, and for islands of --fp16.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(["minmax", "entropy", "percentile", "mse"]),
-    default="mse",
-    show_default=True,
-    help="How the clipping range was chosen, for --int8.",
-)
+@_precision_options
 @data_options(required=False)
 @click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Images to calibrate on.")
-@click.option("--batch", default="1:8:64", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes to accept.")
-@click.option(
-    "--profile",
-    "shapes",
-    multiple=True,
-    metavar="INPUT=MIN:OPT:MAX",
-    help="Whole shapes for an input that is dynamic beyond the batch, such as x=1x3x224x224:8x3x224x224:8x3x448x448.",
-)
-@click.option("--builder", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", show_default=True)
-@click.option(
-    "--workspace",
-    type=click.IntRange(1, 1 << 30),
-    metavar="MIB",
-    help="Scratch memory a kernel may take.  [default: all]",
-)
-@click.option("--level", type=click.IntRange(0, 5), help="Effort of the builder.  [default: TensorRT's, 3]")
-@click.option("--tf32", is_flag=True, help="Let FP32 multiplications round their inputs to 10 bits.")
-@click.option(
-    "--target", "targets", multiple=True, metavar="8.9", help="TensorRT-RTX: build for this compute capability only."
-)
-@click.option(
-    "--hardware",
-    type=click.Choice(["same-gpu", "same-compute-capability", "ampere+"]),
-    default="same-gpu",
-    show_default=True,
-    help="TensorRT: GPUs that the engine is to run on.",
-)
-@click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too.")
-@click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds.")
-@click.option(
-    "--implicit",
-    is_flag=True,
-    help="TensorRT 10: it calibrates and chooses the types itself (deprecated).",
-)
-@click.option("--strict", is_flag=True, help="Fail (exit 5) when an INT8 layer was built in float.")
+@_builder_options
 @click.option("--dry-run", is_flag=True, help="Check all and say what would be built; build and write nothing.")
 @output_option("model.engine")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     model: Path,
-    fp16: bool,
-    lrn: str,
-    int8: bool,
-    ranges: Path | None,
-    method: str,
+    precision: _Precision,
     data: DataChoice | None,
     samples: int,
-    batch: str,
-    shapes: tuple[str, ...],
-    builder: Builder,
-    workspace: int | None,
-    level: int | None,
-    tf32: bool,
-    targets: tuple[str, ...],
-    hardware: Hardware,
-    version_compatible: bool,
-    timing_cache: Path | None,
-    implicit: bool,
-    strict: bool,
+    settings: BuildSettings,
     dry_run: bool,
     output: Path,
     as_json: bool,
 ) -> None:
     """Build a TensorRT engine from an ONNX model.
 
-    It says in which type the layers really compute. A model that quantize wrote is built as it is. TensorRT-RTX
-    builds without a GPU; TensorRT needs one.
+    Reports the precision each layer was actually built in. A model that quantize wrote is built as it is.
+    TensorRT-RTX builds without a GPU; TensorRT needs one.
 
     \b
     Example: alexdeploy build-engine model.onnx --int8 --data digits -o int8.engine
              alexdeploy build-engine model.onnx --fp16 --batch 1:8:64 -o fp16.engine
     """
-    batches, named = BatchProfile.parse(batch), _parse_shapes(shapes)
-    _check_arguments(int8, fp16, ranges, data)
-    _check_implicit(ctx, implicit, int8, builder, ranges)
-    files.check_output(output, *(path for path in (model, ranges) if path is not None))
+    _check(precision, data, settings)
+    files.check_output(output, *(path for path in (model, precision.ranges) if path is not None))
     files.check_input(model)
-    from alexdeploy.build import BuildSettings, open_library, plan_engine
-    from alexdeploy.engine.build import BuilderOptions
-    from alexdeploy.engine.versions import Compatibility
+    from alexdeploy.engine.plan import ImplicitInt8, open_library, plan_engine
 
-    if ranges is not None and not implicit:
-        method = method_for_ranges(ctx, ranges, method)
-    options = BuilderOptions(
-        workspace_bytes=workspace * MIB if workspace is not None else None,
-        level=level,
-        tf32=tf32,
-        timing_cache=timing_cache,
-        compatibility=Compatibility(hardware=hardware, newer_versions=version_compatible, targets=targets),
-    )
-    asked = {"int8": int8, "fp16": fp16, "lrn_fp16": lrn == "fp16", "implicit": implicit, "strict": strict}
-    settings = BuildSettings(**asked, method=method, builder=builder, batches=batches, shapes=named, options=options)
-    open_library(settings)  # before a calibration that would be for nothing
-    dataset = data.open("train") if data is not None else None
-    seen: Path | RangeFile | ImageDataset | None = ranges
-    if dataset is not None:
-        seen = dataset.subset(samples) if implicit else _calibrated(model, dataset, samples)
-    plan = plan_engine(model, ranges=seen, settings=settings)
+    open_library(settings, implicit=precision.implicit)  # before a calibration that would be for nothing
+    implicit = None
+    if precision.implicit:
+        images = precision.ranges or (data.open("train").subset(samples) if data is not None else None)
+        assert images is not None, "_check has seen to it"
+        implicit = ImplicitInt8(images, fp16=precision.fp16)
+    graph = model if implicit is not None else _with_precision(model, precision, data, samples)
+    plan = plan_engine(graph, settings=settings, implicit=implicit)
     _warn_of_memory(plan)
     if dry_run:
         _show_plan(output, plan, as_json)
     else:
-        _build(plan, output, shlex.join(["alexdeploy", *ctx.obj]), as_json)
+        rebuild = shlex.join(["alexdeploy", *click.get_current_context().obj])
+        _build(plan, output, rebuild, as_json)
 
 
-def _build(plan: EnginePlan, output: Path, rebuild: str, as_json: bool) -> None:
-    from alexdeploy.build import build_planned, int8_verdict
+def _with_precision(model: Path, precision: _Precision, data: DataChoice | None, samples: int) -> Path | PreparedGraph:
+    if not (precision.int8 or precision.fp16):
+        return model
+    from alexdeploy.quantize.apply import PrecisionSettings, with_precision
+
+    settings = PrecisionSettings(
+        int8=precision.int8, fp16=precision.fp16, lrn_fp16=precision.lrn == "fp16", method=precision.method
+    )
+    if precision.ranges is not None:
+        note_cache(precision.ranges)
+    ranges = _calibrated(model, data, samples) if data is not None else precision.ranges
+    return with_precision(model, ranges, settings=settings)
+
+
+def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
+    from alexdeploy.engine.plan import build_planned, int8_verdict
 
     with progress() as bar:
-        report = build_planned(plan, output, rebuild=rebuild, progress=bar)
-    if report.float_layers:
-        warn(int8_verdict(report))
-    _show(output, report, as_json)
+        record = build_planned(plan, output, rebuild=rebuild, progress=bar)
+    if record.float_layers:
+        warn(int8_verdict(record))
+    if as_json:
+        import msgspec
+
+        print_json({"engine": str(output), **msgspec.to_builtins(record)})
+    else:
+        _show(output, record)
 
 
-def _warn_of_memory(plan: EnginePlan) -> None:
+def _warn_of_memory(plan: Plan) -> None:
     need, free = plan.memory, plan.free_bytes
     if free is not None and need.total_bytes > free:
         warn(
@@ -176,29 +215,30 @@ def _warn_of_memory(plan: EnginePlan) -> None:
         )
 
 
-def _show_plan(output: Path, plan: EnginePlan, as_json: bool) -> None:
-    graph, library, need, options = plan.graph, plan.build.library, plan.memory, plan.settings.options
+def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
+    graph, library, need, precision = plan.build.graph, plan.build.library, plan.memory, plan.precision.value
+    shapes = {name: str(shape) for name, shape in graph.shapes.items()}
     if as_json:
         print_json(
             {
                 "engine": str(output),
                 "dry_run": True,
                 "builder": library.name,
-                "builder_version": library.version,
-                "precision": graph.precision.value,
+                "version": library.version,
+                "precision": precision,
                 "int8_layers": list(graph.quantized),
-                "shapes": {name: str(shape) for name, shape in graph.shapes.items()},
-                "options": options,
+                "shapes": shapes,
+                "options": plan.settings.options,
                 "memory": need,
                 "free_bytes": plan.free_bytes,
             }
         )
         return
     quantized = f", {len(graph.quantized)} of {len(graph.weighted)} Conv/Gemm in INT8" if graph.quantized else ""
-    inputs = "\n".join(f"input {name}: {shape}" for name, shape in graph.shapes.items())
+    inputs = "\n".join(f"input {name}: {shape}" for name, shape in shapes.items())
     free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
     click.echo(
-        f"would build {output} ({graph.precision.value}{quantized}) with {library.name} {library.version}\n"
+        f"would build {output} ({precision}{quantized}) with {library.name} {library.version}\n"
         f"{inputs}\n"
         f"device memory at batch {need.batch}, predicted: {need.total_bytes / MIB:,.0f} MiB "
         f"(weights {need.weights_bytes / MIB:,.0f}, activations {need.activations_bytes / MIB:,.0f}, "
@@ -206,31 +246,17 @@ def _show_plan(output: Path, plan: EnginePlan, as_json: bool) -> None:
     )
 
 
-def _show(output: Path, report: EngineReport, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "engine": str(output),
-                "builder": report.builder,
-                "builder_version": report.builder_version,
-                "size_bytes": report.size_bytes,
-                "seconds": round(report.seconds, 3),
-                "precisions": report.precisions,
-                "layer_precisions": report.layer_precisions,
-                "float_layers": report.float_layers,
-            }
-        )
-        return
-    types = ", ".join(f"{count} {name}" for name, count in report.precisions.items() if count)
+def _show(output: Path, record: EngineRecord) -> None:
+    types = ", ".join(f"{count} {name}" for name, count in record.precisions.items() if count)
     click.echo(
-        f"{output}: {report.size_bytes / 1e6:.1f} MB in {report.seconds:.1f} s with {report.builder} "
-        f"{report.builder_version}; Conv/Gemm kernels: {types or 'not reported by this builder'}"
+        f"{output}: {record.size_bytes / 1e6:.1f} MB in {record.build_seconds:.1f} s with {record.builder} "
+        f"{record.version}; Conv/Gemm kernels: {types or 'not reported by this builder'}"
     )
 
 
-def _parse_shapes(texts: tuple[str, ...]) -> dict[str, ShapeProfile]:
+def _parse_shapes(texts: tuple[str, ...]) -> dict[str, Profile]:
     """``"x=1x3x8x8:2x3x8x8:4x3x8x8"`` each; names may hold an equals sign."""
-    found: dict[str, ShapeProfile] = {}
+    found: dict[str, Profile] = {}
     for text in texts:
         name, _, shapes = text.rpartition("=")
         if not name:
@@ -239,43 +265,42 @@ def _parse_shapes(texts: tuple[str, ...]) -> dict[str, ShapeProfile]:
             )
         if name in found:
             raise UsageError(f"--profile {name}=... is given twice; leave one out")
-        found[name] = ShapeProfile.parse(shapes)
+        found[name] = Profile.parse(shapes)
     return found
 
 
-def _check_arguments(int8: bool, fp16: bool, ranges: Path | None, data: DataChoice | None) -> None:
+def _check(precision: _Precision, data: DataChoice | None, settings: BuildSettings) -> None:
+    ranges = precision.ranges
     if ranges is not None and data is not None:
         raise UsageError("--ranges and --data both name the ranges; leave one out")
-    if int8 and ranges is None and data is None:
+    if precision.implicit:
+        _check_implicit(precision, settings)
+    if precision.int8 and ranges is None and data is None:
         raise UsageError("--int8 needs either --ranges ranges.json or --data DATASET to calibrate on")
-    if not (int8 or fp16) and (ranges is not None or data is not None):
+    if not (precision.int8 or precision.fp16) and (ranges is not None or data is not None):
         raise UsageError("--ranges and --data are for --int8 and --fp16; add one or leave them out")
+    if precision.lrn == "fp16" and not precision.fp16:
+        raise UsageError("--lrn fp16 is for --fp16; add it or leave --lrn out")
 
 
-def _check_implicit(ctx: click.Context, implicit: bool, int8: bool, builder: str, ranges: Path | None) -> None:
-    if not implicit:
-        return
-    from click.core import ParameterSource
-
+def _check_implicit(precision: _Precision, settings: BuildSettings) -> None:
     from alexdeploy.quantize.tensorrt_cache import is_cache
 
-    if not int8 or builder != "tensorrt":
+    if not precision.int8 or settings.builder != "tensorrt":
         raise UsageError("--implicit needs --int8 and --builder tensorrt (version 10)")
-    if ctx.get_parameter_source("method") is not ParameterSource.DEFAULT:
+    if precision.method is not None:
         raise UsageError("--method does not go with --implicit: TensorRT calibrates by its own entropy method")
-    if ranges is not None and not is_cache(ranges):
-        raise UsageError(f"--implicit takes a calibration cache of TensorRT as --ranges, which {ranges} is not")
+    if precision.ranges is not None and not is_cache(precision.ranges):
+        raise UsageError(
+            f"--implicit takes a calibration cache of TensorRT as --ranges, which {precision.ranges} is not"
+        )
 
 
-def _calibrated(model: Path, dataset: ImageDataset, samples: int) -> RangeFile:
+def _calibrated(model: Path, data: DataChoice, samples: int) -> RangeFile:
     from alexdeploy.quantize.calibrate import calibrate
 
+    dataset = data.open("train")
     with progress() as bar:
-        seen = calibrate(
-            model,
-            dataset,
-            samples=samples,
-            progress=lambda done, total: bar(f"calibrating {done}/{total}", done / total),
-        )
+        seen = calibrate(model, dataset, samples=samples, progress=bar)
     note_skipped(dataset)
     return seen

@@ -57,13 +57,7 @@ def command(
 
     dataset = data.open("train")
     with progress() as bar:
-        ranges = calibrate(
-            model,
-            dataset,
-            samples=samples,
-            percentile=percentile,
-            progress=lambda done, total: bar(f"calibrating {done}/{total}", done / total),
-        )
+        ranges = calibrate(model, dataset, samples=samples, percentile=percentile, progress=bar)
     options = {"data": data.name, "samples": samples, "percentile": percentile}
     save_ranges(output, ranges, (ranges.model_parent(model),), options)
     if cache is not None:

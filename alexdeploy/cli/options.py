@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import click
+
+from alexdeploy.specs import Method
 
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
@@ -104,14 +106,19 @@ def data_options(*, required: bool) -> Callable[[Command], Command]:
     )
 
 
-def method_for_ranges(ctx: click.Context, ranges: Path, method: str) -> str:
-    """The method to use with a range file; a calibration cache of TensorRT has only its own."""
-    from click.core import ParameterSource
+def method_option(*more: str) -> Callable[[Command], Command]:
+    """``--method``; None where it was not given, since a calibration cache holds only its own."""
+    also = "; auto measures all of them, tensor by tensor (needs --data)" if more else ""
+    return click.option(
+        "--method",
+        type=click.Choice([*get_args(Method), *more]),
+        help=f"How the clipping range is chosen{also}.  [default: mse]",
+    )
 
+
+def note_cache(ranges: Path) -> None:
+    """Say what cannot be checked where the ranges come from a calibration cache of TensorRT."""
     from alexdeploy.quantize import tensorrt_cache
 
-    chosen = ctx.get_parameter_source("method") is not ParameterSource.DEFAULT
-    method = tensorrt_cache.method_for(ranges, method, chosen=chosen)
-    if method == tensorrt_cache.METHOD:
+    if tensorrt_cache.is_cache(ranges):
         click.echo(tensorrt_cache.PROVES_NOTHING, err=True)
-    return method

@@ -50,11 +50,11 @@ def command(
             raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl")
     from alexdeploy.data.labels import read_class_indices
     from alexdeploy.runners.artifact import open_artifact
-    from alexdeploy.runners.classifier import find_images, predict, with_labels
+    from alexdeploy.runners.classifier import find_images, predict
 
     opened = open_artifact(artifact)
     if labels is not None:
-        opened = with_labels(opened, read_class_indices(labels))
+        opened = opened.with_labels(read_class_indices(labels))
     found = find_images(images, opened.contract.labels)
     predictions = list(predict(opened, [image.path for image in found], ten_crop=ten_crop))
     right = [p.label == image.truth for p, image in zip(predictions, found, strict=True) if image.truth is not None]

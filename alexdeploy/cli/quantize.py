@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -11,15 +11,56 @@ from alexdeploy.cli.options import (
     data_options,
     json_option,
     lrn_option,
-    method_for_ranges,
+    method_option,
+    note_cache,
+    option_group,
     output_option,
 )
-from alexdeploy.cli.output import note, note_skipped, print_json
+from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
+from alexdeploy.specs import Dialect
 
 if TYPE_CHECKING:
-    from alexdeploy.graph.qdq import Dialect
-    from alexdeploy.quantize.quantize import QuantizeResult
+    from alexdeploy.quantize.quantize import QuantizeResult, QuantizeSettings
+
+
+def _settings(**chosen: Any) -> QuantizeSettings:
+    from alexdeploy.quantize.quantize import QuantizeSettings
+
+    return QuantizeSettings(
+        method=chosen["method"],
+        dialect=chosen["target"],
+        fp16=chosen["fp16"],
+        lrn_fp16=chosen["lrn"] == "fp16",
+        keep_float=[name.strip() for name in (chosen["keep_float"] or "").split(",") if name.strip()],
+        max_drop=chosen["max_drop"],
+    )
+
+
+_settings_options = option_group(
+    "settings",
+    _settings,
+    method_option("auto"),
+    click.option(
+        "--for",
+        "target",
+        type=click.Choice(get_args(Dialect)),
+        default="tensorrt",
+        show_default=True,
+        help="Dialect.",
+    ),
+    click.option("--fp16", is_flag=True, help="FP16 instead of FP32 between the INT8 layers (LRN stays FP32)."),
+    lrn_option,
+    click.option(
+        "--keep-float", metavar="NAME,...", help="Keep these layers in float, such as the worst that analyze ranks."
+    ),
+    click.option(
+        "--max-drop",
+        type=click.FloatRange(min=0),
+        metavar="POINTS",
+        help="Keep layers in float until top-1 falls by no more than this (needs --data).",
+    ),
+)
 
 
 @click.command("quantize")
@@ -29,45 +70,17 @@ if TYPE_CHECKING:
     type=FILE,
     required=True,
     metavar="ranges.json",
-    help="What calibrate wrote, or a calibration cache of TensorRT (then without --method).",
+    help="Range file from `alexdeploy calibrate`, or a calibration cache of TensorRT (then without --method).",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["minmax", "entropy", "percentile", "mse", "auto"]),
-    default="mse",
-    show_default=True,
-    help="How the clipping range is chosen; auto measures all of them, tensor by tensor (needs --data).",
-)
-@click.option(
-    "--for",
-    "target",
-    type=click.Choice(["tensorrt", "onnxruntime", "openvino"]),
-    default="tensorrt",
-    show_default=True,
-    help="Dialect.",
-)
-@click.option("--fp16", is_flag=True, help="FP16 instead of FP32 between the INT8 layers (LRN stays FP32).")
-@lrn_option
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(min=0),
-    metavar="POINTS",
-    help="Keep layers in float until top-1 falls by no more than this (needs --data).",
-)
+@_settings_options
 @data_options(required=False)
 @click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True, help="Images for auto.")
 @output_option("out.onnx")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     model: Path,
     ranges: Path,
-    method: str,
-    target: Dialect,
-    fp16: bool,
-    lrn: str,
-    max_drop: float | None,
+    settings: QuantizeSettings,
     data: DataChoice | None,
     samples: int,
     output: Path,
@@ -80,44 +93,49 @@ def command(
 
     \b
     Example: alexdeploy quantize model.onnx --ranges ranges.json -o int8.onnx
+             alexdeploy quantize model.onnx --ranges ranges.json --keep-float conv1,fc8 -o int8.onnx
              alexdeploy quantize model.onnx --ranges ranges.json --max-drop 0.3 --data digits -o int8.onnx
     """
-    measured = method == "auto" or max_drop is not None
-    if measured and data is None:
+    auto, budget = settings.method == "auto", settings.max_drop is not None
+    if (auto or budget) and data is None:
         raise UsageError("--method auto and --max-drop measure on images; name them with --data DATASET")
-    if data is not None and not measured:
+    if data is not None and not (auto or budget):
         raise UsageError("--data is for --method auto and --max-drop; leave it out")
-    from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
+    from alexdeploy.quantize.quantize import quantize_onnx
 
-    method = method_for_ranges(ctx, ranges, method)
-    choose_on = judge_on = None
-    if data is not None and method == "auto":
-        choose_on = data.open("train").subset(samples)
-    if data is not None and max_drop is not None:
-        judge_on = data.open("val")
-    settings = QuantizeSettings(method=method, dialect=target, fp16=fp16, lrn_fp16=lrn == "fp16", max_drop=max_drop)
-    result = quantize_onnx(
-        model, ranges, output, settings=settings, choose_on=choose_on, judge_on=judge_on, progress=note
-    )
-    for dataset in (choose_on, judge_on):
+    note_cache(ranges)
+    selection = data.open("train").subset(samples) if data is not None and auto else None
+    validation = data.open("val") if data is not None and budget else None
+    with progress() as bar:
+        result = quantize_onnx(
+            model,
+            ranges,
+            output,
+            settings=settings,
+            selection_images=selection,
+            validation_images=validation,
+            progress=bar,
+        )
+    for dataset in (selection, validation):
         if dataset is not None:
             note_skipped(dataset)
     described = _describe(result)
     if as_json:
-        print_json({"model": str(output), "method": method, "for": target, **described})
+        print_json({"model": str(output), "method": result.method, "for": settings.dialect, **described})
         return
-    _explain_choice(result)
-    layers = described["quantized"]
-    click.echo(f"{output}: {len(layers)} layers in INT8 ({', '.join(layers)}), ranges by {method}")
+    _explain(result)
+    layers = len(described["quantized"])
+    click.echo(f"{output}: {layers} of {described['layers']} layers in INT8, ranges by {result.method}")
 
 
 def _describe(result: QuantizeResult) -> dict[str, Any]:
     from alexdeploy.graph.model import op_counts, precision_of
-    from alexdeploy.graph.weighted import quantized_nodes
+    from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 
     choice, budget = result.choice, result.budget
     return {
         "precision": precision_of(result.model).value,
+        "layers": sum(is_weighted(node) for node in result.model.graph),
         "quantized": [str(node.name) for node in quantized_nodes(result.model)],
         "ops": op_counts(result.model),
         "methods": {"scores": choice.scores, "chosen": choice.method_of, "score": choice.chosen} if choice else None,
@@ -125,7 +143,9 @@ def _describe(result: QuantizeResult) -> dict[str, Any]:
     }
 
 
-def _explain_choice(result: QuantizeResult) -> None:
+def _explain(result: QuantizeResult) -> None:
+    if result.budget is not None:
+        note(f"after {len(result.budget.attempts)} attempts: {result.budget.chosen}")
     choice = result.choice
     if choice is None:
         return

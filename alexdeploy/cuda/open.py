@@ -28,5 +28,5 @@ def open_device() -> Device:
         return CudaPythonDevice()
     raise UnavailableError(
         "running an engine needs cuda-python or PyCUDA; install one with: pip install cuda-bindings, or "
-        "pip install 'alexdeploy[pycuda]'"
+        "pip install pycuda"
     )

@@ -76,7 +76,7 @@ class ImageDataset:
             image.load()
         except UNREADABLE as error:
             raise InputError(
-                f"{self.name}: cannot read image '{self.samples[index]}' ({error}); remove it, or use --skip-bad-images"
+                f"{self.name}: cannot read image '{self.samples[index]}' ({error}); remove it, or use `skip_bad_images`"
             ) from error
         return image
 
@@ -116,13 +116,13 @@ class ImageDataset:
         if arrays:
             yield np.stack(arrays), np.asarray(labels, dtype=np.int64)
 
-    def check_labels(self, contract: Contract, outputs: int, model: str) -> None:
+    def check_labels(self, contract: Contract, outputs: int | None, model: str) -> None:
         """Refuse to score a model on classes it does not know.
 
         Raises:
             InputError: another number of classes, or other names than the contract's labels.
         """
-        if outputs < 0:
+        if outputs is None:
             raise InputError(f"{model} does not say how many classes it has; export it with a fixed output width")
         if len(self.classes) != outputs:
             raise InputError(

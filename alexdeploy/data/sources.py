@@ -109,7 +109,7 @@ def _read_idx(path: Path, name: str, dims: int) -> npt.NDArray[np.uint8]:
     unpacked = path.with_suffix("")
     if not path.is_file() and not unpacked.is_file():
         raise InputError(
-            f"{path}: no such file; put the IDX files of {name} there, or name their root with --data-root"
+            f"{path}: no such file; put the IDX files of {name} there, or name their root with `data_root`"
         )
     try:
         data = gzip.decompress(path.read_bytes()) if path.is_file() else unpacked.read_bytes()
@@ -130,7 +130,7 @@ def _cifar10(split: Split, folder: Path) -> ImageDataset:
         if not path.is_file():
             raise InputError(
                 f"{path}: no such file; unpack cifar-10-python.tar.gz in {folder.parent}, or name the folder that "
-                f"holds {folder.name} with --data-root"
+                f"holds {folder.name} with `data_root`"
             )
         try:
             with path.open("rb") as file:

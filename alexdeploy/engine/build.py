@@ -1,4 +1,4 @@
-"""A serialised ONNX graph → an engine file and its sidecar."""
+"""A finished ONNX graph → a TensorRT plan and its record. Precision is in the graph; nothing here decides it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from alexdeploy import files
-from alexdeploy.engine.kernels import Kernel, count_precisions, parse_report, precisions_of_layers
-from alexdeploy.engine.monitor import Progress, build_monitor
+from alexdeploy.engine.calibration import Calibration
+from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
+from alexdeploy.engine.monitor import build_monitor
+from alexdeploy.engine.options import BuilderOptions
+from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.runtime import refused
 from alexdeploy.engine.timing_cache import attach as attach_cache
 from alexdeploy.engine.timing_cache import cache_path
 from alexdeploy.engine.timing_cache import save as save_cache
-from alexdeploy.engine.trust import EngineDetails
-from alexdeploy.engine.versions import BuilderName, Compatibility, Library, process_logger
+from alexdeploy.engine.versions import Library, process_logger, this_platform
 from alexdeploy.errors import InputError, UnavailableError
-from alexdeploy.specs import BatchProfile, Precision, ShapeProfile, TensorSpec
+from alexdeploy.machine import current_gpu
+from alexdeploy.specs import Profile, Progress, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt  # the stubs of TensorRT serve for TensorRT-RTX too
@@ -37,8 +39,8 @@ _FIXES = {  # by trt.ErrorCode
 
 
 @dataclass(frozen=True)
-class Graph:
-    """What the builder needs to know of the graph besides what is in it.
+class BuilderInput:
+    """The ONNX source, and what the builder must know about it.
 
     Attributes:
         source: the ONNX file, or a serialised, self-contained model.
@@ -48,65 +50,15 @@ class Graph:
     """
 
     source: bytes | Path
-    shapes: Mapping[str, ShapeProfile]
-    precision: Precision
+    shapes: Mapping[str, Profile]
     weighted: Sequence[str]
     quantized: Sequence[str]
-
-    @property
-    def batches(self) -> BatchProfile:
-        """Batch sizes that the first input accepts."""
-        shape = next(iter(self.shapes.values()))
-        return BatchProfile(shape.min[0], shape.opt[0], shape.max[0])
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """What was built.
-
-    ``kernels`` is empty where the builder does not report them (TensorRT). ``layer_precisions`` maps each Conv/Gemm
-    node to the type its kernel computes in; ``float_layers`` are the nodes that Q/DQ asked to run in INT8 and that,
-    by the report, do not.
-    """
-
-    size_bytes: int
-    seconds: float
-    builder: BuilderName
-    builder_version: str
-    input: TensorSpec
-    output: TensorSpec
-    kernels: list[Kernel]
-    layer_precisions: dict[str, str]
-    float_layers: list[str] = field(default_factory=list)
-
-    @property
-    def precisions(self) -> dict[str, int]:
-        return count_precisions(self.layer_precisions)
-
-
-@dataclass(frozen=True)
-class BuilderOptions:
-    """How to build, beside what the graph says.
-
-    Attributes:
-        workspace_bytes: largest scratch memory a kernel may take; None leaves it to TensorRT (all of the device's).
-        level: effort from 0 to 5; None is TensorRT's default, 3.
-        tf32: FP32 multiplications may round their inputs to 10 bits; off, so that an FP32 engine is FP32.
-        timing_cache: folder for what TensorRT measures, kept for later builds.
-        compatibility: where else the engine is to run.
-    """
-
-    workspace_bytes: int | None = None
-    level: int | None = None
-    tf32: bool = False
-    timing_cache: Path | None = None
-    compatibility: Compatibility = Compatibility()
 
 
 class EngineBuild:
     """A graph that TensorRT's parser has taken, configured and ready to build.
 
-    With ``calibrator`` (an ``IInt8EntropyCalibrator2``) TensorRT 10 chooses the types itself, INT8 among them.
+    With ``implicit`` TensorRT 10 calibrates and chooses the types itself, INT8 among them.
 
     Raises:
         InputError: the parser refused the graph, or the builder its profile.
@@ -114,8 +66,10 @@ class EngineBuild:
         UnavailableError: the library does not start.
     """
 
-    def __init__(self, graph: Graph, options: BuilderOptions, library: Library, calibrator: Any = None) -> None:
-        self.graph, self.options, self.library, self._calibrator = graph, options, library, calibrator
+    def __init__(
+        self, graph: BuilderInput, options: BuilderOptions, library: Library, implicit: Calibration | None = None
+    ) -> None:
+        self.graph, self.options, self.library, self._implicit = graph, options, library, implicit
         library.check(options.compatibility, timing_cache=options.timing_cache is not None)
         if options.timing_cache is not None:
             files.check_output(cache_path(options.timing_cache, library))
@@ -123,7 +77,7 @@ class EngineBuild:
         self._logger.errors.clear()
         self._builder = self._create_builder()
         network: trt.INetworkDefinition | None = self._builder.create_network(
-            library.network_flags(implicit=calibrator is not None)
+            library.network_flags(implicit=implicit is not None)
         )
         if network is None:
             raise InputError(self._refused("no network could be created"))
@@ -131,7 +85,7 @@ class EngineBuild:
         _parse(library.module.OnnxParser(network, self._logger), network, graph.source, library)
         self._config = self._configure()
 
-    def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineReport]:
+    def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineRecord]:
         """Build in memory: about a second on the CPU (RTX), minutes on a GPU (TensorRT times kernels).
 
         An exception that arrives meanwhile, such as KeyboardInterrupt, stops the builder at its next step.
@@ -160,7 +114,7 @@ class EngineBuild:
         if path is not None:
             save_cache(self._config, path)
         data = memoryview(plan)  # which keeps the plan; an engine is too large to copy without need
-        return data, self._report(data, seconds)
+        return data, self._record(data, seconds)
 
     def _create_builder(self) -> trt.Builder:
         try:
@@ -186,55 +140,39 @@ class EngineBuild:
         if not profile or config.add_optimization_profile(profile) < 0:  # a bad one does not raise
             told = ", ".join(f"{name}={shape}" for name, shape in self.graph.shapes.items())
             raise InputError(self._refused(f"the profile {told} was refused"))
-        if self._calibrator is not None:
-            count = self._calibrator.get_batch_size()
+        if self._implicit is not None:
+            count = self._implicit.batch
             seen = self._builder.create_optimization_profile()
             for name, shape in self.graph.shapes.items():
                 seen.set_shape(name, *[(count, *shape.opt[1:])] * 3)
-            fp16 = self.graph.precision == Precision.INT8_FP16
-            self.library.calibrate_with(self._calibrator, config, seen, fp16=fp16)
+            self.library.calibrate_with(self._implicit.calibrator, config, seen, fp16=self._implicit.fp16)
         return config
 
     def _refused(self, what: str) -> str:
         text = refused(self.library, what)
         limited = self.options.workspace_bytes is not None and re.search("workspace limit|OutOfMemory", text)
-        return f"{text}; raise --workspace or leave it out" if limited else text
+        return f"{text}; raise `workspace_bytes` or leave it out" if limited else text
 
-    def _report(self, plan: memoryview, seconds: float) -> EngineReport:
+    def _record(self, plan: memoryview, seconds: float) -> EngineRecord:
         kernels = parse_report(self._logger.kernels) if self._logger.kernels else []
         precisions = precisions_of_layers(kernels, self.graph.weighted)
         quantized = self.graph.quantized if self.library.reports_kernels else ()
-        return EngineReport(
-            size_bytes=len(plan),
-            seconds=seconds,
+        return EngineRecord(
             builder=self.library.name,
-            builder_version=self.library.version,
+            version=self.library.version,
+            size_bytes=len(plan),
+            build_seconds=round(seconds, 3),
+            platform=this_platform(),
+            gpu=current_gpu(),
+            compatibility=self.options.compatibility,
+            shapes=dict(self.graph.shapes),
             input=_spec(self._network.get_input(0), self.library),
             output=_spec(self._network.get_output(0), self.library),
-            kernels=kernels,
+            precisions=count_precisions(precisions),
             layer_precisions=precisions,
-            float_layers=[name for name in quantized if precisions.get(name) != "INT8"],
+            float_layers=tuple(name for name in quantized if precisions.get(name) != "INT8"),
+            kernels=tuple(kernels),
         )
-
-
-def write_engine(
-    path: Path,
-    plan: bytes | memoryview,
-    details: EngineDetails,
-    *,
-    parents: tuple[files.Parent, ...],
-    options: dict[str, Any],
-) -> None:
-    """Write the engine and its sidecar atomically."""
-    files.write_artifact(
-        path,
-        plan,
-        "engine",
-        parents=parents,
-        options=options,
-        libraries={details.builder: details.version},
-        details=msgspec.to_builtins(details),
-    )
 
 
 def _parse(parser: trt.OnnxParser, network: trt.INetworkDefinition, source: bytes | Path, library: Library) -> None:

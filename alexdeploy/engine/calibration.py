@@ -29,18 +29,27 @@ class Calibration:
         shape: (n, C, H, W) of every batch.
         batches: float32 arrays of that shape, preprocessed; empty when ``cache`` holds the ranges.
         images: how many images ``batches`` has given in all; asked at the end.
+        fp16: whether TensorRT may choose FP16 too.
         cache: calibration cache that TensorRT wrote before; b"" to calibrate.
 
     Attributes:
+        batch: images in each batch.
         seen: images that TensorRT has taken.
         error: what went wrong while it was fed.
         written: the cache that TensorRT wrote, b"" before it did.
     """
 
     def __init__(
-        self, library: Library, shape: tuple[int, ...], batches: Batches, images: Callable[[], int], cache: bytes = b""
+        self,
+        library: Library,
+        shape: tuple[int, ...],
+        batches: Batches,
+        images: Callable[[], int],
+        *,
+        fp16: bool = False,
+        cache: bytes = b"",
     ) -> None:
-        self.seen, self.written = 0, b""
+        self.seen, self.written, self.fp16, self.batch = 0, b"", fp16, shape[0]
         self._shape, self._batches, self._images, self._cache = shape, batches, images, cache
         self.error: BaseException | None = None
         self._device = open_device()
@@ -77,7 +86,8 @@ class Calibration:
         """The device address of the next batch, valid until the next call; None at the end."""
         if self._cache:
             self.error = GateError(
-                "TensorRT did not take the calibration cache (another version or calibrator wrote it); use --data"
+                "TensorRT did not take the calibration cache (another version or calibrator wrote it); "
+                "calibrate on images instead"
             )
             return None
         try:

@@ -15,43 +15,44 @@ from alexdeploy.engine.monitor import layer_profiler
 from alexdeploy.engine.runtime import refused
 from alexdeploy.engine.versions import Library
 from alexdeploy.errors import UnavailableError
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import Profile
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_GRAPHS = 8  # batch sizes with a context and a graph of their own; each costs a few MB of host memory
+_GRAPHS = 8  # input shapes with a context and a graph of their own; each costs a few MB of host memory
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine, without its batch dimension."""
+    """An input or output of an engine, without its batch dimension; -1 is a size that a profile leaves open."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def batch(self, count: int) -> tuple[int, ...]:
-        return (count, *self.shape)
-
-    def nbytes(self, count: int) -> int:
-        return math.prod(self.batch(count)) * self.dtype.itemsize
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Of the tensor with that whole shape."""
+        return math.prod(shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A deserialised engine and what its calls need to know; ``outputs[0]`` holds the logits."""
+    """A deserialised engine and what its calls need to know.
+
+    ``outputs[0]`` holds the logits, ``profile`` the whole shapes of the input.
+    """
 
     library: Library
     engine: trt.ICudaEngine
     input: Tensor
     outputs: tuple[Tensor, ...]
-    profile: BatchProfile
+    profile: Profile
 
 
 @dataclass
 class _Prepared:
-    """A context whose shape and addresses are set for one batch size, for good, and its graph once there is one.
+    """A context permanently bound to one input shape; holds its CUDA graph once captured.
 
     TensorRT allows one graph per context and shape.
     """
@@ -72,25 +73,27 @@ class Execution:
 
     def __init__(self, device: Device, engine: Engine) -> None:
         self._engine = engine
-        most = engine.profile.max
-        self._prepared: dict[int, _Prepared] = {}
-        self._flexible_at: tuple[int, dict[str, int]] | None = None  # its batch size and addresses
+        self._prepared: dict[tuple[int, ...], _Prepared] = {}
+        self._flexible_at: tuple[tuple[int, ...], dict[str, int]] | None = None  # its shape and addresses
         with contextlib.ExitStack() as stack:
             self._stream = device.stream()
             stack.callback(self._stream.release)
-            self._host_input = device.pinned(engine.input.batch(most), engine.input.dtype)
-            stack.callback(self._host_input.release)
-            self._host_output = device.pinned(engine.outputs[0].batch(most), engine.outputs[0].dtype)
-            stack.callback(self._host_output.release)
-            self._memory = {}
-            for tensor in (engine.input, *engine.outputs):
-                self._memory[tensor.name] = device.allocate(tensor.nbytes(most))
-                stack.callback(self._memory[tensor.name].release)
             self._scratch = device.allocate(max(engine.engine.device_memory_size_v2, 1))
             stack.callback(self._scratch.release)
             stack.callback(self._drop_contexts)
             self._flexible: trt.IExecutionContext | None = self._new_context()
-            stack.callback(self._stream.synchronize)  # first of all when it is released: nothing may still be running
+            largest = {engine.input: engine.profile.max}
+            largest |= {tensor: self._output_shape(tensor, engine.profile.max) for tensor in engine.outputs}
+            images, logits = math.prod(engine.profile.max), math.prod(largest[engine.outputs[0]])
+            self._host_input = device.pinned((images,), engine.input.dtype)
+            stack.callback(self._host_input.release)
+            self._host_output = device.pinned((logits,), engine.outputs[0].dtype)
+            stack.callback(self._host_output.release)
+            self._memory = {}
+            for tensor, shape in largest.items():
+                self._memory[tensor.name] = device.allocate(tensor.nbytes(shape))
+                stack.callback(self._memory[tensor.name].release)
+            stack.callback(self._stream.synchronize)  # runs first on release: wait for pending work
             self._owned = stack.pop_all()
 
     def release(self) -> None:
@@ -103,28 +106,36 @@ class Execution:
 
     def infer(self, batch: npt.NDArray[np.float32], result: npt.NDArray[np.float32]) -> None:
         """Host to host, at most the largest batch; fewer than the smallest are filled up with zeros."""
-        count = self.load(batch)
-        self.launch(count)
-        logits = self._host_output.array[:count]
+        shape = self.load(batch)
+        self.launch(shape)
+        logits = _shaped(self._host_output.array, self.output_shape(shape))
         self._stream.download(logits, self._memory[self._engine.outputs[0].name].pointer)
         self._stream.synchronize()
         result[...] = logits[: len(batch)]
 
-    def load(self, batch: npt.NDArray[np.float32]) -> int:
-        """Enqueue the copy of a batch to the engine's input; returns the batch size to launch."""
-        count = max(len(batch), self._engine.profile.min)
-        images = self._host_input.array[:count]
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the logits for an input of that whole shape.
+
+        Raises:
+            UnavailableError: TensorRT refuses the shape.
+        """
+        return self._output_shape(self._engine.outputs[0], shape)
+
+    def load(self, batch: npt.NDArray[np.float32]) -> tuple[int, ...]:
+        """Enqueue the copy of a batch to the engine's input; returns the shape to launch."""
+        shape = (max(len(batch), self._engine.profile.min[0]), *batch.shape[1:])
+        images = _shaped(self._host_input.array, shape)
         images[: len(batch)] = batch
         images[len(batch) :] = 0
         self._stream.upload(self._memory[self._engine.input.name].pointer, images)
-        return count
+        return shape
 
-    def launch(self, count: int) -> None:
-        """Enqueue the engine on its own buffers; as a graph from the second call with this batch size on."""
-        prepared = self._prepare(count)
+    def launch(self, shape: tuple[int, ...]) -> None:
+        """Enqueue the engine on its own buffers; as a graph from the second call with this shape on."""
+        prepared = self._prepare(shape)
         if prepared is None:
             memory = self._memory
-            self._enqueue_at(count, {name: memory[name].pointer for name in memory})
+            self._enqueue_at(shape, {name: memory[name].pointer for name in memory})
             return
         if prepared.runs == 1:  # not on the first run: TensorRT initialises in it, which cannot be captured
             prepared.graph = self._stream.capture(lambda: self._execute(prepared.context))
@@ -136,10 +147,10 @@ class Execution:
 
     def layer_times_ms(self, batch: npt.NDArray[np.float32], runs: int) -> dict[str, list[float]]:
         """What TensorRT's profiler measures of each layer, run by run, in a context of its own."""
-        count = self.load(batch)
+        shape = self.load(batch)
         context = self._new_context(graph=False)
         context.profiler = profiler = layer_profiler(self._engine.library)
-        self._set(context, count, {name: memory.pointer for name, memory in self._memory.items()})
+        self._set(context, shape, {name: memory.pointer for name, memory in self._memory.items()})
         for _ in range(runs):
             if not self._execute(context):
                 raise self._failed("the engine could not be enqueued")
@@ -151,14 +162,14 @@ class Execution:
         """Wait for everything enqueued."""
         self._stream.synchronize()
 
-    def infer_on_device(self, count: int, images: int, logits: int, stream: int | None) -> None:
+    def infer_on_device(self, shape: tuple[int, ...], images: int, logits: int, stream: int | None) -> None:
         """Enqueue the engine on the caller's memory, in order with ``stream``; None: wait for the result."""
         if stream is not None:
             self._stream.follow(stream)
         addresses = {name: memory.pointer for name, memory in self._memory.items()}
         addresses[self._engine.input.name] = images
         addresses[self._engine.outputs[0].name] = logits
-        self._enqueue_at(count, addresses)
+        self._enqueue_at(shape, addresses)
         if stream is None:
             self._stream.synchronize()
         else:
@@ -169,20 +180,20 @@ class Execution:
         """The stream (``device.Stream``) that everything runs on."""
         return self._stream
 
-    def _prepare(self, count: int) -> _Prepared | None:
-        """The context for this batch size alone; None when there are enough of them."""
-        prepared = self._prepared.get(count)
+    def _prepare(self, shape: tuple[int, ...]) -> _Prepared | None:
+        """The context for this shape alone; None when there are enough of them."""
+        prepared = self._prepared.get(shape)
         if prepared is None and self._engine.library.captures_graphs and len(self._prepared) < _GRAPHS:
             context = self._new_context()
-            self._set(context, count, {name: memory.pointer for name, memory in self._memory.items()})
-            prepared = self._prepared[count] = _Prepared(context)
+            self._set(context, shape, {name: memory.pointer for name, memory in self._memory.items()})
+            prepared = self._prepared[shape] = _Prepared(context)
         return prepared
 
-    def _enqueue_at(self, count: int, addresses: dict[str, int]) -> None:
+    def _enqueue_at(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
         assert self._flexible is not None
-        if self._flexible_at != (count, addresses):
-            self._set(self._flexible, count, addresses)
-            self._flexible_at = (count, addresses)
+        if self._flexible_at != (shape, addresses):
+            self._set(self._flexible, shape, addresses)
+            self._flexible_at = (shape, addresses)
         if not self._execute(self._flexible):
             raise self._failed("the engine could not be enqueued")
 
@@ -196,11 +207,21 @@ class Execution:
         context.set_device_memory(self._scratch.pointer, self._scratch.nbytes)
         return context
 
-    def _set(self, context: trt.IExecutionContext, count: int, addresses: dict[str, int]) -> None:
-        """Shape and addresses; every answer is checked."""
-        shape = self._engine.input.batch(count)
+    def _output_shape(self, tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if -1 not in tensor.shape:
+            return (shape[0], *tensor.shape)
+        assert self._flexible is not None
+        self._flexible_at = None
+        self._set_shape(self._flexible, shape)
+        return tuple(int(dim) for dim in self._flexible.get_tensor_shape(tensor.name))
+
+    def _set_shape(self, context: trt.IExecutionContext, shape: tuple[int, ...]) -> None:
         if not context.set_input_shape(self._engine.input.name, shape) or context.infer_shapes():
             raise self._failed(f"input shape {shape} was refused")
+
+    def _set(self, context: trt.IExecutionContext, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
+        """Shape and addresses; every answer is checked."""
+        self._set_shape(context, shape)
         if not all(context.set_tensor_address(name, pointer) for name, pointer in addresses.items()):
             raise self._failed("a buffer was refused")
 
@@ -214,3 +235,8 @@ class Execution:
 
     def _failed(self, what: str) -> UnavailableError:
         return UnavailableError(refused(self._engine.library, what))
+
+
+def _shaped(flat: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The beginning of a flat buffer as an array of that shape."""
+    return flat[: math.prod(shape)].reshape(shape)

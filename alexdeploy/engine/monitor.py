@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from alexdeploy.engine.versions import Library
-
-Progress = Callable[[str, float], None]
+from alexdeploy.specs import Progress
 
 
 def layer_profiler(library: Library) -> Any:

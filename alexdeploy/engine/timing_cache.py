@@ -33,7 +33,7 @@ def attach(config: trt.IBuilderConfig, path: Path) -> None:
         cache: trt.ITimingCache | None = config.create_timing_cache(blob)
         if cache is not None and config.set_timing_cache(cache, False):
             return
-    raise UnavailableError("TensorRT takes no timing cache here; leave --timing-cache out")
+    raise UnavailableError("TensorRT takes no timing cache here; leave `timing_cache` out")
 
 
 def save(config: trt.IBuilderConfig, path: Path) -> None:

@@ -7,20 +7,18 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from alexdeploy.errors import UnavailableError, UsageError, unknown_name
 from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.optional import require
+from alexdeploy.specs import Builder, BuilderName, Hardware
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-BuilderName = Literal["tensorrt", "tensorrt-rtx"]
-Builder = BuilderName | Literal["auto"]
-Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
 _LEVELS = {"same-gpu": "NONE", "same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _ERROR = 1  # ILogger.Severity.ERROR; INTERNAL_ERROR is 0
@@ -120,7 +118,7 @@ class Library:
         """
         if not hasattr(self.module, "IInt8EntropyCalibrator2"):
             raise UnavailableError(
-                f"{self.name} {self.version} cannot calibrate, which only TensorRT 10 does; leave out --implicit"
+                f"{self.name} {self.version} cannot calibrate, which only TensorRT 10 does; leave out `implicit`"
             )
 
     def calibrate_with(self, calibrator: Any, config: Any, profile: Any, *, fp16: bool) -> None:
@@ -133,22 +131,22 @@ class Library:
             raise UnavailableError(f"{self.name} {self.version} refused the calibration profile")
 
     def check(self, compatibility: Compatibility, *, timing_cache: bool) -> None:
-        """Refuse what this library has no counterpart for, before any work.
+        """Reject options that this library does not support.
 
         Raises:
             UsageError: says which builder takes the option.
         """
         if self.name == "tensorrt":
             if compatibility.targets:
-                raise UsageError("--target is for --builder tensorrt-rtx; TensorRT builds for the GPU it builds on")
+                raise UsageError("`targets` is for `builder` tensorrt-rtx; TensorRT builds for the GPU it builds on")
             return
         named = {
-            "--hardware": compatibility.hardware != "same-gpu",
-            "--version-compatible": compatibility.newer_versions,
-            "--timing-cache": timing_cache,
+            "hardware": compatibility.hardware != "same-gpu",
+            "newer_versions": compatibility.newer_versions,
+            "timing_cache": timing_cache,
         }
         for option in (name for name, asked in named.items() if asked):
-            raise UsageError(f"{option} is for --builder tensorrt; TensorRT-RTX has nothing like it, leave it out")
+            raise UsageError(f"`{option}` is for `builder` tensorrt; TensorRT-RTX has nothing like it, leave it out")
         for target in compatibility.targets:
             if target not in self._targets():
                 raise UsageError(unknown_name("target", target, list(self._targets())))
@@ -192,7 +190,7 @@ def this_platform() -> str:
 
 
 def builder_of_plan(first_bytes: bytes) -> BuilderName:
-    """Whose plan it seems to be, where no sidecar tells; NVIDIA does not document the header."""
+    """Guess the builder from a plan's first bytes, when there is no sidecar; NVIDIA does not document the header."""
     return "tensorrt-rtx" if first_bytes.startswith(_RTX_MAGIC) else "tensorrt"
 
 
@@ -208,7 +206,7 @@ def load_library(builder: Builder) -> Library:
         # asked before the import: without a driver TensorRT's libraries may crash the process
         reason = why_no_cuda()
         if reason is not None:
-            raise UnavailableError(f"TensorRT builds on the GPU and there is {reason}; use --builder tensorrt-rtx")
+            raise UnavailableError(f"TensorRT builds on the GPU and there is {reason}; use `builder` tensorrt-rtx")
     module = require(_MODULES[builder])
     version = str(module.__version__)
     if _numbers(version) < _OLDEST[builder]:

@@ -11,27 +11,15 @@ import onnx_ir as ir
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import GateError, InputError
+from alexdeploy.errors import InputError
+from alexdeploy.export.parity import PARITY_BATCHES, Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.lrn.fuse import fuse_lrn
 from alexdeploy.graph.model import class_count, image_input, load_onnx, model_bytes, op_counts, save_onnx
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
-from alexdeploy.metrics import relative_error
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-
-PARITY_BATCHES = (1, 2, 5)
-PARITY_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class AdoptionParity:
-    """How far the adopted model is from the original in ONNX Runtime: max|difference| / max|original|, the largest."""
-
-    random_inputs: float
-    batches: tuple[int, ...]
-    tolerance: float = PARITY_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,7 @@ class AdoptResult:
 
     ops: dict[str, int]
     fused: list[str]
-    parity: AdoptionParity
+    parity: Parity
 
 
 def adopt_onnx(path: Path, contract: Contract, output: Path) -> AdoptResult:
@@ -55,6 +43,13 @@ def adopt_onnx(path: Path, contract: Contract, output: Path) -> AdoptResult:
         UsageError: ``output`` is ``path``.
         InputError: not such a model, an input of another shape than the contract's, or another number of labels.
         GateError: ONNX Runtime's results for both files differ by more than ``PARITY_TOLERANCE``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import adopt_onnx
+        >>> from alexdeploy.recipe import load_contract
+        >>> adopt_onnx(Path("foreign.onnx"), load_contract("alexnet-mnist"), Path("adopted.onnx")).fused
+        ['lrn1', 'lrn2']
     """
     files.check_output(output, path)
     original = load_onnx(path)
@@ -100,43 +95,35 @@ def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:
             f"{path}: output '{model.graph.outputs[0].name}' has shape {shape}; expected (batch, classes), "
             "so flatten it and export again"
         )
-    if contract.labels and classes not in (-1, len(contract.labels)):
+    if contract.labels and classes not in (None, len(contract.labels)):
         raise InputError(
             f"{path}: has {classes} outputs but {len(contract.labels)} labels were given; "
             "name the data set it was trained for, or none"
         )
 
 
-def _check_parity(
-    path: Path, original: ir.Model, model: ir.Model, contract: Contract, fused: list[str]
-) -> AdoptionParity:
+def _check_parity(path: Path, original: ir.Model, model: ir.Model, contract: Contract, fused: list[str]) -> Parity:
     spec = image_input(original, str(path))
     batches = (spec.shape[0],) if isinstance(spec.shape[0], int) else PARITY_BATCHES
-    noise = np.random.default_rng(0).standard_normal((max(batches), *contract.input_shape), dtype=np.float32)
-    noise *= np.exp2(np.arange(len(noise), dtype=np.float32) % 5).reshape(-1, 1, 1, 1)  # LRN shows on large inputs
-    inputs = [noise[:batch] for batch in batches]
+    images = noise(contract.input_shape, max(batches))
+    images *= np.exp2(np.arange(len(images), dtype=np.float32) % 5).reshape(-1, 1, 1, 1)  # LRN shows on large inputs
+    inputs = in_batches(images, batches)
     names = [node.name for node in original.graph if node.name]
     unique = len(names) == len(set(names))  # or ONNX Runtime refuses the file
-    with OnnxRuntimeRunner(path if unique else model_bytes(name_unnamed(original)), as_written=True) as runner:
-        expected = [_infer(runner, batch, path) for batch in inputs]
-    error = _distance(model, inputs, expected)
-    if not error <= PARITY_TOLERANCE:
-        blamed = fused and _distance(_rewritten(original, fuse=False)[0], inputs, expected) <= PARITY_TOLERANCE
-        cause = f"; fusing the LRN ({', '.join(fused)}) is what broke it" if blamed else ""
-        raise GateError(
-            f"parity: adopted, {path} differs from the original by {error:.2e} (relative) on random inputs; "
-            f"at most {PARITY_TOLERANCE:.0e} is allowed, so nothing was written{cause}"
-        )
-    return AdoptionParity(error, batches)
+    with OnnxRuntimeRunner(path if unique else model_bytes(name_unnamed(original))) as runner:
+        expected = {len(batch): _infer(runner, batch, path) for batch in inputs}
+    parity = Parity(distance(model, inputs, lambda batch: expected[len(batch)]), batches=batches)
+    blamed = False
+    if fused and not parity.worst <= parity.tolerance:
+        unfused = _rewritten(original, fuse=False)[0]
+        blamed = distance(unfused, inputs, lambda batch: expected[len(batch)]) <= parity.tolerance
+    cause = f"; fusing the LRN ({', '.join(fused)}) is what broke it" if blamed else ""
+    parity.check(f"adopted, {path} differs from the original", cause)
+    return parity
 
 
 def _infer(runner: OnnxRuntimeRunner, batch: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
     try:
-        return runner.infer(batch)
+        return runner.run(batch)[runner.output_names[0]]
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
         raise InputError(f"{path}: ONNX Runtime cannot run it at batch {len(batch)}: {error}") from error
-
-
-def _distance(model: ir.Model, inputs: list[npt.NDArray[np.float32]], expected: list[npt.NDArray[np.float32]]) -> float:
-    with OnnxRuntimeRunner(model_bytes(model), as_written=True) as runner:
-        return max(relative_error(runner.infer(batch), wanted) for batch, wanted in zip(inputs, expected, strict=True))

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,14 @@ from torch import Tensor, nn
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import GateError, InputError
+from alexdeploy.errors import InputError
+from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
-from alexdeploy.graph.model import model_bytes, op_counts, save_onnx
+from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
-from alexdeploy.metrics import relative_error
-from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 OPSET = 20
-PARITY_BATCHES = (1, 2, 5)
-PARITY_TOLERANCE = 1e-5
 _LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far ONNX Runtime is from PyTorch: max|difference| / max|PyTorch|, the largest over all batches tried."""
-
-    random_inputs: float
-    real_inputs: float
-    batches: tuple[int, ...] = PARITY_BATCHES
-    tolerance: float = PARITY_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -74,12 +61,23 @@ def export_onnx(
     Raises:
         InputError: a local response normalisation with an even window.
         GateError: ONNX Runtime and PyTorch differ by more than ``PARITY_TOLERANCE``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from alexdeploy import export_onnx
+        >>> from alexdeploy.contract import Contract
+        >>> net = torch.nn.Sequential(torch.nn.LocalResponseNorm(5), torch.nn.Flatten(), torch.nn.Linear(192, 2))
+        >>> contract = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = torch.rand(4, 3, 8, 8).numpy()
+        >>> export_onnx(net, contract, Path("tiny.onnx"), real_images=images).ops
+        {'Flatten': 1, 'Gemm': 1, 'LRN': 1}
     """
     files.check_output(path)
     module = module.eval()
     model = trace(module, contract, any_size=any_size)
     model.metadata_props[METADATA_KEY] = contract.to_json()
-    parity = check_parity(module, model, contract, real_images, larger_by=_LARGER if any_size else (0, 0))
+    parity = check_parity(module, model, contract, real_images, any_size=any_size)
     save_onnx(
         model,
         path,
@@ -127,37 +125,26 @@ def check_parity(
     contract: Contract,
     real_images: npt.NDArray[np.float32],
     *,
-    larger_by: tuple[int, int] = (0, 0),
+    any_size: bool = False,
 ) -> Parity:
-    """ONNX Runtime against PyTorch at batch 1, 2 and 5, on noise (also of a larger size) and on real images.
+    """ONNX Runtime against PyTorch at batch 1, 2 and 5, on noise (with ``any_size`` also larger) and on real images.
 
     Raises:
         GateError: beyond ``PARITY_TOLERANCE``, with the worst case in the message.
     """
-    noise = np.random.default_rng(0).standard_normal((max(PARITY_BATCHES), *contract.input_shape), dtype=np.float32)
-    with OnnxRuntimeRunner(model_bytes(model), as_written=True) as runner:
-        parity = Parity(_distance(module, runner, noise), _distance(module, runner, real_images))
-        if any(larger_by):
-            larger = np.pad(noise, ((0, 0), (0, 0), (0, larger_by[0]), (0, larger_by[1])), mode="wrap")
-            parity = replace(parity, random_inputs=max(parity.random_inputs, _distance(module, runner, larger)))
-    for kind, error in (("random", parity.random_inputs), ("real", parity.real_inputs)):
-        if not error <= PARITY_TOLERANCE:
-            raise GateError(
-                f"parity: ONNX Runtime differs from PyTorch by {error:.2e} (relative) on {kind} inputs; "
-                f"at most {PARITY_TOLERANCE:.0e} is allowed, so nothing was written"
-            )
-    return parity
 
-
-def _distance(module: nn.Module, runner: OnnxRuntimeRunner, images: npt.NDArray[np.float32]) -> float:
-    worst = 0.0
-    for batch in PARITY_BATCHES:
-        chosen = np.take(images, range(batch), axis=0, mode="wrap")
+    def pytorch(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
         with torch.inference_mode():
-            expected = module(torch.from_numpy(chosen)).numpy()
-        (output,) = runner.run(chosen).values()
-        worst = max(worst, relative_error(output, expected))
-    return worst
+            logits: npt.NDArray[np.floating] = module(torch.from_numpy(batch)).numpy()
+        return logits
+
+    random = in_batches(noise(contract.input_shape))
+    if any_size:
+        padding = ((0, 0), (0, 0), (0, _LARGER[0]), (0, _LARGER[1]))
+        random += [np.pad(batch, padding, mode="wrap") for batch in random]
+    parity = Parity(distance(model, random, pytorch), distance(model, in_batches(real_images), pytorch))
+    parity.check("ONNX Runtime differs from PyTorch")
+    return parity
 
 
 @contextlib.contextmanager

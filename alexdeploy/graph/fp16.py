@@ -63,7 +63,7 @@ def certify_lrn(model: ir.Model, largest: Mapping[str, float]) -> dict[str, floa
     names = [str(node.name) for node in model.graph if node.op_type == "LRN"]
     for name in names:
         if name not in room:
-            raise GateError(f"LRN '{name}': its sum of squares was not measured; calibrate, and give --ranges")
+            raise GateError(f"LRN '{name}': its sum of squares was not measured; calibrate, and give `ranges`")
         if room[name] < MARGIN:
             raise GateError(
                 f"LRN '{name}': its sum of squares reached {largest[name]:.4g} on real data, {room[name]:.2f} times "
@@ -88,7 +88,7 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
     common.ShapeInferencePass()(model)
     graph = model.graph
     if any(value.dtype == _HALF for value in graph.initializers.values()):
-        raise InputError("the graph already holds FP16 weights; use --fp16 on the float model")
+        raise InputError("the graph already holds FP16 weights; convert the float model instead")
     outputs = list(graph.outputs)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     tight = {name for name, room in headroom(largest).items() if room < MARGIN}

@@ -20,7 +20,7 @@ LARGE = 1 << 12
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9  # ModelProto.graph, GraphProto.initializer, TensorProto.…
 _ELSEWHERE = {13, 14}  # TensorProto.external_data and .data_location
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
-_MAPPABLE = {
+MAPPABLE = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
     ir.DataType.DOUBLE,
@@ -41,7 +41,7 @@ class _Field:
 
 
 class MappedModel:
-    """An ONNX file whose large weights have not been read.
+    """An ONNX file, or its bytes, whose large weights have not been read or copied.
 
     Attributes:
         proto: the model; of a mapped weight it holds name, type and dimensions, and no data.
@@ -51,9 +51,13 @@ class MappedModel:
         OSError: the file cannot be mapped.
     """
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, source: Path | bytes) -> None:
+        self._buffer: mmap.mmap | bytes
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        else:
+            self._buffer = source
         self._places: dict[str, tuple[int, int]] = {}
         try:
             light = self._without_weights()
@@ -115,7 +119,7 @@ class MappedModel:
         raw = [field for field in fields if field.number == _RAW_DATA]
         names = [field for field in fields if field.number == _NAME]
         elsewhere = any(field.number in _ELSEWHERE for field in fields)
-        if len(raw) == len(names) == 1 and not elsewhere and onnx.TensorProto.FromString(kept).data_type in _MAPPABLE:
+        if len(raw) == len(names) == 1 and not elsewhere and onnx.TensorProto.FromString(kept).data_type in MAPPABLE:
             self._places[self._buffer[names[0].content : names[0].end].decode()] = raw[0].content, raw[0].end
             return kept
         return self._buffer[tensor.content : tensor.end]

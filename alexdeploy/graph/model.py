@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError, Message
@@ -16,23 +19,43 @@ from onnx_ir.passes import common
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError
-from alexdeploy.graph.mapped import MappedModel
+from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
 from alexdeploy.specs import Precision, TensorSpec
+
+
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A graph in memory, ready to be built, and its origin.
+
+    Attributes:
+        model: the graph.
+        path: the ONNX file it came from, for messages.
+        parents: the files it was made from; empty where that is ``path`` alone and its hash is not known yet.
+        options: what was chosen on the way, for the sidecar of what is built.
+    """
+
+    model: ir.Model
+    path: Path
+    parents: tuple[files.Parent, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
 
 _NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
 
 
-def load_onnx(path: Path) -> ir.Model:
-    """Read an ONNX file with its external data: checked, constants as initializers, shapes inferred.
+def load_onnx(source: Path | bytes) -> ir.Model:
+    """Read an ONNX file with its external data, or its bytes: checked, constants as initializers, shapes inferred.
 
     Large weights are mapped, not read: the file must not be changed in place while the model is in use.
 
     Raises:
         InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
     """
-    files.check_input(path)
+    path = source if isinstance(source, Path) else Path("the model")
+    if isinstance(source, Path):
+        files.check_input(source)
     try:
-        mapped = MappedModel(path)
+        mapped = MappedModel(source)
         proto = mapped.proto
         onnx.load_external_data_for_model(proto, str(path.parent))
     except onnx.checker.ValidationError as error:
@@ -71,15 +94,15 @@ def _prepared(model: ir.Model) -> ir.Model:
 
 def _check_text(message: Message, origin: str) -> None:
     """Protobuf gives text that is not UTF-8 as bytes, which neither the checker nor onnx-ir expects."""
-    for field, content in message.ListFields():
+    for kind, content in message.ListFields():
         entries = (content,) if isinstance(content, str | bytes | Message) else content
-        if field.type == field.TYPE_MESSAGE:
+        if kind.type == kind.TYPE_MESSAGE:
             for entry in entries:
                 _check_text(entry, origin)
-        elif field.type == field.TYPE_STRING:
+        elif kind.type == kind.TYPE_STRING:
             for text in entries:
                 if isinstance(text, bytes):
-                    raise InputError(f"{origin}: not a valid ONNX model: {field.name} {text[:80]!r} is not UTF-8")
+                    raise InputError(f"{origin}: not a valid ONNX model: {kind.name} {text[:80]!r} is not UTF-8")
 
 
 def _check_operators(proto: onnx.ModelProto, path: Path) -> None:
@@ -107,6 +130,25 @@ def model_bytes(model: ir.Model) -> bytes:
         return bytes(ir.to_proto(model).SerializeToString())
     except (ValueError, EncodeError) as error:
         raise InputError(f"the model does not fit one ONNX file of 2 GiB: {_one_line(error)}") from error
+
+
+def split_weights(model: ir.Model) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
+    """The model as a protobuf without its large weights, and those by name; nothing is copied.
+
+    ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``).
+    """
+    weights = {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.dtype in MAPPABLE and value.const_value.nbytes > LARGE
+    }
+    light = model.clone()
+    for name, array in weights.items():
+        value = light.graph.initializers[name]
+        assert value.dtype is not None, "it is in MAPPABLE"
+        shape = ir.Shape(array.shape)
+        value.const_value = ir.ExternalTensor("in memory", 0, array.nbytes, value.dtype, shape=shape, name=name)
+    return model_bytes(light), weights
 
 
 def save_onnx(
@@ -145,7 +187,7 @@ def contract_of(model: ir.Model, origin: str) -> Contract:
     if text is None:
         raise InputError(
             f"{origin}: carries no preprocessing contract (metadata '{METADATA_KEY}'); give it one: "
-            "alexdeploy export MODEL.onnx --contract NETWORK -o out.onnx"
+            "alexdeploy adopt MODEL.onnx --contract NETWORK -o out.onnx"
         )
     return Contract.from_json(text, origin)
 
@@ -179,8 +221,8 @@ def image_input(model: ir.Model, origin: str) -> TensorSpec:
     return TensorSpec(str(inputs[0].name), shape, _NUMPY_NAMES.get(dtype, str(dtype)) if dtype else "unknown")
 
 
-def class_count(model: ir.Model) -> int:
-    """Columns of the first output, channels where it is a map, or -1 when the graph does not tell."""
+def class_count(model: ir.Model) -> int | None:
+    """Columns of the first output, channels where it is a map; None where they are not fixed."""
     shape = model.graph.outputs[0].shape
     classes = shape[1] if shape is not None and len(shape) > 1 else None
-    return classes if isinstance(classes, int) else -1
+    return classes if isinstance(classes, int) else None

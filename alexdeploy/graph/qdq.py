@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,7 @@ from onnx_ir.passes import common
 from alexdeploy.errors import InputError
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
-
-Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
+from alexdeploy.specs import Dialect
 
 INT8_MAX, UINT8_MAX = 127, 255
 _FIRST_OPSET = 13
@@ -93,13 +91,13 @@ def insert_qdq(
         raise InputError("the graph already holds QuantizeLinear/DequantizeLinear; quantize the float model instead")
     if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
         raise InputError(
-            "the graph holds FP16 weights; quantize the FP32 model it was made from, if need be with --fp16"
+            "the graph holds FP16 weights; quantize the FP32 model it was made from, if need be with FP16 around it"
         )
     opset = model.opset_imports.get("", 0)
     if opset < _FIRST_OPSET:
         raise InputError(
             f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file with "
-            "alexdeploy export MODEL.onnx --contract NETWORK -o out.onnx, which raises it"
+            "alexdeploy adopt MODEL.onnx --contract NETWORK -o out.onnx, which raises it"
         )
     model = name_unnamed(model)  # what is written is named after the nodes
     nodes = weighted_nodes(model)

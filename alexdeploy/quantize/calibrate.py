@@ -29,7 +29,7 @@ from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-from alexdeploy.specs import Precision
+from alexdeploy.specs import Precision, Progress
 
 BATCH = 8
 _MOST_WORKERS = 8  # each holds the activations of one batch
@@ -42,7 +42,7 @@ def calibrate(
     *,
     samples: int,
     percentile: float = PERCENTILE,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda what, share: None,
 ) -> RangeFile:
     """Observe what quantization needs: the inputs of Conv, Gemm and MatMul, and some of their outputs.
 
@@ -51,7 +51,7 @@ def calibrate(
         dataset: images to learn from.
         samples: how many of them to take, spread evenly; all when there are fewer.
         percentile: share of |x| in percent that the method of that name keeps unclipped; above 50, at most 100.
-        progress: called with (images done, images planned) after each batch.
+        progress: called after each batch, with the images done and their share of those planned.
 
     Returns:
         The ranges by every method. Memory does not grow with the number of images.
@@ -59,37 +59,46 @@ def calibrate(
     Raises:
         UsageError: ``percentile`` out of bounds.
         InputError: a model without contract or weighted layers, FP16 or quantized, an unreadable image, NaN or Inf.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import calibrate
+        >>> from alexdeploy.data.sources import load_dataset
+        >>> calibrate(Path("model.onnx"), load_dataset("digits", "train"), samples=32).samples
+        32
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile:g}: expected more than 50 and at most 100, as in {PERCENTILE}")
-    watched = _Watched(model_path)
+    observed = _ObservedModel(model_path)
     chosen = dataset.subset(samples)
     fed = 0
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
     with freed_memory_kept(), ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
-        opened = pool.submit(lambda: closing.enter_context(watched.open()))  # while the first images are read
+        opened = pool.submit(lambda: closing.enter_context(observed.open()))  # while the first images are read
         digest = pool.submit(files.sha256_file, model_path)
         try:
-            for images, _ in chosen.batches(watched.contract, watched.batch_size):
-                pending.append(pool.submit(watched.observe, opened, images, fed))
+            for images, _ in chosen.batches(observed.contract, observed.batch_size):
+                pending.append(pool.submit(observed.observe, opened, images, fed))
                 fed += len(images)
                 if len(pending) > _AHEAD:
-                    progress(pending.popleft().result(), len(chosen))
+                    seen = pending.popleft().result()
+                    progress(f"calibrating {seen}/{len(chosen)}", seen / len(chosen))
             for future in pending:
-                progress(future.result(), len(chosen))
+                seen = future.result()
+                progress(f"calibrating {seen}/{len(chosen)}", seen / len(chosen))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    observers = watched.observers
+    observers = observed.observers
     result = RangeFile(
         model_sha256=digest.result(),
-        contract=watched.contract.fingerprint,
+        contract=observed.contract.fingerprint,
         dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,
         percentile=percentile,
-        largest=watched.largest(),
+        largest=observed.largest(),
         tensors={
             name: {**ranges(o, percentile), "min": o.minimum, "samples": o.samples} for name, o in observers.items()
         },
@@ -98,7 +107,7 @@ def calibrate(
     return result
 
 
-class _Watched:
+class _ObservedModel:
     """A float model with an observer on each tensor that quantization needs; threads share it.
 
     Raises:
@@ -117,10 +126,10 @@ class _Watched:
         self._comparing = Lock()
 
     def open(self) -> OnnxRuntimeRunner:
-        """A session that shows what is watched."""
+        """Open a session with the observed tensors as outputs."""
         inner = [name for name in self.observers if name != self._input.name]
         tapped = model_bytes(with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks]))
-        return OnnxRuntimeRunner(tapped, as_written=True, threads=1)
+        return OnnxRuntimeRunner(tapped, threads=1)
 
     def observe(self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int) -> int:
         """Run a batch whose first image has the number ``first``; returns the number behind its last."""

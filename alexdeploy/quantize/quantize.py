@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
 from alexdeploy import files
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import UsageError
-from alexdeploy.graph.equalize import scale_factors
-from alexdeploy.graph.fp16 import certify_lrn, to_fp16
+from alexdeploy.errors import UsageError, unknown_name
+from alexdeploy.graph.fp16 import certify_lrn
 from alexdeploy.graph.model import class_count, contract_of, load_onnx, save_onnx
-from alexdeploy.graph.qdq import Dialect, TensorRange, insert_qdq
+from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.quantize import tensorrt_cache
+from alexdeploy.quantize.apply import (
+    PrecisionSettings,
+    check_lrn_fp16,
+    default_method,
+    largest_values_seen,
+    model_parent,
+    quantized,
+)
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.quantize.search import BudgetResult, Judge, MethodChoice, choose_methods, meet_budget
-
-Ranges = RangeFile | tensorrt_cache.CalibrationCache
-
-DEFAULT_METHOD = "mse"
-AUTO = "auto"
-
-
-def check_lrn_fp16(lrn_fp16: bool, fp16: bool) -> None:
-    """Refuse what would be passed over in silence."""
-    if lrn_fp16 and not fp16:
-        raise UsageError("--lrn fp16 is for --fp16; add it or leave --lrn out")
+from alexdeploy.quantize.search import BudgetResult, MethodChoice, QuantizationScorer, choose_methods, meet_budget
+from alexdeploy.specs import Dialect, Method, Progress
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,34 @@ class QuantizeSettings:
         dialect: see ``alexdeploy.graph.qdq``.
         fp16: FP16 instead of FP32 between the INT8 layers.
         lrn_fp16: FP16 inside LRN too, if calibration proves that its sums stay in range.
+        keep_float: names of layers that stay in float, such as ``fc8``.
         max_drop: largest loss of top-1 in points; layers are kept in float until it is met. None: no budget.
     """
 
-    method: str | None = None
+    method: Method | Literal["auto"] | None = None
     dialect: Dialect = "tensorrt"
     fp16: bool = False
     lrn_fp16: bool = False
+    keep_float: Sequence[str] = ()
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
         check_lrn_fp16(self.lrn_fp16, self.fp16)
+        if self.keep_float and self.max_drop is not None:
+            raise UsageError("`keep_float` names the layers and `max_drop` searches for them; use one of them")
+
+    @property
+    def precision(self) -> PrecisionSettings:
+        """What every layer that is quantized gets."""
+        return PrecisionSettings(int8=True, fp16=self.fp16, lrn_fp16=self.lrn_fp16, dialect=self.dialect)
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """The model written, and what was found on the way: the methods chosen (``auto``), the budget search."""
+    """The model written, the method used, and what the searches found: the methods (``auto``), the budget."""
 
     model: ir.Model
+    method: str
     choice: MethodChoice | None
     budget: BudgetResult | None
 
@@ -70,55 +78,63 @@ def quantize_onnx(
     output: Path,
     *,
     settings: QuantizeSettings = QuantizeSettings(),
-    choose_on: ImageDataset | None = None,
-    judge_on: ImageDataset | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    selection_images: ImageDataset | None = None,
+    validation_images: ImageDataset | None = None,
+    progress: Progress = lambda what, share: None,
 ) -> QuantizeResult:
-    """Write ``model_path`` as INT8 Q/DQ.
+    """Write a float ONNX model as INT8 Q/DQ.
 
     Args:
         model_path: the float model that was calibrated.
-        ranges_path: what calibrate wrote, or a calibration cache of TensorRT.
+        ranges_path: the range file that ``calibrate`` wrote, or a calibration cache of TensorRT.
         output: written atomically with its sidecar.
         settings: see there.
-        choose_on: images for ``auto``.
-        judge_on: labelled images for ``max_drop``.
-        progress: told, in words, how far ``auto`` is and what the budget search finds.
+        selection_images: images that ``auto`` measures on.
+        validation_images: labelled images that ``max_drop`` is measured on.
+        progress: called with what is being searched and the share that is done.
 
     Raises:
         InputError: an unusable model, range file or calibration cache.
-        UsageError: ``auto`` or ``max_drop`` without images, or ``auto`` with a calibration cache.
+        UsageError: ``auto`` or ``max_drop`` without images, ``auto`` with a calibration cache, or a layer to keep in
+            float that the model does not have.
         GateError: the ranges belong to another model or contract, or the budget cannot be met.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import quantize_onnx
+        >>> quantize_onnx(Path("model.onnx"), Path("ranges.json"), Path("int8.onnx")).method
+        'mse'
     """
     files.check_output(output, model_path, ranges_path)
     ranges = tensorrt_cache.load(ranges_path)
     model = load_onnx(model_path)
     ranges.check_fits(model, model_path)
+    _check_layers(model, settings.keep_float)
     contract = contract_of(model, str(model_path))
     choice = budget = None
     method = settings.method or default_method(ranges)
-    write = partial(_written, seen=ranges, settings=settings)
-    if method == AUTO:
-        if not isinstance(ranges, RangeFile) or choose_on is None:
-            raise UsageError("--method auto needs a range file with every method, and images to measure on (--data)")
-        judge = Judge(model, contract, choose_on, write=write)
-        choice = choose_methods(judge, ranges, progress=lambda share: progress(f"auto: {share:.0%}"))
+    write = partial(quantized, seen=ranges, settings=settings.precision)
+    if method == "auto":
+        if not isinstance(ranges, RangeFile) or selection_images is None:
+            raise UsageError("`method` auto needs a range file with every method, and images to measure on (`data`)")
+        scorer = QuantizationScorer(model, contract, selection_images, write=write)
+        choice = choose_methods(scorer, ranges, progress=progress)
         model = choice.equalized or model
     tensor_ranges = choice.ranges if choice is not None else ranges.of(method)
+    kept: Sequence[str] = settings.keep_float
     if settings.max_drop is not None:
-        if judge_on is None:
-            raise UsageError("--max-drop needs labelled images to judge on; name them with --data")
+        if validation_images is None:
+            raise UsageError("`max_drop` needs labelled images to judge on; name them with `data`")
         classes = class_count(model)
-        judge_on.check_labels(contract, classes if classes >= 0 else len(judge_on.classes), str(model_path))
-        judge = Judge(model, contract, judge_on, write=write)
-        budget = meet_budget(judge, tensor_ranges, settings.max_drop, progress=progress)
-    kept = budget.chosen.kept_float if budget is not None else ()
+        validation_images.check_labels(contract, classes or len(validation_images.classes), str(model_path))
+        scorer = QuantizationScorer(model, contract, validation_images, write=write)
+        budget = meet_budget(scorer, tensor_ranges, settings.max_drop, progress=progress)
+        kept = budget.chosen.kept_float
     model = write(model, tensor_ranges, kept)
-    origin = ranges.model_parent(model_path) if isinstance(ranges, RangeFile) else files.parent(model_path)
     save_onnx(
         model,
         output,
-        parents=(origin, files.parent(ranges_path)),
+        parents=(model_parent(model_path, ranges), files.parent(ranges_path)),
         options={
             "method": method,
             "for": settings.dialect,
@@ -130,58 +146,17 @@ def quantize_onnx(
             "kept_float": list(kept),
             "method_of": choice.method_of if choice is not None else None,
             "equalized": choice is not None and choice.equalized is not None,
-            "lrn_fp16_headroom": certify_lrn(model, _largest(model, ranges)) if settings.lrn_fp16 else {},
+            "lrn_fp16_headroom": certify_lrn(model, largest_values_seen(model, ranges)) if settings.lrn_fp16 else {},
         },
     )
-    return QuantizeResult(model, choice, budget)
+    return QuantizeResult(model, method, choice, budget)
 
 
-def _written(
-    model: ir.Model,
-    ranges: Mapping[str, TensorRange],
-    keep_float: Collection[str] = (),
-    *,
-    seen: Ranges,
-    settings: QuantizeSettings,
-) -> ir.Model:
-    """What is judged, and in the end written."""
-    model = insert_qdq(model, ranges, dialect=settings.dialect, keep_float=keep_float)
-    return with_fp16(model, seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
-
-
-def default_method(ranges: Ranges) -> str:
-    """The method where none is named."""
-    return tensorrt_cache.METHOD if isinstance(ranges, tensorrt_cache.CalibrationCache) else DEFAULT_METHOD
-
-
-def quantized(model_path: Path, ranges: Ranges, *, method: str) -> ir.Model:
-    """INT8 in TensorRT's dialect, by one method, in memory.
-
-    Raises:
-        InputError: an unusable model.
-        GateError: the ranges belong to another model or contract.
-    """
-    model = load_onnx(model_path)
-    ranges.check_fits(model, model_path)
-    return insert_qdq(model, ranges.of(method))
-
-
-def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.Model, dict[str, float]]:
-    """FP16 in the float parts, with islands where calibration saw values close to its limit.
-
-    Returns:
-        The model, and with ``lrn`` the certificate: how many times each LRN's sum of squares fits below 65504.
-
-    Raises:
-        GateError: ``lrn``, and the ranges do not prove it safe.
-    """
-    largest = _largest(model, ranges)
-    certificate = certify_lrn(model, largest) if lrn else {}
-    return to_fp16(model, largest=largest, lrn=lrn), certificate
-
-
-def _largest(model: ir.Model, ranges: Ranges | None) -> dict[str, float]:
-    """Largest magnitudes that calibration saw, as they are in this model, whose channels may have been equalized."""
-    factors = {name: float(factor.max()) for name, factor in scale_factors(model).items()}
-    seen = ranges.largest if isinstance(ranges, RangeFile) else {}
-    return {name: value * factors.get(name, 1.0) for name, value in seen.items()}
+def _check_layers(model: ir.Model, names: Sequence[str]) -> None:
+    """Every name must be a layer that can be quantized, and one must be left."""
+    layers = [node.name for node in weighted_nodes(model)]
+    for name in names:
+        if name not in layers:
+            raise UsageError(f"`keep_float`: {unknown_name('layer', name, layers)}")
+    if layers and set(names) >= set(layers):
+        raise UsageError("`keep_float` names every layer, so nothing would be INT8; leave some of them out")

@@ -29,12 +29,13 @@ from alexdeploy.metrics import agreement, sqnr_db, topk_accuracy
 from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.specs import Progress
 
 _BATCH = 32
-_WORTH_DB = 0.5  # less does not carry over to other images than those measured on
+_WORTH_DB = 0.5  # smaller gains do not generalise to other images
 _CANDIDATES = 16  # layers tried per round of the budget search; in a larger net, the most sensitive ones
 
-Ranges = Mapping[str, TensorRange]
+TensorRanges = Mapping[str, TensorRange]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Score:
 
     Attributes:
         sqnr_db: power of the float logits over power of the error, in dB; more is better.
-        typical_db: the same image by image, and the mean of that; unlike the sum over all images it does not hang on
-            the few whose logits are largest.
+        typical_db: the same image by image, and the mean of that; unlike the sum over all images it is not
+            dominated by the images with the largest logits.
         agreement: share of images with the same top-1.
         drop: top-1 of the float model minus that of the quantized one, in points (1 = 1 %).
     """
@@ -55,7 +56,7 @@ class Score:
     drop: float
 
 
-class Judge:
+class QuantizationScorer:
     """The float model's answers on a set of images, and the scores of quantized versions of it.
 
     Args:
@@ -88,7 +89,7 @@ class Judge:
         total = sum(macs.get(name, 0) for name in self.layers) or 1
         self.macs_share = {name: macs.get(name, 0) / total for name in self.layers}
 
-    def score(self, ranges: Ranges, keep_float: Collection[str] = (), *, equalized: bool = False) -> Score:
+    def score(self, ranges: TensorRanges, keep_float: Collection[str] = (), *, equalized: bool = False) -> Score:
         """Quantize every layer but those in ``keep_float``, and compare."""
         if set(keep_float) >= set(self.layers):
             return Score(float("inf"), float("inf"), 1.0, 0.0)
@@ -101,7 +102,7 @@ class Judge:
             drop=round(100 * (self.top1 - topk_accuracy(logits, self._labels, 1)), 9),  # 0.3, not 0.30000000000000027
         )
 
-    def equalized(self, ranges: Ranges) -> ir.Model:
+    def equalized(self, ranges: TensorRanges) -> ir.Model:
         """The float model with channels of similar size, as these images show them."""
         return equalize(self.model, self._channels, {name: ranges[name].amax for name in self._channels})
 
@@ -112,7 +113,7 @@ class Judge:
         if not names:
             return {}
         found: dict[str, npt.NDArray[np.float32]] = {}
-        with OnnxRuntimeRunner(model_bytes(with_outputs(lower_lrn(self.model), names)), as_written=True) as runner:
+        with OnnxRuntimeRunner(model_bytes(with_outputs(lower_lrn(self.model), names))) as runner:
             for batch in self._batches:
                 for name, array in runner.run(batch).items():
                     largest = np.abs(array).max(axis=(0, *range(2, array.ndim)))
@@ -120,7 +121,7 @@ class Judge:
         return found
 
     def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
-        with OnnxRuntimeRunner(model_bytes(lower_lrn(model)), as_written=True) as runner:
+        with OnnxRuntimeRunner(model_bytes(lower_lrn(model))) as runner:
             return np.concatenate([runner.infer(batch) for batch in self._batches])
 
 
@@ -134,14 +135,14 @@ class Sensitivity:
 
 
 def analyze(
-    judge: Judge, ranges: Ranges, *, progress: Callable[[float], None] = lambda share: None
+    scorer: QuantizationScorer, ranges: TensorRanges, *, progress: Progress = lambda what, share: None
 ) -> list[Sensitivity]:
     """Quantize each layer alone; the most harmful first (by SQNR, which resolves more than top-1 does)."""
     found = []
-    for number, layer in enumerate(judge.layers, start=1):
-        others = [name for name in judge.layers if name != layer]
-        found.append(Sensitivity(layer, judge.score(ranges, others), judge.macs_share[layer]))
-        progress(number / len(judge.layers))
+    for number, layer in enumerate(scorer.layers, start=1):
+        others = [name for name in scorer.layers if name != layer]
+        found.append(Sensitivity(layer, scorer.score(ranges, others), scorer.macs_share[layer]))
+        progress(f"{layer} alone in INT8", number / len(scorer.layers))
     return sorted(found, key=lambda sensitivity: sensitivity.score.sqnr_db)
 
 
@@ -153,6 +154,13 @@ class Attempt:
     score: Score
     int8_macs: float
 
+    def __str__(self) -> str:
+        kept = ", ".join(self.kept_float) or "nothing"
+        return (
+            f"float: {kept} · drop {self.score.drop:+.2f} points · SQNR {self.score.sqnr_db:.1f} dB · "
+            f"{self.int8_macs:.1%} of MACs in INT8"
+        )
+
 
 @dataclass(frozen=True)
 class BudgetResult:
@@ -163,30 +171,30 @@ class BudgetResult:
 
 
 def meet_budget(
-    judge: Judge,
-    ranges: Ranges,
+    scorer: QuantizationScorer,
+    ranges: TensorRanges,
     max_drop: float,
     *,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda what, share: None,
 ) -> BudgetResult:
-    """Keep as few layers in float as bring the top-1 drop to ``max_drop`` points or less.
+    """Search for the smallest set of float layers that holds the top-1 drop at ``max_drop`` points or less.
 
-    With one layer every choice is tried, so one layer is found when one suffices; of several that do, the one with the
-    least MACs. Beyond that the best layer so far is kept and the next is searched beside it.
+    Greedy. Single layers are searched exhaustively, so one layer is found when one suffices; of several that do, the
+    one with the least MACs. Beyond that the best layer so far is kept and the next is searched beside it.
 
     Raises:
         GateError: even with every layer but one in float the budget is not met.
     """
-    best = _attempt(judge, ranges, ())
+    best = _attempt(scorer, ranges, ())
     attempts = [best]
-    progress(_describe(best))
+    progress("every layer in INT8", 0.0)
     order: list[str] = []
-    while best.score.drop > max_drop and len(best.kept_float) < len(judge.layers) - 1:
+    while best.score.drop > max_drop and len(best.kept_float) < len(scorer.layers) - 1:
         if not order:
-            many = len(judge.layers) > _CANDIDATES
-            order = [found.layer for found in analyze(judge, ranges)] if many else judge.layers
+            many = len(scorer.layers) > _CANDIDATES
+            order = [found.layer for found in analyze(scorer, ranges)] if many else scorer.layers
         open_layers = [layer for layer in order if layer not in best.kept_float][:_CANDIDATES]
-        tried = [_attempt(judge, ranges, (*best.kept_float, layer)) for layer in open_layers]
+        tried = [_attempt(scorer, ranges, (*best.kept_float, layer)) for layer in open_layers]
         attempts += tried
         enough = [attempt for attempt in tried if attempt.score.drop <= max_drop]
         best = (
@@ -194,26 +202,20 @@ def meet_budget(
             if enough
             else min(tried, key=lambda attempt: (attempt.score.drop, -attempt.score.sqnr_db))
         )
-        progress(_describe(best))
+        progress(
+            f"{len(best.kept_float)} of {len(scorer.layers)} layers in float", len(best.kept_float) / len(scorer.layers)
+        )
     if best.score.drop > max_drop:
         raise GateError(
-            f"--max-drop {max_drop:g}: with {len(best.kept_float)} of {len(judge.layers)} layers in float the top-1 "
-            f"drop is still {best.score.drop:.2f} points on {judge.images} images; nothing was written"
+            f"`max_drop` {max_drop:g}: with {len(best.kept_float)} of {len(scorer.layers)} layers in float the top-1 "
+            f"drop is still {best.score.drop:.2f} points on {scorer.images} images; nothing was written"
         )
     return BudgetResult(best, attempts)
 
 
-def _attempt(judge: Judge, ranges: Ranges, kept: tuple[str, ...]) -> Attempt:
-    int8 = sum(share for name, share in judge.macs_share.items() if name not in kept)
-    return Attempt(kept, judge.score(ranges, kept), int8)
-
-
-def _describe(attempt: Attempt) -> str:
-    kept = ", ".join(attempt.kept_float) or "nothing"
-    return (
-        f"float: {kept} · drop {attempt.score.drop:+.2f} points · SQNR {attempt.score.sqnr_db:.1f} dB · "
-        f"{attempt.int8_macs:.1%} of MACs in INT8"
-    )
+def _attempt(scorer: QuantizationScorer, ranges: TensorRanges, kept: tuple[str, ...]) -> Attempt:
+    int8 = sum(share for name, share in scorer.macs_share.items() if name not in kept)
+    return Attempt(kept, scorer.score(ranges, kept), int8)
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class MethodChoice:
 
 
 def choose_methods(
-    judge: Judge, seen: RangeFile, *, progress: Callable[[float], None] = lambda share: None
+    scorer: QuantizationScorer, seen: RangeFile, *, progress: Progress = lambda what, share: None
 ) -> MethodChoice:
     """Measure each method end to end, take the best, then change single tensors to another method where that helps.
 
@@ -246,7 +248,7 @@ def choose_methods(
     """
     by_method = {method: seen.of(method) for method in METHODS}
     measured = {
-        (method, equalized): judge.score(ranges, equalized=equalized)
+        (method, equalized): scorer.score(ranges, equalized=equalized)
         for equalized in (False, True)
         for method, ranges in by_method.items()
     }
@@ -255,16 +257,16 @@ def choose_methods(
     scores = {method: measured[method, False] for method in by_method}
     ranges = dict(by_method[best])
     method_of = dict.fromkeys(ranges, best)
-    tensors = [name for name in ranges if name in {str(n.activation.name) for n in weighted_nodes(judge.model)}]
+    tensors = [name for name in ranges if name in {str(n.activation.name) for n in weighted_nodes(scorer.model)}]
     for number, tensor in enumerate(tensors, start=1):
         for method, alternative in by_method.items():
             if alternative[tensor] == ranges[tensor]:
                 continue
-            score = judge.score({**ranges, tensor: alternative[tensor]}, equalized=equalized)
+            score = scorer.score({**ranges, tensor: alternative[tensor]}, equalized=equalized)
             if _clearly_better(score, current):
                 ranges[tensor], method_of[tensor], current = alternative[tensor], method, score
-        progress(number / len(tensors))
-    return MethodChoice(ranges, method_of, scores, current, judge.equalized(ranges) if equalized else None)
+        progress(f"methods for {tensor}", number / len(tensors))
+    return MethodChoice(ranges, method_of, scores, current, scorer.equalized(ranges) if equalized else None)
 
 
 def _typical_db(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:

@@ -158,19 +158,6 @@ def is_cache(path: Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def method_for(path: Path, method: str, *, chosen: bool) -> str:
-    """``method``, or ``METHOD`` where ``path`` is a cache.
-
-    Raises:
-        UsageError: a cache, though the user has ``chosen`` a method.
-    """
-    if not is_cache(path):
-        return method
-    if chosen:
-        raise _no_choice(str(path))
-    return METHOD
-
-
 def load(path: Path) -> RangeFile | CalibrationCache:
     """Read a range file or a cache, whichever it is.
 
@@ -190,4 +177,4 @@ def load(path: Path) -> RangeFile | CalibrationCache:
 
 
 def _no_choice(name: str) -> UsageError:
-    return UsageError(f"{name} is a calibration cache, which holds one range per tensor; leave --method out")
+    return UsageError(f"{name} is a calibration cache, which holds one range per tensor; leave `method` out")

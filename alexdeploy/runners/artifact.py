@@ -1,54 +1,321 @@
-"""From a file to what can run it: its kind, contract, precision, and the runtimes that take it."""
+"""A file that classifies images, opened once: what it holds, and what runs it."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.optional import require, unavailable
 from alexdeploy.runners.base import Runner
-from alexdeploy.specs import Precision
+from alexdeploy.specs import Kind, Layer, Precision, Runtime
 
-RUNTIMES_OF_KIND = {
-    "checkpoint": ("pytorch",),
-    "onnx": ("onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"),
-    "engine": ("tensorrt", "tensorrt-rtx"),
-}
-RUNTIMES = tuple(name for names in RUNTIMES_OF_KIND.values() for name in names)
-_OPTIONS = {  # arguments of the runners' classes
-    "onnxruntime-cpu": ("threads",),
-    **dict.fromkeys(("onnxruntime-cuda", "onnxruntime-tensorrt"), ("options",)),
-    **dict.fromkeys(RUNTIMES_OF_KIND["engine"], ("contexts",)),
-}
-_KIND_OF_SUFFIX = {".safetensors": "checkpoint", ".onnx": "onnx", ".engine": "engine", ".plan": "engine"}
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from alexdeploy.engine.record import EngineFile, EngineRecord
+    from alexdeploy.zoo.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A file that classifies images.
+class _RuntimeEntry:
+    """The kind of file that a runtime takes, its runner's class, and the options of that class."""
 
-    ``runtimes`` are those that can run this very file, the usual one first; ``classes`` is -1 where the file does not
-    tell.
+    kind: Kind
+    home: str
+    runner: str
+    options: tuple[str, ...] = ()
+
+
+RUNTIMES: Mapping[Runtime, _RuntimeEntry] = {  # of each kind the usual one first
+    "pytorch": _RuntimeEntry("checkpoint", "pytorch", "PyTorchRunner"),
+    "onnxruntime-cpu": _RuntimeEntry("onnx", "onnxruntime", "OnnxRuntimeRunner", ("threads",)),
+    "openvino": _RuntimeEntry("onnx", "openvino", "OpenVinoRunner"),
+    "onnxruntime-cuda": _RuntimeEntry("onnx", "onnxruntime_gpu", "CudaRunner", ("options",)),
+    "onnxruntime-tensorrt": _RuntimeEntry("onnx", "onnxruntime_gpu", "TensorRtProviderRunner", ("options",)),
+    "tensorrt": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
+    "tensorrt-rtx": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
+}
+_KIND_OF_SUFFIX: Mapping[str, Kind] = {
+    ".safetensors": "checkpoint",
+    ".onnx": "onnx",
+    ".engine": "engine",
+    ".plan": "engine",
+}
+_PLAN_MAGIC = (b"vtrt", b"ftrt")  # seen at the start of plans; NVIDIA does not document the header
+
+
+class Artifact(ABC):
+    """A file that classifies images. It is read when something of it is first needed, and only once.
+
+    Attributes:
+        kind: see ``specs.Kind``.
+        source: the file, or its bytes.
+        origin: its path, or what to call it in a message.
     """
 
-    path: Path
-    kind: str
-    contract: Contract
-    precision: Precision
-    classes: int
-    size_bytes: int
-    runtimes: tuple[str, ...]
+    kind: Kind
+
+    def __init__(self, source: Path | bytes) -> None:
+        self.source = source
+        self.origin = str(source) if isinstance(source, Path) else "the model"
+
+    @property
+    def path(self) -> Path:
+        """The file.
+
+        Raises:
+            UsageError: it was opened from bytes.
+        """
+        if not isinstance(self.source, Path):
+            raise UsageError("this needs a file, not bytes in memory; give its path")
+        return self.source
+
+    @property
+    def size_bytes(self) -> int:
+        return self.source.stat().st_size if isinstance(self.source, Path) else len(self.source)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the file."""
+        if isinstance(self.source, Path):
+            return files.sha256_file(self.source)
+        return hashlib.sha256(self.source).hexdigest()
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """Those that can run this very file, the usual one first."""
+        return tuple(name for name, entry in RUNTIMES.items() if entry.kind == self.kind)
+
+    @cached_property
+    @abstractmethod
+    def contract(self) -> Contract:
+        """Preprocessing and labels that the file carries.
+
+        Raises:
+            InputError: it carries none.
+        """
+
+    @property
+    @abstractmethod
+    def precision(self) -> Precision: ...
+
+    @property
+    @abstractmethod
+    def classes(self) -> int | None:
+        """Columns of the result; None where the file does not say."""
+
+    @abstractmethod
+    def layers(self) -> list[Layer] | None:
+        """The layer table for one image; None for an engine, whose fused kernels have no such costs."""
+
+    @abstractmethod
+    def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner: ...
+
+    def with_labels(self, labels: tuple[str, ...]) -> Artifact:
+        """The same file with the class names that it lacks.
+
+        Raises:
+            InputError: another number of names than the file has outputs, or other names than the file carries.
+        """
+        if self.classes not in (None, len(labels)):
+            raise InputError(f"{self.origin} has {self.classes} outputs but {len(labels)} class names were given")
+        if self.contract.labels not in ((), labels):
+            raise InputError(f"{self.origin} carries other class names than were given; leave them out")
+        relabelled = copy.copy(self)
+        relabelled.__dict__["contract"] = msgspec.structs.replace(self.contract, labels=labels)
+        return relabelled
+
+    def runner(self, runtime: str | None = None, **options: Any) -> Runner:
+        """Load the file into a runtime; see ``load``."""
+        if runtime is not None and runtime not in self.runtimes:
+            raise UsageError(f"{self.origin} does not run on {runtime}; it runs on {', '.join(self.runtimes)}")
+        asked = tuple(name for name in self.runtimes if runtime in (None, name))
+        able = [name for name in asked if options.keys() <= set(RUNTIMES[name].options)]
+        reasons = []
+        for name in able or asked[:1]:  # one without the option names those that it has
+            try:
+                return self._open_with(name, options)
+            except UnavailableError as error:
+                if runtime is not None:
+                    raise
+                reasons.append(f"{name}: {error}")
+        raise UnavailableError(f"{self.origin} cannot run here: {'; '.join(reasons)}")
+
+    def _open_with(self, runtime: Runtime, options: dict[str, Any]) -> Runner:
+        entry = RUNTIMES[runtime]
+        for option in options.keys() - set(entry.options):
+            raise UsageError(f"{runtime} has no option '{option}'; it has {', '.join(entry.options) or 'none'}")
+        try:
+            runner = getattr(import_module(f"alexdeploy.runners.{entry.home}"), entry.runner)
+            return self._open(runtime, runner, options)
+        except ModuleNotFoundError as error:
+            raise unavailable(error) or error from error
 
 
-def kind_of(path: Path) -> str:
-    """``checkpoint``, ``onnx`` or ``engine``, by suffix.
+class CheckpointArtifact(Artifact):
+    """PyTorch weights."""
+
+    kind = "checkpoint"
+    precision = Precision.FP32
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The network with its weights."""
+        require("torch")
+        from alexdeploy.zoo.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path)
+
+    @cached_property
+    def contract(self) -> Contract:
+        return self.checkpoint.contract
+
+    @property
+    def classes(self) -> int | None:
+        return self.checkpoint.classes
+
+    def layers(self) -> list[Layer] | None:
+        from alexdeploy.zoo.summary import summarize
+
+        return summarize(self.checkpoint.model, self.contract.input_shape)
+
+    def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:  # noqa: ARG002
+        opened: Runner = runner(self.checkpoint, **options)
+        return opened
+
+
+class OnnxArtifact(Artifact):
+    """An ONNX graph, in any precision."""
+
+    kind = "onnx"
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The graph; its large weights stay in the file, mapped."""
+        for library in ("onnx", "onnx_ir"):
+            require(library)
+        from alexdeploy.graph.model import load_onnx
+
+        return load_onnx(self.source)
+
+    @cached_property
+    def contract(self) -> Contract:
+        from alexdeploy.graph.model import contract_of
+
+        return contract_of(self.model, self.origin)
+
+    @property
+    def precision(self) -> Precision:
+        from alexdeploy.graph.model import precision_of
+
+        return precision_of(self.model)
+
+    @property
+    def classes(self) -> int | None:
+        from alexdeploy.graph.model import class_count
+
+        return class_count(self.model)
+
+    def layers(self) -> list[Layer] | None:
+        from alexdeploy.graph.table import layer_table
+
+        return layer_table(self.model)
+
+    def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:
+        opened: Runner
+        if runtime == "onnxruntime-cpu":
+            opened = runner(*self._for_onnxruntime(), **options)
+        elif runtime == "openvino":
+            opened = runner(self.source, **options)
+        else:
+            opened = runner(self.source, self.precision, **options)
+        return opened
+
+    def _for_onnxruntime(self) -> tuple[Path | bytes, Mapping[str, npt.NDArray[np.generic]]]:
+        """The graph and its weights; where the ``onnx`` libraries are not installed, the file as it is."""
+        from alexdeploy.runners.fast_lrn import warn_of_slow_lrn, with_fast_lrn
+
+        try:
+            model = self.model
+        except UnavailableError as missing:
+            warn_of_slow_lrn(self.source, self.origin, missing)
+            return self.source, {}
+        return with_fast_lrn(model, self.origin)
+
+
+class EngineArtifact(Artifact):
+    """A TensorRT engine that matches its sidecar, or is trusted; it is read, verified and deserialised as one."""
+
+    kind = "engine"
+
+    def __init__(self, source: Path | bytes, *, trust: bool = False) -> None:
+        super().__init__(source)
+        self._trust = trust
+        self._file: EngineFile | None = self._read()
+        self.record: EngineRecord = self._file.record
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        return (self.record.builder,)
+
+    @cached_property
+    def contract(self) -> Contract:
+        if self.record.contract is None:
+            raise InputError(
+                f"{self.origin}: carries no preprocessing contract; build it from an ONNX file that has one"
+            )
+        return self.record.contract
+
+    @property
+    def precision(self) -> Precision:
+        if self.record.precision is None:
+            raise InputError(f"{self.origin}: its precision is not known without its sidecar")
+        return self.record.precision
+
+    @property
+    def classes(self) -> int | None:
+        return self.record.classes
+
+    def layers(self) -> list[Layer] | None:
+        return None
+
+    def _read(self) -> EngineFile:
+        from alexdeploy.engine.record import read_engine
+
+        return read_engine(self.source, trust=self._trust)
+
+    def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:  # noqa: ARG002
+        engine, self._file = self._file or self._read(), None  # the plan is not kept beside what is loaded from it
+        opened: Runner = runner(engine, trust=self._trust, **options)
+        return opened
+
+
+_CLASSES: Mapping[Kind, type[Artifact]] = {
+    "checkpoint": CheckpointArtifact,
+    "onnx": OnnxArtifact,
+    "engine": EngineArtifact,
+}
+
+
+def kind_of(path: Path) -> Kind:
+    """The kind of a file, by its suffix.
 
     Raises:
-        InputError: missing or empty, or a suffix that says none of these.
+        InputError: missing or empty, or a suffix of none of these.
     """
     files.check_input(path)
     kind = _KIND_OF_SUFFIX.get(path.suffix)
@@ -58,23 +325,25 @@ def kind_of(path: Path) -> str:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Read what the file says about itself; nothing is run and no engine is deserialised.
+    """Open a file that carries a preprocessing contract; nothing is run and no engine is deserialised.
 
     Raises:
         InputError: not such a file, or without a preprocessing contract.
         GateError: an engine without its sidecar, or with one that does not match.
     """
-    kind = kind_of(path)
-    describe = {"checkpoint": _describe_checkpoint, "onnx": _describe_onnx, "engine": _describe_engine}[kind]
-    contract, precision, classes, runtimes = describe(path)
-    return Artifact(path, kind, contract, precision, classes, path.stat().st_size, runtimes)
+    artifact = _CLASSES[kind_of(path)](path)
+    _ = artifact.contract
+    return artifact
 
 
-def load(path: Path | str, *, runtime: str | None = None, trust: bool = False, **options: Any) -> Runner:
+def load(
+    source: Path | str | bytes | Artifact, *, runtime: str | None = None, trust: bool = False, **options: Any
+) -> Runner:
     """A runner for an engine, an ONNX file or a checkpoint; close it, or use it in a ``with`` statement.
 
     Args:
-        path: the file; an engine with its sidecar beside it.
+        source: the file, an engine with its sidecar beside it; the bytes of an ONNX file or of a trusted engine; or
+            what ``open_artifact`` gave.
         runtime: such as ``onnxruntime-cpu``; None takes the first that runs the file on this machine.
         trust: run an engine whose sidecar is missing or does not match. An engine is executable code.
         options: of the runtime's runner: ``contexts=4`` (engines), ``threads=1`` (``onnxruntime-cpu``),
@@ -84,86 +353,28 @@ def load(path: Path | str, *, runtime: str | None = None, trust: bool = False, *
         UsageError: a runtime that does not run the file, or an option that it does not have.
         InputError: no such file, or not one of these.
         GateError: an engine that does not match its sidecar or this machine.
-        UnavailableError: nothing on this machine runs it; says why.
+        UnavailableError: nothing on this machine runs it; the message has the reasons.
+
+    Example:
+        >>> import alexdeploy, numpy
+        >>> with alexdeploy.load("model.onnx") as runner:
+        ...     runner.infer(numpy.zeros((3, 1, 28, 28), numpy.float32)).shape
+        (3, 10)
     """
-    path = Path(path)
-    kind = kind_of(path)
-    names = RUNTIMES_OF_KIND[kind]
-    if kind == "engine":
-        from alexdeploy.engine.trust import read_engine
-
-        names = (read_engine(path, trust=trust).builder,)
-    if runtime is not None and runtime not in names:
-        raise UsageError(f"{path} does not run on {runtime}; it runs on {', '.join(names)}")
-    asked = (runtime,) if runtime is not None else names
-    able = [name for name in asked if options.keys() <= set(_OPTIONS.get(name, ()))]
-    reasons = []
-    for name in able or asked:  # those without the option say so
-        try:
-            return open_runner(path, name, trust=trust, **options)
-        except UnavailableError as error:
-            reasons.append(f"{name}: {error}")
-    raise UnavailableError(f"{path} cannot run here: {'; '.join(reasons)}")
+    if isinstance(source, Artifact):
+        return source.runner(runtime, **options)
+    if isinstance(source, str):
+        source = Path(source)
+    kind = kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
+    artifact = EngineArtifact(source, trust=trust) if kind == "engine" else _CLASSES[kind](source)
+    return artifact.runner(runtime, **options)
 
 
-def open_runner(path: Path, runtime: str, *, trust: bool = False, **options: Any) -> Runner:
-    """Load the file into a runtime that takes it; ``trust`` and ``options`` as for ``load``.
-
-    Raises:
-        UsageError: an option that the runtime does not have.
-        UnavailableError: this machine cannot run it; the message is the reason.
-    """
-    known = _OPTIONS.get(runtime, ())
-    for option in options.keys() - set(known):
-        raise UsageError(f"{runtime} has no option '{option}'; it has {', '.join(known) or 'none'}")
-    try:
-        if runtime == "pytorch":
-            from alexdeploy.runners.pytorch import PyTorchRunner
-
-            return PyTorchRunner(path)
-        if runtime == "onnxruntime-cpu":
-            from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-
-            return OnnxRuntimeRunner(path, **options)
-        if runtime == "openvino":
-            require("openvino")
-            from alexdeploy.runners.openvino import OpenVinoRunner
-
-            return OpenVinoRunner(path)
-        if runtime in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
-            from alexdeploy.graph.model import load_onnx, precision_of
-            from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner
-
-            provider = CudaRunner if runtime == "onnxruntime-cuda" else TensorRtProviderRunner
-            return provider(path, precision_of(load_onnx(path)), **options)
-    except ModuleNotFoundError as error:
-        raise unavailable(error) or error from error
-    from alexdeploy.runners.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(path, trust=trust, **options)
-
-
-_Description = tuple[Contract, Precision, int, tuple[str, ...]]
-
-
-def _describe_checkpoint(path: Path) -> _Description:
-    from alexdeploy.zoo.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(path)
-    return checkpoint.contract, Precision.FP32, checkpoint.classes, RUNTIMES_OF_KIND["checkpoint"]
-
-
-def _describe_onnx(path: Path) -> _Description:
-    from alexdeploy.graph.model import class_count, contract_of, load_onnx, precision_of
-
-    model = load_onnx(path)
-    return contract_of(model, str(path)), precision_of(model), class_count(model), RUNTIMES_OF_KIND["onnx"]
-
-
-def _describe_engine(path: Path) -> _Description:
-    from alexdeploy.engine.trust import read_engine
-
-    details = read_engine(path)
-    if details.contract is None or details.precision is None:
-        raise InputError(f"{path}: carries no preprocessing contract; build it from an ONNX file that has one")
-    return details.contract, details.precision, details.classes, (details.builder,)
+def _kind_of_bytes(content: bytes, runtime: str | None) -> Kind:
+    """By the runtime that is to run it, else by how it begins."""
+    for name, entry in RUNTIMES.items():
+        if name == runtime:
+            return entry.kind
+    if content[:4] in _PLAN_MAGIC:
+        return "engine"
+    return "checkpoint" if content[8:9] == b"{" else "onnx"

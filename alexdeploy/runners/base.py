@@ -23,13 +23,13 @@ class Runner(ABC):
     Attributes:
         runtime: its name on the command line, such as ``onnxruntime-cpu``.
         input: name, shape (batch first) and dtype that ``infer`` takes.
-        classes: columns of the result.
+        classes: columns of the result; None where they are not fixed.
         on_gpu: whether it computes on a GPU.
     """
 
     runtime: str
     input: TensorSpec
-    classes: int
+    classes: int | None
     on_gpu: bool = False
 
     @abstractmethod
@@ -67,8 +67,8 @@ class Runner(ABC):
         self.close()
 
     def check_batch(self, batch: npt.NDArray[np.float32]) -> None:
-        """Refuse what is not a float32 batch of this runner's images; a size that the model leaves open may be any."""
-        expected = [dim if isinstance(dim, int) else None for dim in self.input.shape[1:]]
+        """Refuse what is not a float32 batch of this runner's images; dynamic dimensions accept any size."""
+        expected = [dim if isinstance(dim, int) and dim != -1 else None for dim in self.input.shape[1:]]
         fits = batch.ndim == len(self.input.shape) and all(
             dim in (None, found) for dim, found in zip(expected, batch.shape[1:], strict=True)
         )

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -21,7 +20,7 @@ from alexdeploy.data.dataset import UNREADABLE
 from alexdeploy.data.sources import IMAGE_SUFFIXES
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.metrics import softmax
-from alexdeploy.runners.artifact import Artifact, load, open_artifact
+from alexdeploy.runners.artifact import Artifact, open_artifact
 
 _BATCH = 32
 
@@ -30,7 +29,7 @@ class Classifier:
     """An engine, an ONNX file or a checkpoint that labels images. Threads may share it.
 
     Args:
-        artifact: the file, or what ``open_artifact`` read of it.
+        artifact: the file, or what ``open_artifact`` gave.
         runtime, options: as for ``load``.
         ten_crop: average over the four corners and the centre of each image and their mirror images.
 
@@ -41,9 +40,9 @@ class Classifier:
     def __init__(
         self, artifact: Path | str | Artifact, *, runtime: str | None = None, ten_crop: bool = False, **options: Any
     ) -> None:
-        found = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
-        self.contract = found.contract
-        self.runner = load(found.path, runtime=runtime, **options)
+        opened = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
+        self.contract = opened.contract
+        self.runner = opened.runner(runtime, **options)
         self._ten_crop = ten_crop
 
     def __call__(self, images: Sequence[Path | str | Image.Image | npt.NDArray[np.uint8]]) -> list[tuple[str, float]]:
@@ -139,19 +138,6 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
         else:
             raise InputError(f"{path}: no such file; check the path")
     return found
-
-
-def with_labels(artifact: Artifact, labels: tuple[str, ...]) -> Artifact:
-    """The artifact with the class names that its file lacks.
-
-    Raises:
-        InputError: another number of names than the file has outputs, or other names than the file carries.
-    """
-    if artifact.classes not in (-1, len(labels)):
-        raise InputError(f"{artifact.path} has {artifact.classes} outputs but {len(labels)} class names were given")
-    if artifact.contract.labels not in ((), labels):
-        raise InputError(f"{artifact.path} carries other class names than were given; leave them out")
-    return replace(artifact, contract=msgspec.structs.replace(artifact.contract, labels=labels))
 
 
 def predict(artifact: Artifact, images: Sequence[Path], *, ten_crop: bool = False) -> Iterator[Prediction]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from alexdeploy.errors import InputError
-from alexdeploy.metrics import relative_error
 from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, frozen_pieces, medians_ms, one_row_each
 from alexdeploy.specs import TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 _FATAL_ONLY = 4
-_LRN_TOLERANCE = 1e-5
 
 
 def session_options() -> ort.SessionOptions:
@@ -34,14 +32,11 @@ def session_options() -> ort.SessionOptions:
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX model on ``CPUExecutionProvider``; threads may share it.
-
-    LRN, whose kernel is slow there, is written with fast operators in memory (``alexdeploy.graph.lrn.lower``), once
-    that form has given the native kernel's answers; where it does not, a warning says so and the kernel stays.
+    """An ONNX model on ``CPUExecutionProvider``, as it is; threads may share it.
 
     Args:
         model: a file, or a serialised model.
-        as_written: run the graph as it is, its LRN too.
+        weights: initializers that a serialised model refers to and does not hold; not copied.
         threads: that one call uses; None for as many as there are cores.
 
     Raises:
@@ -51,16 +46,32 @@ class OnnxRuntimeRunner(Runner):
     runtime = "onnxruntime-cpu"
     _provider, _device = "CPUExecutionProvider", "cpu"
 
-    def __init__(self, model: Path | bytes, *, as_written: bool = False, threads: int | None = None) -> None:
-        self._model, self._as_written = model, as_written
-        self._provider_options: dict[str, str] = {}
+    def __init__(
+        self,
+        model: Path | bytes,
+        weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
+        *,
+        threads: int | None = None,
+    ) -> None:
         options = session_options()
         options.intra_op_num_threads = threads or 0
+        self._start_with(model, weights, options, {})
+
+    def _start_with(
+        self,
+        model: Path | bytes,
+        weights: Mapping[str, npt.NDArray[np.generic]],
+        options: ort.SessionOptions,
+        provider_options: Mapping[str, str],
+    ) -> None:
+        self._model, self._provider_options = model, dict(provider_options)
+        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
         self._open(options)
 
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:
-        model = self._model if self._as_written else with_fast_lrn(self._model)
-        source = str(model) if isinstance(model, Path) else model
+        source = str(self._model) if isinstance(self._model, Path) else self._model
+        if self._weights:
+            options.add_external_initializers([*self._weights], [*self._weights.values()])
         try:
             return ort.InferenceSession(source, options, providers=[(self._provider, self._provider_options)])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
@@ -77,7 +88,7 @@ class OnnxRuntimeRunner(Runner):
             raise InputError(f"the model takes {self.input.dtype} images; this runner feeds float32, so export it so")
         self.output_names = [output.name for output in self._session.get_outputs()]
         columns = self._session.get_outputs()[0].shape[1:2]
-        self.classes = columns[0] if columns and isinstance(columns[0], int) else -1
+        self.classes = columns[0] if columns and isinstance(columns[0], int) else None
 
     def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs by name."""
@@ -133,42 +144,5 @@ class OnnxRuntimeRunner(Runner):
         ]
 
 
-def with_fast_lrn(model: Path | bytes) -> Path | bytes:
-    """The model with its LRN lowered and proven; the model itself where it has none, or the proof fails."""
-    if b"LRN" not in (model.read_bytes() if isinstance(model, Path) else model):
-        return model
-    try:
-        from alexdeploy.graph.lrn.lower import lower_lrn, lrn_alone
-        from alexdeploy.graph.model import load_onnx, model_bytes, parse_onnx
-    except ModuleNotFoundError as error:
-        warnings.warn(f"{_origin(model)}: its LRN runs slowly, for want of '{error.name}'", stacklevel=3)
-        return model
-    graph = load_onnx(model) if isinstance(model, Path) else parse_onnx(model)
-    lowered = lower_lrn(graph)
-    left = {node.outputs[0].name for node in lowered.graph if node.op_type == "LRN"}
-    for node in graph.graph:
-        if node.op_type != "LRN" or node.outputs[0].name in left:
-            continue
-        probe = lrn_alone(node)
-        distance = _distance(model_bytes(lower_lrn(probe)), model_bytes(probe))
-        if not distance <= _LRN_TOLERANCE:
-            warnings.warn(
-                f"{_origin(model)}: the fast form of LRN '{node.outputs[0].name}' is {distance:.1e} away from ONNX "
-                f"Runtime's own (relative, at most {_LRN_TOLERANCE:.0e}); the slow one is used",
-                stacklevel=3,
-            )
-            return model
-    return model_bytes(lowered)
-
-
 def _origin(model: Path | bytes) -> str:
     return str(model) if isinstance(model, Path) else "the model"
-
-
-def _distance(fast: bytes, native: bytes) -> float:
-    """Largest relative error over images from small to large, where LRN hardly acts and where it rules."""
-    with OnnxRuntimeRunner(fast, as_written=True) as a, OnnxRuntimeRunner(native, as_written=True) as b:
-        noise = np.random.default_rng(0).standard_normal((1, *map(int, a.input.shape[1:])), dtype=np.float32)
-        images = [noise * np.float32(10.0**exponent) for exponent in range(-2, 4)]
-        name = a.output_names[0]
-        return max(relative_error(a.run(image)[name], b.run(image)[name]) for image in images)

@@ -37,13 +37,12 @@ class CudaRunner(OnnxRuntimeRunner):
     _provider, _device = "CUDAExecutionProvider", "cuda"
 
     def __init__(self, model: Path | bytes, precision: Precision, options: Mapping[str, str] | None = None) -> None:
-        self._model, self._as_written = model, True
-        self._provider_options = {**self.defaults(precision), **(options or {})}
+        chosen = {**self.defaults(precision), **(options or {})}
         self._check_available()
         session = session_options()
         session.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._open(session)
+            self._start_with(model, {}, session, chosen)
         except InputError as error:
             raise UnavailableError(f"{self.runtime}: {error.__cause__ or error}") from error
         self._check_provider(self._session.get_providers())
@@ -61,7 +60,7 @@ class CudaRunner(OnnxRuntimeRunner):
         if precision in (Precision.INT8, Precision.INT8_FP16):
             raise UnavailableError(
                 "ONNX Runtime's CUDA provider has no INT8 convolution: it would dequantize and compute in float; use "
-                "--runtime onnxruntime-tensorrt, or build an engine"
+                "`runtime` onnxruntime-tensorrt, or build an engine"
             )
         return {"use_tf32": "0"}
 
@@ -69,7 +68,7 @@ class CudaRunner(OnnxRuntimeRunner):
         if self._provider not in ort.get_available_providers():
             raise UnavailableError(
                 f"this onnxruntime {ort.__version__} has no {self._provider}; replace it: pip uninstall onnxruntime, "
-                "then pip install 'alexdeploy[gpu]'"
+                "then pip install onnxruntime-gpu"
             )
         reason = why_no_cuda()
         if reason is not None:

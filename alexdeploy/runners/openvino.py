@@ -49,7 +49,7 @@ class OpenVinoRunner(Runner):
         if len(self._compiled.inputs) != 1 or self.input.dtype != "float32":
             raise InputError(f"{self._origin}: expected one float32 input, found {self._compiled.inputs}")
         columns = logits.get_partial_shape()[1]
-        self.classes = columns.get_length() if columns.is_static else -1
+        self.classes = columns.get_length() if columns.is_static else None
         self._own = threading.local()
         self._queue: ov.AsyncInferQueue | None = None
         self._queue_lock = threading.Lock()

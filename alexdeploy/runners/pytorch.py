@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import torch
 
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import TensorSpec
-from alexdeploy.zoo.checkpoint import load_checkpoint
+from alexdeploy.zoo.checkpoint import Checkpoint
 
 
 class PyTorchRunner(Runner):
@@ -20,8 +19,7 @@ class PyTorchRunner(Runner):
 
     runtime = "pytorch"
 
-    def __init__(self, path: Path, network: str | None = None) -> None:
-        checkpoint = load_checkpoint(path, network)
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
         self._model = checkpoint.model.to(self.device)

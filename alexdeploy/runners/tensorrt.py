@@ -13,13 +13,13 @@ import numpy.typing as npt
 from alexdeploy.cuda.arrays import DeviceArray, view
 from alexdeploy.cuda.open import open_device
 from alexdeploy.engine.execution import Engine, Execution, Tensor
+from alexdeploy.engine.record import EngineFile, check_runs_here, read_engine
 from alexdeploy.engine.runtime import deserialize
-from alexdeploy.engine.trust import check_engine
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, medians_ms, one_row_each
 from alexdeploy.runners.pool import Pool
-from alexdeploy.specs import BatchProfile, TensorSpec
+from alexdeploy.specs import Profile, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -28,41 +28,45 @@ if TYPE_CHECKING:
 class TensorRTRunner(Runner):
     """An engine on CUDA device 0. Threads share it freely; ``contexts`` calls run at once and others wait their turn.
 
-    Each context has buffers for the engine's largest batch; after the first calls nothing is allocated any more.
+    Each context has buffers for the engine's largest input; after the first calls nothing is allocated any more. An
+    engine whose profile leaves the image size open takes every size in it.
 
     Args:
-        path: an engine with its sidecar.
+        engine: the file with its sidecar; its bytes, with ``trust``; or what ``read_engine`` gave.
         contexts: inferences under way at once; two hide one's copies behind the other's kernels.
         trust: run an engine whose sidecar is missing or does not match. An engine is executable code.
 
     Raises:
-        InputError: not an engine of one image input.
+        InputError: not an engine of one image input, or missing.
         GateError: without its sidecar, changed, or for another TensorRT or GPU.
         UnavailableError: this machine cannot run it.
     """
 
     on_gpu = True
 
-    def __init__(self, path: Path, *, contexts: int = 2, trust: bool = False) -> None:
-        details = check_engine(path, trust=trust)
-        self.runtime = details.builder
-        library = load_library(details.builder)
+    def __init__(self, engine: Path | bytes | EngineFile, *, contexts: int = 2, trust: bool = False) -> None:
+        file = engine if isinstance(engine, EngineFile) else read_engine(engine, trust=trust)
+        check_runs_here(file, trust=trust)
+        record = file.record
+        self.runtime = record.builder
+        library = load_library(record.builder)
         self._device = open_device()
         self._private: list[Execution] = []
         with contextlib.ExitStack() as on_failure:
             with self._device.current():
-                loaded = deserialize(library, path.read_bytes(), host_code=details.compatibility.newer_versions)
-                self._engine: Engine | None = _describe(library, loaded, str(path))
-            engine = self._engine
+                loaded = deserialize(library, file.plan, host_code=record.compatibility.newer_versions)
+                described = _describe(library, loaded, file.origin)
+            self._engine: Engine | None = described
             self._pool = Pool(self._new_execution, self._release, contexts)
             on_failure.callback(self.close)
             with self._pool.lend():
-                pass  # what cannot work shall fail now
+                pass  # fail at construction, not at the first call
             on_failure.pop_all()
-        self._profile = engine.profile
-        self.input = TensorSpec(engine.input.name, ("batch", *engine.input.shape), "float32")
-        self._output = engine.outputs[0]
-        self.classes = self._output.shape[0] if self._output.shape else -1  # shape without the batch
+        self._profile = described.profile
+        dims = [dim if dim != -1 else f"size{axis}" for axis, dim in enumerate(described.input.shape, start=1)]
+        self.input = TensorSpec(described.input.name, ("batch", *dims), "float32")
+        self._output = described.outputs[0]
+        self.classes = self._output.shape[0] if self._output.shape else None  # shape without the batch
 
     def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(N, C, H, W) float32 → (N, classes) float32; more than the profile's maximum goes in pieces of that size.
@@ -72,9 +76,10 @@ class TensorRTRunner(Runner):
             UnavailableError: CUDA or TensorRT failed. The next call starts afresh.
         """
         self.check_batch(batch)
-        result = np.empty(self._output.batch(len(batch)), np.float32)
-        step = self._profile.max
+        step = self._profile.max[0]
         with self._pool.lend() as execution, self._device.current():
+            _, *scores = execution.output_shape((min(len(batch), step), *batch.shape[1:]))
+            result = np.empty((len(batch), *scores), np.float32)
             for start in range(0, len(batch), step):
                 execution.infer(batch[start : start + step], result[start : start + step])
         return one_row_each(result)
@@ -97,17 +102,17 @@ class TensorRTRunner(Runner):
         with self._pool.lend() as execution, self._device.current():
             order = execution.stream.handle if stream is None else None
             images, logits = view(batch, order, "batch"), view(out, order, "out")
-            self._check_on_device(images, logits)
+            self._check_on_device(execution, images, logits)
             for array in (images, logits):
                 if array.after is not None:
                     execution.stream.follow(array.after)
-            execution.infer_on_device(images.shape[0], images.pointer, logits.pointer, stream)
+            execution.infer_on_device(images.shape, images.pointer, logits.pointer, stream)
 
     def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
         """A call on buffers of its own, filled now; pieces of a larger batch all run on the first one's data."""
         self.check_batch(batch)
-        most = self._profile.max
-        counts = [max(len(batch[start : start + most]), self._profile.min) for start in range(0, len(batch), most)]
+        most, least = self._profile.max[0], self._profile.min[0]
+        counts = [max(len(batch[start : start + most]), least) for start in range(0, len(batch), most)]
         execution = self._new_execution()
         self._private.append(execution)
         with self._device.current():
@@ -117,7 +122,7 @@ class TensorRTRunner(Runner):
         def call() -> None:
             with self._device.current():
                 for count in counts:
-                    execution.launch(count)
+                    execution.launch((count, *batch.shape[1:]))
                 execution.synchronize()
 
         return call
@@ -126,7 +131,7 @@ class TensorRTRunner(Runner):
         """By TensorRT's profiler, whose events make each layer, and so their sum, take longer than without."""
         self.check_batch(batch)
         with self._pool.lend() as execution, self._device.current():
-            return medians_ms(execution.layer_times_ms(batch[: self._profile.max], PROFILE_WARMUP + PROFILE_RUNS))
+            return medians_ms(execution.layer_times_ms(batch[: self._profile.max[0]], PROFILE_WARMUP + PROFILE_RUNS))
 
     def close(self) -> None:
         """Wait for calls under way, then release contexts, buffers and streams, and at last the engine.
@@ -154,17 +159,32 @@ class TensorRTRunner(Runner):
         with self._device.current():
             execution.release()
 
-    def _check_on_device(self, images: DeviceArray, logits: DeviceArray) -> None:
+    def check_batch(self, batch: npt.NDArray[np.float32]) -> None:
+        super().check_batch(batch)
+        sizes = batch.shape[1:]
+        if not self._profile.accepts((self._profile.max[0], *sizes)):
+            raise UsageError(f"images of shape {sizes} lie outside the engine's profile {self._profile}")
+
+    def _check_on_device(self, execution: Execution, images: DeviceArray, logits: DeviceArray) -> None:
         engine = self._engine
         assert engine is not None, "an execution is lent, so the runner is open"
-        count = images.shape[0] if images.shape else 0
-        for name, array, tensor in (("batch", images, engine.input), ("out", logits, self._output)):
-            if array.shape != tensor.batch(count) or array.dtype != tensor.dtype:
-                raise UsageError(
-                    f"{name} is {array.shape} {array.dtype}; expected {tensor.batch(count)} {tensor.dtype} on the GPU"
-                )
-        if not self._profile.min <= count <= self._profile.max:
-            raise UsageError(f"a batch of {count} lies outside the profile {self._profile}; split it or use infer()")
+        count, dims = images.shape[0] if images.shape else 0, self.input.shape[1:]
+        sizes_fit = len(images.shape) == 1 + len(dims) and all(
+            isinstance(dim, str) or dim == found for dim, found in zip(dims, images.shape[1:], strict=True)
+        )
+        if not sizes_fit or images.dtype != engine.input.dtype:
+            expected = f"({', '.join(map(str, (count, *dims)))}) {engine.input.dtype}"
+            raise UsageError(f"batch is {images.shape} {images.dtype}; expected {expected} on the GPU")
+        if not self._profile.accepts((self._profile.max[0], *images.shape[1:])):
+            raise UsageError(f"images of shape {images.shape[1:]} lie outside the engine's profile {self._profile}")
+        if not self._profile.accepts(images.shape):
+            raise UsageError(
+                f"a batch of {images.shape[0]} lies outside the profile {self._profile.batches}; "
+                "split it or use infer()"
+            )
+        scores = execution.output_shape(images.shape)
+        if logits.shape != scores or logits.dtype != self._output.dtype:
+            raise UsageError(f"out is {logits.shape} {logits.dtype}; expected {scores} {self._output.dtype} on the GPU")
 
 
 def _describe(library: Library, engine: trt.ICudaEngine, name: str) -> Engine:
@@ -179,20 +199,17 @@ def _describe(library: Library, engine: trt.ICudaEngine, name: str) -> Engine:
     if len(inputs) != 1:
         raise InputError(f"{name}: expected an engine with one input, found {', '.join(inputs) or 'none'}")
     tensors = {entry: _tensor(library, engine, entry, name) for entry in names}
-    bounds = [int(shape[0]) for shape in engine.get_tensor_profile_shape(inputs[0], 0)]
+    bounds = [tuple(int(dim) for dim in shape) for shape in engine.get_tensor_profile_shape(inputs[0], 0)]
     outputs = tuple(tensors[entry] for entry in names if entry != inputs[0])
-    return Engine(library, engine, tensors[inputs[0]], outputs, BatchProfile(*bounds))
+    return Engine(library, engine, tensors[inputs[0]], outputs, Profile(*bounds))
 
 
 def _tensor(library: Library, engine: trt.ICudaEngine, entry: str, name: str) -> Tensor:
-    _, *shape = tuple(engine.get_tensor_shape(entry)) or (-1, -1)
-    if min(shape, default=1) < 1:
-        raise InputError(
-            f"{name}: '{entry}' has no batch, or another dynamic dimension: {tuple(shape)}; this runner takes images "
-            "of one size, so build the engine from a model where only the batch is dynamic"
-        )
+    shape = tuple(int(dim) for dim in engine.get_tensor_shape(entry))
+    if not shape:
+        raise InputError(f"{name}: '{entry}' is a scalar; this runner takes a batch of images to a row of scores each")
     try:
         dtype = np.dtype(library.module.nptype(engine.get_tensor_dtype(entry)))
     except TypeError as error:
         raise InputError(f"{name}: '{entry}' is of type {engine.get_tensor_dtype(entry)}, which NumPy lacks") from error
-    return Tensor(entry, tuple(int(dim) for dim in shape), dtype)
+    return Tensor(entry, shape[1:], dtype)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import tensorrt_rtx as trt
 
-from alexdeploy.build import BuildSettings, build_engine
+from alexdeploy.engine.options import BuildSettings
+from alexdeploy.engine.plan import build_engine
 from alexdeploy.export.from_torch import trace
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import save_onnx

@@ -82,7 +82,8 @@ def candidates(options: argparse.Namespace, files: dict[str, Path]) -> dict[str,
         request = ov.Core().compile_model(path, "CPU").create_infer_request()
         return lambda batch: request.infer({0: batch})[0]
 
-    classes = OnnxRuntimeRunner(files["fp32"], as_written=True).classes
+    classes = OnnxRuntimeRunner(files["fp32"]).classes
+    assert classes is not None
     network = build_network(NetworkSettings(options.network), classes).eval()
 
     def eager(batch: Any) -> Any:

@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +119,9 @@ def alexdeploy(method: str, model: Path, output: Path, options: argparse.Namespa
     seen = calibrate(model, dataset, samples=options.samples)
     save_ranges(ranges, seen, (seen.model_parent(model),), {})
     choose_on = dataset.subset(256) if method == "auto" else None
-    quantize_onnx(model, ranges, output, settings=QuantizeSettings(method=method), choose_on=choose_on)
+    quantize_onnx(
+        model, ranges, output, settings=QuantizeSettings(method=cast(Any, method)), selection_images=choose_on
+    )
 
 
 def main() -> None:

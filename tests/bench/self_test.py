@@ -32,10 +32,11 @@ from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import Ratio
 from alexdeploy.bench.run import bench
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.runners.artifact import open_runner
+from alexdeploy.runners.artifact import Artifact
 from alexdeploy.runners.base import Runner
 
 PLANTED = 1.05
+OPEN = Artifact.runner
 
 
 class SlowerRunner(Runner):
@@ -57,14 +58,14 @@ class SlowerRunner(Runner):
         self.inner.close()
 
 
-def second_is_slower() -> Callable[[Path, str], Runner]:
-    """``open_runner`` that slows down every second runner it opens."""
+def second_is_slower() -> Callable[..., Runner]:
+    """``Artifact.runner`` that slows down every second runner it opens."""
     opened = 0
 
-    def open_it(path: Path, runtime: str) -> Runner:
+    def open_it(artifact: Artifact, runtime: str | None = None) -> Runner:
         nonlocal opened
         opened += 1
-        runner = open_runner(path, runtime)
+        runner = OPEN(artifact, runtime)
         return SlowerRunner(runner, PLANTED) if opened % 2 == 0 else runner
 
     return open_it
@@ -122,8 +123,8 @@ def main() -> None:
         model, int8 = make_models(Path(folder))
         benches = [("aa", model)] * options.aa + [("planted", model)] * options.planted
         for kind, second in benches + [("repeated", int8)] * (2 * options.repeated):
-            opener = second_is_slower() if kind == "planted" else open_runner
-            with patch("alexdeploy.bench.run.open_runner", opener):
+            opener = second_is_slower() if kind == "planted" else OPEN
+            with patch.object(Artifact, "runner", opener):
                 ratio = ratio_of(model, second, options.seconds)
             results[kind].append({**asdict(ratio), "seconds": options.seconds})
             options.out.write_text(json.dumps(results, indent=1))

@@ -73,21 +73,21 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 
 def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
     from alexdeploy.bench.run import DEFAULT_SECONDS
-    from alexdeploy.graph.qdq import Dialect
     from alexdeploy.quantize.methods import METHODS
-    from alexdeploy.quantize.quantize import AUTO, DEFAULT_METHOD
     from alexdeploy.runners.artifact import RUNTIMES
+    from alexdeploy.specs import Dialect, Method, Runtime
 
     def option(command: str, name: str) -> Any:
         found = cli.get_command(click.Context(cli), command)
         assert found is not None
         return next(parameter for parameter in found.params if parameter.name == name)
 
-    for command, methods in (("quantize", {*METHODS, AUTO}), ("build-engine", set(METHODS))):
+    for command, methods in (("quantize", {*METHODS, "auto"}), ("build-engine", set(METHODS))):
         assert set(option(command, "method").type.choices) == methods
-        assert option(command, "method").default == DEFAULT_METHOD
     assert tuple(option("quantize", "target").type.choices) == get_args(Dialect)
     assert tuple(option("bench", "runtimes").type.choices) == ("auto", *RUNTIMES)
+    assert get_args(Runtime) == tuple(RUNTIMES)
+    assert get_args(Method) == tuple(METHODS)
     assert option("bench", "seconds").default == DEFAULT_SECONDS
 
 
@@ -319,11 +319,11 @@ def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensor
 def test_build_engine_warns_when_the_engine_will_not_fit_the_device(
     run: Run, model: Path, tensorrt_rtx: str, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexdeploy import build
+    from alexdeploy.engine import plan
 
     line = ["build-engine", model, "--builder", tensorrt_rtx, "--dry-run", "-o", out / "x.engine"]
     assert "warning" not in run(*line).err
-    monkeypatch.setattr(build, "free_memory_bytes", lambda: 20 << 20)
+    monkeypatch.setattr(plan, "free_memory_bytes", lambda: 20 << 20)
     told = run(*line)
     assert "this device has 20 MiB free; lower the largest --batch" in told.err
     assert "free now: 20 MiB" in told.out

@@ -220,7 +220,7 @@ STAGES = {
     "export": "alexdeploy.export.from_torch.export_onnx",
     "calibrate": "alexdeploy.quantize.calibrate.calibrate",
     "quantize": "alexdeploy.quantize.quantize.quantize_onnx",
-    "build-engine": "alexdeploy.build.plan_engine",
+    "build-engine": "alexdeploy.engine.plan.plan_engine",
     "predict": "alexdeploy.runners.classifier.predict",
 }
 

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from alexdeploy.build import BuildSettings, build_engine
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
+from alexdeploy.engine.options import BuildSettings
+from alexdeploy.engine.plan import build_engine
 from alexdeploy.export.from_onnx import adopt_onnx
 from alexdeploy.graph.model import class_count, load_onnx
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
@@ -25,7 +26,7 @@ from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import Profile
 
 CLASSES = ("blue", "green", "red", "white")
 
@@ -231,7 +232,7 @@ def test_a_foreign_classifier_goes_all_the_way(case: Case, pictures: Path, tmp_p
     assert np.linalg.norm(answer - reference) < 0.2 * np.linalg.norm(reference)
 
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    settings = BuildSettings(batches=BatchProfile(1, 4, 8), builder="tensorrt-rtx")
+    settings = BuildSettings(batches=Profile.parse("1:4:8"), builder="tensorrt-rtx")
     report = build_engine(int8, tmp_path / "int8.engine", settings=settings)
-    assert report.float_layers == []
+    assert report.float_layers == ()
     assert report.precisions == {"INT8": len(wanted), "HALF": 0, "FLOAT": 0}

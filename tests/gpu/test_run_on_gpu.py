@@ -10,12 +10,13 @@ import onnx_ir as ir
 import pytest
 
 import alexdeploy
-from alexdeploy.build import BuildSettings, build_engine
+from alexdeploy.engine.options import BuildSettings
+from alexdeploy.engine.plan import build_engine
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.runners.tensorrt import TensorRTRunner
-from alexdeploy.specs import BatchProfile
+from alexdeploy.specs import Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm, images, run
 
 pytestmark = pytest.mark.gpu
@@ -26,7 +27,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("tensorrt", reason="tensorrt is not installed")
     folder = tmp_path_factory.mktemp("engine")
     (folder / "model.onnx").write_bytes(conv_lrn_gemm().SerializeToString())
-    settings = BuildSettings(builder="tensorrt", batches=BatchProfile(1, 2, 4))
+    settings = BuildSettings(builder="tensorrt", batches=Profile.parse("1:2:4"))
     build_engine(folder / "model.onnx", folder / "model.engine", settings=settings)
     return folder / "model.engine"
 
@@ -44,7 +45,7 @@ def test_every_precision_answers_as_onnxruntime_does(int8: bool, fp16: bool, err
         model = insert_qdq(model, {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)})
     model = to_fp16(model) if fp16 else model
     (tmp_path / "model.onnx").write_bytes(model_bytes(model))
-    settings = BuildSettings(builder="tensorrt", batches=BatchProfile(1, 2, 4))
+    settings = BuildSettings(builder="tensorrt", batches=Profile.parse("1:2:4"))
     build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", settings=settings)
     wanted = run(model, images(9))[0]
     with alexdeploy.load(tmp_path / "model.engine") as runner:

@@ -14,11 +14,11 @@ import pytest
 from onnx import helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.engine import build
-from alexdeploy.engine.trust import EngineDetails
-from alexdeploy.engine.versions import BuilderName, this_platform
+from alexdeploy.engine import record
+from alexdeploy.engine.record import EngineRecord
+from alexdeploy.engine.versions import this_platform
 from alexdeploy.machine import current_gpu
-from alexdeploy.specs import Precision
+from alexdeploy.specs import BuilderName, Precision, Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm
 from tests.simulated_cuda import engine_double
 
@@ -82,19 +82,19 @@ def write_engine(
     path: Path, builder: BuilderName = "tensorrt", profile: tuple[int, int, int] = PROFILE, plan: bytes | None = None
 ) -> Path:
     """An engine of the double with its sidecar, as if built on this machine."""
-    details = EngineDetails(
+    details = EngineRecord(
         builder=builder,
         version=VERSIONS[builder],
         platform=this_platform(),
         gpu=current_gpu(),
-        profile=":".join(map(str, profile)),
+        shapes={"input": Profile.parse(":".join(map(str, profile))).with_sizes((3, 8, 8))},
         precision=Precision.FP32,
         classes=4,
         contract=CONTRACT,
         contract_sha256=CONTRACT.fingerprint,
     )
     plan = engine_double.make_plan(MODEL, profile) if plan is None else plan
-    build.write_engine(path, plan, details, parents=(), options={})
+    record.write_engine(path, plan, details, parents=(), options={})
     return path
 
 

@@ -33,8 +33,8 @@ def simulator() -> ctypes.CDLL:
     return library
 
 
-def make_plan(model: bytes, profile: tuple[int, int, int]) -> bytes:
-    """An engine file for the double."""
+def make_plan(model: bytes, profile: tuple[Any, Any, Any]) -> bytes:
+    """An engine file for the double; ``profile`` holds three batch sizes or three whole shapes."""
     return json.dumps({"profile": profile}).encode() + b"\n" + model
 
 
@@ -102,7 +102,7 @@ class Runtime:
 
 
 class ICudaEngine:
-    def __init__(self, logger: ILogger, profile: tuple[int, int, int], model: bytes) -> None:
+    def __init__(self, logger: ILogger, profile: tuple[Any, Any, Any], model: bytes) -> None:
         self._logger, self._profile, self._session = logger, profile, open_session(model)
         self._tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
         self.device_memory_size_v2 = _SCRATCH_BYTES
@@ -125,7 +125,8 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
         assert profile_index == 0
-        return [[batch, *self.get_tensor_shape(name)[1:]] for batch in self._profile]
+        rest = self.get_tensor_shape(name)[1:]
+        return [list(entry) if isinstance(entry, list) else [entry, *rest] for entry in self._profile]
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext:
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED or strategy._user_managed
@@ -167,6 +168,12 @@ class IExecutionContext:
 
     def infer_shapes(self) -> list[str]:
         return [] if self._shape else [self.engine.get_tensor_name(0)]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        assert self._shape is not None
+        first = self.engine._tensors[0]
+        images = np.zeros(self._shape, np.float16 if first.type == "tensor(float16)" else np.float32)
+        return list(self.engine._session.run([name], {first.name: images})[0].shape)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexdeploy import build
 from alexdeploy.cli import main
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.engine.trust import read_engine
+from alexdeploy.engine import plan
+from alexdeploy.engine.record import read_engine
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import images
@@ -49,7 +49,7 @@ def test_every_image_is_seen_and_the_cache_is_kept(folder: Path, capsys: pytest.
     assert header == b"TRT-101601-EntropyCalibration2"
     (scale,) = struct.unpack("!f", bytes.fromhex(line.split(b": ")[1].decode()))
     assert scale == pytest.approx(np.abs(everything).max() / 127)
-    assert read_engine(folder / "model.engine").precision == Precision.INT8_FP16
+    assert read_engine(folder / "model.engine").record.precision == Precision.INT8_FP16
     with TensorRTRunner(folder / "model.engine") as runner:
         np.testing.assert_array_equal(runner.infer(images(3)), expected(images(3)))
 
@@ -79,7 +79,7 @@ def test_a_calibration_that_ends_early_is_an_error(
         return float(shape[0])
 
     monkeypatch.setattr(builder_double, "_calibrate", first_batch)
-    monkeypatch.setattr(build, "_CALIBRATION_BATCH", 1)
+    monkeypatch.setattr(plan, "_CALIBRATION_BATCH", 1)
     assert run("--int8", "--data", "pictures") == 5
     count = len(load_dataset("pictures", "train"))
     assert f"calibrated on 1 of {count} images" in capsys.readouterr().err

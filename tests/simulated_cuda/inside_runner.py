@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from alexdeploy.cuda import arrays
 from alexdeploy.cuda.open import open_device
 from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
 from alexdeploy.runners.tensorrt import TensorRTRunner
+from alexdeploy.specs import BuilderName
 from tests.helpers.graphs import Array, images
 from tests.simulated_cuda import engine_double
 from tests.simulated_cuda.conftest import BINDING, PROFILE, expected, write_engine
@@ -65,7 +67,7 @@ def test_a_batch_size_becomes_a_graph_where_that_is_ours_to_do(engine: Path, bui
             runner.infer(images(2))
         with runner._pool.lend() as execution:
             graphs = {size: prepared.graph is not None for size, prepared in execution._prepared.items()}
-    assert graphs == ({} if builder == "tensorrt-rtx" else {2: BINDING != "pycuda alone"})
+    assert graphs == ({} if builder == "tensorrt-rtx" else {(2, 3, 8, 8): BINDING != "pycuda alone"})
 
 
 def test_more_batch_sizes_than_graphs(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(tmp_path: Path) -> None:
             np.testing.assert_array_equal(runner.infer(batch), expected(batch))
             engine_double.IExecutionContext._refuse_enqueue = 0
         with runner._pool.lend() as execution:
-            assert execution._prepared[3].graph is None
+            assert execution._prepared[3, 3, 8, 8].graph is None
 
 
 def test_a_closed_runner_says_so(engine: Path) -> None:
@@ -358,3 +360,34 @@ def test_arrays_that_the_engine_cannot_take(engine: Path) -> None:
         for thing in (good, out, large, *wrong.values()):
             if isinstance(thing, OnDevice):
                 thing.release()
+
+
+def test_an_engine_of_any_size_runs_at_every_size_it_accepts(tmp_path: Path, builder: BuilderName) -> None:
+    model = any_size_network()
+    shapes = [[1, 3, 8, 8], [2, 3, 8, 8], [4, 3, 12, 16]]
+    plan = engine_double.make_plan(model, (shapes[0], shapes[1], shapes[2]))
+    path = write_engine(tmp_path / "any.engine", builder, plan=plan)
+    session = engine_double.open_session(model)
+    random = np.random.default_rng(0)
+    with TensorRTRunner(path, contexts=1) as runner:
+        assert runner.input.shape == ("batch", 3, "size2", "size3")
+        for height, width in [(8, 8), (12, 16), (9, 13), (8, 8), (12, 8)] * 3:
+            for count in (1, 4, 6):
+                batch = random.random((count, 3, height, width), dtype=np.float32)
+                wanted = session.run(None, {"input": batch})[0].mean(axis=(2, 3))
+                np.testing.assert_allclose(runner.infer(batch), wanted, rtol=1e-5, atol=1e-6)
+                runner.device_call(batch)()
+        for height, width in [(7, 8), (12, 17)]:
+            with pytest.raises(UsageError, match=r"lie outside the engine's profile 1x3x8x8:2x3x8x8:4x3x12x16"):
+                runner.infer(np.zeros((1, 3, height, width), np.float32))
+
+
+def any_size_network() -> bytes:
+    """A convolution of stride 2 on images of any size: (batch, 4, about half, about half)."""
+    weights = numpy_helper.from_array(np.random.default_rng(1).random((4, 3, 3, 3), dtype=np.float32), "weights")
+    node = helper.make_node("Conv", ["input", "weights"], ["logits"], "conv1", strides=[2, 2], pads=[1, 1, 1, 1])
+    start = helper.make_tensor_value_info("input", 1, ["batch", 3, "height", "width"])
+    end = helper.make_tensor_value_info("logits", 1, ["batch", 4, "rows", "columns"])
+    graph = helper.make_graph([node], "any-size", [start], [end], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())

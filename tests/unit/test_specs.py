@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import BatchProfile, Precision
+from alexdeploy.specs import Precision, Profile
 
 
 @pytest.mark.parametrize(
@@ -16,15 +16,23 @@ def test_precision_is_named_by_its_two_switches(int8: bool, fp16: bool, name: st
 
 @pytest.mark.parametrize(("text", "expected"), [("1:8:64", (1, 8, 64)), ("8", (8, 8, 8)), ("2:2:3", (2, 2, 3))])
 def test_a_batch_profile_is_three_numbers_or_one(text: str, expected: tuple[int, int, int]) -> None:
-    profile = BatchProfile.parse(text)
-    assert (profile.min, profile.opt, profile.max) == expected
+    assert Profile.parse(text) == Profile(*[(size,) for size in expected])
 
 
-def test_a_batch_profile_prints_as_it_is_typed() -> None:
-    assert str(BatchProfile.parse("1:8:64")) == "1:8:64"
+def test_a_profile_prints_as_it_is_typed() -> None:
+    assert str(Profile.parse("1:8:64")) == "1:8:64"
+    assert str(Profile.parse("1x3x8x8:2x3x8x8:4x3x9x9")) == "1x3x8x8:2x3x8x8:4x3x9x9"
+    assert Profile.parse("1:8:64").with_sizes((3, 4)) == Profile.parse("1x3x4:8x3x4:64x3x4")
 
 
-@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:3:4", "1.5", "1:x:3", "0:1:2", "-1:1:1", "8:4:16", "1:8:4"])
+def test_a_profile_accepts_what_lies_between_its_ends() -> None:
+    profile = Profile.parse("1x3x8:2x3x8:4x3x16")
+    assert [profile.accepts(s) for s in ((1, 3, 8), (4, 3, 16), (5, 3, 8), (1, 3, 7), (1, 3))] == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1:2", "1:2:3:4", "1.5", "1:x:3", "1x2:1:3", "0:1:2", "-1:1:1", "8:4:16", "1:8:4"]
+)
 def test_a_batch_profile_that_is_none_is_refused_and_quoted(text: str) -> None:
-    with pytest.raises(UsageError, match=f"batch profile '?{text}'?: expected"):
-        BatchProfile.parse(text)
+    with pytest.raises(UsageError, match=f"profile '?{text}'?: expected"):
+        Profile.parse(text)

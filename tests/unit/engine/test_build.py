@@ -16,34 +16,35 @@ import pytest
 from onnx import helper
 
 from alexdeploy.engine import timing_cache
-from alexdeploy.engine.build import BuilderOptions, EngineBuild, EngineReport, Graph
+from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
+from alexdeploy.engine.options import BuilderOptions
+from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.versions import Compatibility, Library, load_library
 from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.graph.fp16 import to_fp16
-from alexdeploy.graph.model import model_bytes, precision_of
+from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.machine import Gpu, why_no_cuda
-from alexdeploy.specs import BatchProfile, ShapeProfile
+from alexdeploy.specs import Profile
 from tests.helpers.graphs import conv_lrn_gemm
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
 
 
-SHAPES = {"input": ShapeProfile.of(BatchProfile(1, 2, 4), (3, 8, 8))}
+SHAPES = {"input": Profile.parse("1:2:4").with_sizes((3, 8, 8))}
 
 
-def build(graph: Graph, **options: Any) -> tuple[memoryview, EngineReport]:
+def build(graph: BuilderInput, **options: Any) -> tuple[memoryview, EngineRecord]:
     return EngineBuild(graph, BuilderOptions(**options), load_library("tensorrt-rtx")).run()
 
 
-def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> Graph:
-    return Graph(
+def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> BuilderInput:
+    return BuilderInput(
         source=model_bytes(model),
         shapes=SHAPES,
-        precision=precision_of(model),
         weighted=weighted,
         quantized=[str(node.name) for node in quantized_nodes(model)],
     )
@@ -59,7 +60,7 @@ def test_kernels_compute_in_the_type_the_graph_says(int8: bool, fp16: bool, expe
     model = to_fp16(model) if fp16 else model
     plan, report = build(graph_of(model))
     assert report.layer_precisions == {"conv1": expected, "fc2": expected}
-    assert report.float_layers == []
+    assert report.float_layers == ()
     assert report.size_bytes == len(plan) > 0
     sums_of_squares = [k for k in report.kernels if "lrn1" in k.onnx_layers and k.type == "avgpool"]
     assert [kernel.precision for kernel in sums_of_squares] == ["FLOAT"]
@@ -82,9 +83,9 @@ def test_a_layer_quantized_on_its_activation_only_is_reported_as_float() -> None
     graph = graph_of(model)  # asks for INT8 on both
     conv.replace_input_with(1, weight)
     model.graph.remove(producer)
-    changed = Graph(**{**graph.__dict__, "source": model_bytes(model)})
+    changed = BuilderInput(**{**graph.__dict__, "source": model_bytes(model)})
     _, report = build(changed)
-    assert report.float_layers == ["conv1"]
+    assert report.float_layers == ("conv1",)
     assert report.precisions == {"INT8": 1, "HALF": 0, "FLOAT": 1}
 
 
@@ -92,7 +93,7 @@ def test_what_the_parser_refuses_is_named_with_node_and_operator() -> None:
     proto = conv_lrn_gemm()
     proto.graph.node[1].CopyFrom(helper.make_node("Swirl", ["conv1"], ["relu1"], "swirl", domain="my.ops"))
     proto.opset_import.append(helper.make_opsetid("my.ops", 1))
-    graph = Graph(proto.SerializeToString(), SHAPES, precision_of(ir.from_proto(proto)), (), ())
+    graph = BuilderInput(proto.SerializeToString(), SHAPES, (), ())
     with pytest.raises(InputError, match=r"node 'swirl' \(Swirl\)"):
         build(graph)
 
@@ -101,13 +102,13 @@ def test_an_empty_or_broken_graph_is_an_error_not_an_empty_engine() -> None:
     good = graph_of(ir.from_proto(conv_lrn_gemm()))
     for data in (b"", b"not onnx at all", onnx.ModelProto().SerializeToString()):
         with pytest.raises(InputError):
-            build(Graph(**{**good.__dict__, "source": data}))
+            build(BuilderInput(**{**good.__dict__, "source": data}))
 
 
 def test_a_profile_for_another_input_is_refused_with_the_builders_words() -> None:
     good = graph_of(ir.from_proto(conv_lrn_gemm()))
     with pytest.raises(InputError, match="tensorrt-rtx"):
-        build(Graph(**{**good.__dict__, "shapes": {"input": ShapeProfile.of(BatchProfile(), (3, 9, 9))}}))
+        build(BuilderInput(**{**good.__dict__, "shapes": {"input": Profile.parse("1:8:64").with_sizes((3, 9, 9))}}))
 
 
 def as_tensorrt() -> Library:
@@ -126,7 +127,7 @@ def test_a_library_that_does_not_start_is_unavailable() -> None:
 
 
 def test_too_little_workspace_is_refused_with_the_option_to_change() -> None:
-    with pytest.raises(InputError, match=r"within workspace limit.*raise --workspace"):
+    with pytest.raises(InputError, match=r"within workspace limit.*raise `workspace_bytes`"):
         build(graph_of(ir.from_proto(conv_lrn_gemm())), workspace_bytes=1)
 
 
@@ -143,13 +144,13 @@ def test_a_target_decides_for_which_gpus_tensorrt_rtx_compiles() -> None:
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({"compatibility": Compatibility(hardware="ampere+")}, "--hardware"),
-        ({"compatibility": Compatibility(newer_versions=True)}, "--version-compatible"),
-        ({"timing_cache": Path()}, "--timing-cache"),
+        ({"compatibility": Compatibility(hardware="ampere+")}, "hardware"),
+        ({"compatibility": Compatibility(newer_versions=True)}, "newer_versions"),
+        ({"timing_cache": Path()}, "timing_cache"),
     ],
 )
 def test_what_tensorrt_rtx_lacks_is_refused_and_not_dropped(options: dict[str, Any], option: str) -> None:
-    with pytest.raises(UsageError, match=f"{option} is for --builder tensorrt"):
+    with pytest.raises(UsageError, match=f"`{option}` is for `builder` tensorrt"):
         build(graph_of(ir.from_proto(conv_lrn_gemm())), **options)
 
 
@@ -163,7 +164,7 @@ def test_tensorrts_own_options_reach_the_builder() -> None:
     library.apply(Compatibility(hardware="ampere+", newer_versions=True), config)
     assert config.hardware_compatibility_level == levels.AMPERE_PLUS
     assert flags == [library.module.BuilderFlag.VERSION_COMPATIBLE]
-    with pytest.raises(UsageError, match="--target is for --builder tensorrt-rtx"):
+    with pytest.raises(UsageError, match="`targets` is for `builder` tensorrt-rtx"):
         EngineBuild(graph, BuilderOptions(compatibility=Compatibility(targets=("8.9",))), library)
 
 
@@ -236,12 +237,3 @@ def test_report_parser_on_a_recorded_line() -> None:
     precisions = precisions_of_layers([kernel], ["conv1", "conv2"])
     assert precisions == {"conv1": "INT8"}
     assert count_precisions(precisions) == {"INT8": 1, "HALF": 0, "FLOAT": 0}
-
-
-def test_int8_without_ranges_is_refused(tmp_path: Path) -> None:
-    from alexdeploy.build import BuildSettings, build_engine
-
-    with pytest.raises(UsageError, match="INT8 needs ranges"):
-        build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", settings=BuildSettings(int8=True))
-    with pytest.raises(UsageError, match="--lrn fp16 is for --fp16"):
-        BuildSettings(lrn_fp16=True)

@@ -11,14 +11,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
+from alexdeploy.engine.build import BuilderInput, EngineBuild
+from alexdeploy.engine.options import BuilderOptions
 from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import InputError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.lint import check_tensorrt, lint
-from alexdeploy.graph.model import model_bytes, precision_of
-from alexdeploy.graph.qdq import Dialect, TensorRange, insert_qdq
-from alexdeploy.specs import BatchProfile, ShapeProfile
+from alexdeploy.graph.model import model_bytes
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.specs import Dialect, Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm, make_model
 
 RANGES = {name: TensorRange(2.0, name != "input") for name in ("input", "relu1", "flatten1", "logits")}
@@ -284,8 +285,8 @@ def int8_layers(proto: onnx.ModelProto) -> set[str]:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     model = ir.from_proto(proto)
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
-    shapes = {"input": ShapeProfile.of(BatchProfile(1, 2, 4), tuple(shape))}
-    graph = Graph(model_bytes(model), shapes, precision_of(model), (), ())
+    shapes = {"input": Profile.parse("1:2:4").with_sizes(tuple(shape))}
+    graph = BuilderInput(model_bytes(model), shapes, (), ())
     _, report = EngineBuild(graph, BuilderOptions(), load_library("tensorrt-rtx")).run()
     kernels = [k for k in report.kernels if k.type in ("correlation", "gemm") and k.precision == "INT8"]
     return {layer for kernel in kernels for layer in kernel.onnx_layers}

@@ -9,9 +9,9 @@ import pytest
 
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.memory import predict_memory
-from alexdeploy.graph.model import model_bytes, precision_of
+from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
-from alexdeploy.specs import BatchProfile, ShapeProfile
+from alexdeploy.specs import Profile
 from tests.helpers.graphs import conv_lrn_gemm
 
 MIB = 1 << 20
@@ -40,15 +40,16 @@ def test_a_value_that_is_used_again_stays_alive() -> None:
 @pytest.mark.parametrize("int8", [False, True], ids=["fp32", "int8+fp16"])
 def test_close_to_what_tensorrt_rtx_reports(int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from alexdeploy.engine.build import BuilderOptions, EngineBuild, Graph
+    from alexdeploy.engine.build import BuilderInput, EngineBuild
+    from alexdeploy.engine.options import BuilderOptions
     from alexdeploy.engine.versions import load_library, process_logger
 
     library, batch = load_library("tensorrt-rtx"), 8192
     model = ir.from_proto(conv_lrn_gemm())
     if int8:
         model = to_fp16(insert_qdq(model, dict.fromkeys(calibration_tensors(model), TensorRange(1.0))))
-    shapes = {"input": ShapeProfile.of(BatchProfile(1, 8, batch), (3, 8, 8))}
-    graph = Graph(model_bytes(model), shapes, precision_of(model), (), ())
+    shapes = {"input": Profile.parse(f"1:8:{batch}").with_sizes((3, 8, 8))}
+    graph = BuilderInput(model_bytes(model), shapes, (), ())
     words: list[str] = []
     monkeypatch.setattr(type(process_logger(library)), "log", lambda _, severity, text: words.append(text))
     EngineBuild(graph, BuilderOptions(), library).run()

@@ -12,7 +12,6 @@ from onnx import helper
 from alexdeploy.errors import InputError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.qdq import (
-    Dialect,
     TensorRange,
     calibration_tensors,
     insert_qdq,
@@ -21,6 +20,7 @@ from alexdeploy.graph.qdq import (
 )
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import quantized_nodes, weighted_nodes
+from alexdeploy.specs import Dialect
 from tests.helpers.graphs import Array, conv_lrn_gemm, images, make_model, run
 
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}

@@ -22,7 +22,15 @@ from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
-from alexdeploy.quantize.search import Judge, Score, _clearly_better, _typical_db, analyze, choose_methods, meet_budget
+from alexdeploy.quantize.search import (
+    QuantizationScorer,
+    Score,
+    _clearly_better,
+    _typical_db,
+    analyze,
+    choose_methods,
+    meet_budget,
+)
 from tests.helpers.graphs import Array, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -90,7 +98,7 @@ Stored = Callable[[onnx.ModelProto], tuple[Path, RangeFile]]
 def test_scores_are_those_of_the_quantized_graph(stored: Stored) -> None:
     proto = chain()
     _, seen = stored(proto)
-    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
     assert judge.top1 == 1.0
     assert len(set(labelled(proto).labels.tolist())) >= 2, "the images differ enough for top-1 to mean something"
     (batch, labels) = next(labelled(proto).batches(CONTRACT, 200))
@@ -106,7 +114,7 @@ def test_scores_are_those_of_the_quantized_graph(stored: Stored) -> None:
 def test_the_layer_that_was_made_hard_to_quantize_is_ranked_first(layer: str, stored: Stored) -> None:
     proto = chain(layer)
     _, seen = stored(proto)
-    found = analyze(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), seen.of("minmax"))
+    found = analyze(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), seen.of("minmax"))
     assert found[0].layer == layer
     assert {row.layer for row in found} == set(LAYERS)
     assert sum(row.macs_share for row in found) == pytest.approx(1.0)
@@ -118,7 +126,7 @@ def test_a_range_wrong_by_a_hundred_is_ranked_first(wrong: float, stored: Stored
     _, seen = stored(proto)
     ranges = dict(seen.of("minmax"))
     ranges["relu1"] = TensorRange(ranges["relu1"].amax * wrong)
-    assert analyze(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), ranges)[0].layer == "conv2"
+    assert analyze(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), ranges)[0].layer == "conv2"
 
 
 @pytest.mark.parametrize("layer", ["conv2", "conv3"])
@@ -126,7 +134,7 @@ def test_the_budget_is_met_with_the_fewest_float_layers_as_brute_force_finds_the
     proto = chain(layer)
     _, seen = stored(proto)
     ranges = seen.of("minmax")
-    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
     budget = judge.score(ranges, [layer]).drop + 0.5
     assert judge.score(ranges).drop > budget, "all layers in INT8 must not do, or the test shows nothing"
     result = meet_budget(judge, ranges, budget)
@@ -142,7 +150,7 @@ def test_the_budget_is_met_with_the_fewest_float_layers_as_brute_force_finds_the
 def test_nothing_is_kept_in_float_when_int8_is_good_enough(stored: Stored) -> None:
     proto = chain()
     _, seen = stored(proto)
-    result = meet_budget(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), seen.of("minmax"), 100.0)
+    result = meet_budget(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), seen.of("minmax"), 100.0)
     assert result.chosen.kept_float == ()
     assert len(result.attempts) == 1
 
@@ -153,15 +161,17 @@ def test_a_budget_that_cannot_be_met_is_a_gate_error_and_writes_nothing(stored: 
     spoilt = {name: {**values, "minmax": values["minmax"] / 1000} for name, values in seen.tensors.items()}
     save_ranges(tmp_path / "bad.json", msgspec.structs.replace(seen, tensors=spoilt), (), {})
     settings = QuantizeSettings(method="minmax", max_drop=0.0)
-    with pytest.raises(GateError, match=r"--max-drop 0: with 3 of 4 layers in float"):
-        quantize_onnx(model, tmp_path / "bad.json", tmp_path / "o.onnx", settings=settings, judge_on=labelled(proto))
+    with pytest.raises(GateError, match=r"`max_drop` 0: with 3 of 4 layers in float"):
+        quantize_onnx(
+            model, tmp_path / "bad.json", tmp_path / "o.onnx", settings=settings, validation_images=labelled(proto)
+        )
     assert not (tmp_path / "o.onnx").exists()
 
 
 def test_auto_is_at_least_as_good_as_every_single_method_on_the_images_it_measured(stored: Stored) -> None:
     proto = chain()
     _, seen = stored(proto)
-    choice = choose_methods(Judge(ir.from_proto(proto), CONTRACT, labelled(proto)), seen)
+    choice = choose_methods(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), seen)
     best = max(choice.scores.values(), key=lambda score: (score.agreement, score.sqnr_db))
     assert (choice.chosen.agreement, choice.chosen.sqnr_db) >= (best.agreement, best.sqnr_db)
     for tensor, method in choice.method_of.items():
@@ -173,7 +183,7 @@ def test_the_typical_image_counts_alone_and_not_by_the_size_of_its_logits(
 ) -> None:
     proto = chain()
     _, seen = stored(proto)
-    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
     reference = np.ones((judge.images, 4), np.float32)
     reference[0] *= 1000
     monkeypatch.setattr(judge, "_reference", reference)
@@ -205,10 +215,12 @@ def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored:
 
     proto = chain("conv2")
     model, seen = stored(proto)
-    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
     settings = QuantizeSettings(method="minmax", max_drop=judge.score(seen.of("minmax"), ["conv2"]).drop + 0.5)
     output = tmp_path / "int8.onnx"
-    result = quantize_onnx(model, tmp_path / "ranges.json", output, settings=settings, judge_on=labelled(proto))
+    result = quantize_onnx(
+        model, tmp_path / "ranges.json", output, settings=settings, validation_images=labelled(proto)
+    )
     kept = read_sidecar(output).details["kept_float"]
     assert len(kept) == 1
     assert {node.name for node in quantized_nodes(result.model)} == set(LAYERS) - set(kept)
@@ -217,7 +229,7 @@ def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored:
 @pytest.mark.parametrize("settings", [QuantizeSettings(method="auto"), QuantizeSettings(max_drop=1.0)])
 def test_what_is_measured_needs_images(settings: QuantizeSettings, stored: Stored, tmp_path: Path) -> None:
     model, _ = stored(chain())
-    with pytest.raises(UsageError, match="--data"):
+    with pytest.raises(UsageError, match="`data`"):
         quantize_onnx(model, tmp_path / "ranges.json", tmp_path / "o.onnx", settings=settings)
 
 
@@ -232,16 +244,16 @@ def test_what_is_judged_is_what_is_written(stored: Stored, tmp_path: Path, monke
     proto = chain()
     model, _ = stored(proto)
     judged: list[ir.Model] = []
-    logits = search.Judge._logits
+    logits = search.QuantizationScorer._logits
 
-    def remember(judge: Judge, graph: ir.Model) -> Any:
+    def remember(judge: QuantizationScorer, graph: ir.Model) -> Any:
         judged.append(graph)
         return logits(judge, graph)
 
-    monkeypatch.setattr(search.Judge, "_logits", remember)
+    monkeypatch.setattr(search.QuantizationScorer, "_logits", remember)
     settings = QuantizeSettings(method="minmax", dialect="onnxruntime", fp16=True, max_drop=100.0)
     written = quantize_onnx(
-        model, tmp_path / "ranges.json", tmp_path / "o.onnx", settings=settings, judge_on=labelled(proto)
+        model, tmp_path / "ranges.json", tmp_path / "o.onnx", settings=settings, validation_images=labelled(proto)
     )
     assert ir.to_proto(judged[-1]).SerializeToString() == ir.to_proto(written.model).SerializeToString()
 
@@ -249,7 +261,7 @@ def test_what_is_judged_is_what_is_written(stored: Stored, tmp_path: Path, monke
 def test_a_drop_of_just_the_budget_meets_it(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = chain()
     _, seen = stored(proto)
-    judge = Judge(ir.from_proto(proto), CONTRACT, labelled(proto))
+    judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
     judge.top1 = 0.5
     monkeypatch.setattr("alexdeploy.quantize.search.topk_accuracy", lambda *_: 0.497)
     assert meet_budget(judge, seen.of("minmax"), 0.3).chosen.kept_float == ()

@@ -216,17 +216,8 @@ def test_a_file_that_is_no_cache_is_refused_by_name(tmp_path: Path, content: str
 
 def test_a_cache_leaves_no_choice_of_a_method(tmp_path: Path) -> None:
     path = _write(tmp_path / "calib.cache", FIRST + "a: 3f800000\n")
-    assert tensorrt_cache.method_for(path, "mse", chosen=False) == tensorrt_cache.METHOD
-    with pytest.raises(UsageError, match="one range per tensor; leave --method out"):
-        tensorrt_cache.method_for(path, "mse", chosen=True)
-    with pytest.raises(UsageError, match="one range per tensor; leave --method out"):
+    with pytest.raises(UsageError, match="one range per tensor; leave `method` out"):
         tensorrt_cache.load(path).of("mse")
-
-
-@pytest.mark.parametrize("chosen", [False, True])
-def test_for_a_range_file_the_method_stays(tmp_path: Path, chosen: bool) -> None:
-    save_ranges(tmp_path / "ranges.json", _ranges({"a": 1.0}), (), {})
-    assert tensorrt_cache.method_for(tmp_path / "ranges.json", "entropy", chosen=chosen) == "entropy"
 
 
 def test_a_cache_must_name_every_tensor_to_be_quantized_and_may_name_others(tmp_path: Path) -> None:

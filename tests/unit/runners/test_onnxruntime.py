@@ -13,6 +13,7 @@ from alexdeploy.graph.lrn import lower
 from alexdeploy.graph.model import model_bytes, parse_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.runners import onnxruntime_gpu
+from alexdeploy.runners.artifact import load
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner
 from alexdeploy.specs import Precision
@@ -46,7 +47,7 @@ def test_a_fast_lrn_that_is_not_the_native_one_is_not_used(monkeypatch: pytest.M
     band = lower.band
     monkeypatch.setattr(lower, "band", lambda channels, size: band(channels, size - 2))
     with pytest.warns(UserWarning, match=r"fast form of LRN 'lrn1' is .* away"):
-        runner = OnnxRuntimeRunner(MODEL.SerializeToString())
+        runner = load(MODEL.SerializeToString(), runtime="onnxruntime-cpu")
     np.testing.assert_allclose(runner.infer(images()), run(MODEL, images())[0], rtol=1e-5, atol=1e-5)
     wrong = OnnxRuntimeRunner(model_bytes(lower.lower_lrn(parse_onnx(MODEL.SerializeToString()))))
     assert np.abs(wrong.infer(images()) - runner.infer(images())).max() > 1e-4, "or the test shows nothing"
@@ -63,7 +64,7 @@ def test_what_onnx_runtime_refuses_comes_with_its_own_words() -> None:
 def test_a_gpu_provider_that_this_onnxruntime_lacks_is_not_replaced_by_the_cpu(runner: type[CudaRunner]) -> None:
     if runner._provider in ort.get_available_providers():
         pytest.skip("this onnxruntime has GPU providers")
-    with pytest.raises(UnavailableError, match=rf"has no {runner._provider}.*alexdeploy\[gpu\]"):
+    with pytest.raises(UnavailableError, match=rf"has no {runner._provider}.*pip install onnxruntime-gpu"):
         runner(MODEL.SerializeToString(), Precision.FP32)
 
 

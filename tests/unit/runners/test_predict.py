@@ -11,7 +11,7 @@ from PIL import Image
 from alexdeploy.data.preprocess import normalize, resize
 from alexdeploy.errors import InputError
 from alexdeploy.runners.artifact import Artifact, open_artifact
-from alexdeploy.runners.classifier import find_images, predict, with_labels
+from alexdeploy.runners.classifier import find_images, predict
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
 
 
@@ -78,8 +78,9 @@ def test_class_folders_tell_the_truth_and_other_folders_do_not(tmp_path: Path) -
 
 
 def test_names_given_may_not_contradict_the_file(artifact: Artifact) -> None:
-    named = with_labels(artifact, tuple("abcdefghij"))
+    named = artifact.with_labels(tuple("abcdefghij"))
     assert named.contract.labels == tuple("abcdefghij")
-    assert with_labels(named, tuple("abcdefghij")) == named
+    assert named.with_labels(tuple("abcdefghij")).contract == named.contract
+    assert artifact.contract.labels == ()
     with pytest.raises(InputError, match="carries other class names"):
-        with_labels(named, tuple("jihgfedcba"))
+        named.with_labels(tuple("jihgfedcba"))

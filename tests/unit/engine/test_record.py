@@ -12,24 +12,23 @@ import pytest
 
 from alexdeploy import files, machine
 from alexdeploy.contract import Contract
-from alexdeploy.engine import trust
-from alexdeploy.engine.build import write_engine
-from alexdeploy.engine.trust import EngineDetails, check_engine, read_engine
-from alexdeploy.engine.versions import Compatibility, Hardware, Library, this_platform
+from alexdeploy.engine import record
+from alexdeploy.engine.record import EngineRecord, check_runs_here, read_engine, write_engine
+from alexdeploy.engine.versions import Compatibility, Library, this_platform
 from alexdeploy.errors import AlexdeployError, GateError, InputError, UnavailableError
 from alexdeploy.machine import Gpu
-from alexdeploy.specs import Precision, TensorSpec
+from alexdeploy.specs import Hardware, Precision, Profile, TensorSpec
 
 L4, T4, H100 = Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("Tesla T4", "7.5", "13.0"), Gpu("NVIDIA H100", "9.0", "13.0")
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "12.8")
 CONTRACT = Contract(color="gray", crop=8, mean=(0.5,), std=(0.5,), labels=("a", "b"))
-DETAILS = EngineDetails(
+DETAILS = EngineRecord(
     builder="tensorrt",
     version="10.16.1.11",
     rebuild="alexdeploy build-engine model.onnx -o model.engine",
     platform=this_platform(),
     gpu=L4,
-    profile="1:8:64",
+    shapes={"input": Profile.parse("1:8:64").with_sizes((1, 8, 8))},
     input=TensorSpec("input", (-1, 1, 8, 8), "float32"),
     output=TensorSpec("logits", (-1, 2), "float32"),
     precision=Precision.FP16,
@@ -47,7 +46,7 @@ class Untouchable:
         raise AssertionError(f"TensorRT was asked for {name}")
 
 
-def write(folder: Path, details: EngineDetails = DETAILS) -> Path:
+def write(folder: Path, details: EngineRecord = DETAILS) -> Path:
     path = folder / "model.engine"
     write_engine(path, PLAN, details, parents=(), options={})
     return path
@@ -56,18 +55,27 @@ def write(folder: Path, details: EngineDetails = DETAILS) -> Path:
 def install(monkeypatch: pytest.MonkeyPatch, version: str = DETAILS.version, gpu: Gpu | None = L4) -> None:
     """A machine with that GPU and that version of either library."""
     monkeypatch.setattr(machine, "current_gpu", lambda: gpu)
-    monkeypatch.setattr(trust, "load_library", lambda builder: Library(builder, version, Untouchable()))
+    monkeypatch.setattr(record, "load_library", lambda builder: Library(builder, version, Untouchable()))
+
+
+def checked(path: Path, *, trust: bool = False) -> EngineRecord:
+    """What the runner does before it deserialises."""
+    file = read_engine(path, trust=trust)
+    check_runs_here(file, trust=trust)
+    return file.record
 
 
 def refusal(path: Path, kind: type[AlexdeployError] = GateError) -> str:
     with pytest.raises(kind) as caught:
-        check_engine(path)
+        check_runs_here(read_engine(path))
     return str(caught.value)
 
 
 def test_an_engine_is_taken_where_it_was_built_and_tells_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    assert check_engine(write(tmp_path)) == read_engine(tmp_path / "model.engine") == DETAILS
+    file = read_engine(write(tmp_path))
+    check_runs_here(file)
+    assert (file.record, file.plan) == (DETAILS, PLAN)
 
 
 def test_cut_and_changed_engines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +135,7 @@ def test_an_engine_of_another_machine_is_refused_with_what_differs_and_what_to_d
     message = refusal(path)
     assert words in message
     assert "build it again here: alexdeploy build-engine model.onnx -o model.engine" in message
-    assert check_engine(path, trust=True).version
+    assert checked(path, trust=True).version
 
 
 def test_all_that_differs_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,22 +150,22 @@ def test_without_a_device_nothing_is_loaded_whatever_is_trusted(
 ) -> None:
     install(monkeypatch, gpu=None)
     monkeypatch.setattr(machine, "why_no_cuda", lambda: "no CUDA device (libcuda.so.1 not found)")
-    monkeypatch.setattr(trust, "load_library", lambda builder: pytest.fail("TensorRT was loaded"))
+    monkeypatch.setattr(record, "load_library", lambda builder: pytest.fail("TensorRT was loaded"))
     path = write(tmp_path)
     for trusted in (False, True):
         with pytest.raises(UnavailableError, match="no CUDA device"):
-            check_engine(path, trust=trusted)
+            checked(path, trust=trusted)
 
 
 def test_trust_takes_what_the_sidecar_does_not_vouch_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     path = write(tmp_path)
     path.write_bytes(PLAN[::-1])
-    assert check_engine(path, trust=True) == DETAILS
+    assert checked(path, trust=True) == DETAILS
     files.sidecar_path(path).unlink()
-    assert check_engine(path, trust=True) == EngineDetails(builder="tensorrt")
+    assert checked(path, trust=True) == EngineRecord(builder="tensorrt")
     path.write_bytes(b"vtrt" + PLAN)
-    assert check_engine(path, trust=True) == EngineDetails(builder="tensorrt-rtx")
+    assert checked(path, trust=True) == EngineRecord(builder="tensorrt-rtx")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""How to build an engine: the settings that a caller chooses, beside what the graph says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alexdeploy.engine.versions import Compatibility
+from alexdeploy.errors import UsageError
+from alexdeploy.specs import DEFAULT_BATCHES, Builder, Profile
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    """What the builder itself is given.
+
+    Attributes:
+        workspace_bytes: largest scratch memory a kernel may take; None leaves it to TensorRT (all of the device's).
+        level: effort from 0 to 5; None is TensorRT's default, 3.
+        tf32: FP32 multiplications may round their inputs to 10 bits; off, so that an FP32 engine is FP32.
+        timing_cache: folder for what TensorRT measures, kept for later builds.
+        compatibility: where else the engine is to run.
+    """
+
+    workspace_bytes: int | None = None
+    level: int | None = None
+    tf32: bool = False
+    timing_cache: Path | None = None
+    compatibility: Compatibility = Compatibility()
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How to build. Precision is not among them: it is in the graph.
+
+    Attributes:
+        builder: the library; ``auto`` is TensorRT where it is installed and a GPU answers, else TensorRT-RTX.
+        batches: batch sizes to accept.
+        shapes: whole shapes by name, for inputs that are dynamic beyond the batch.
+        strict: a layer that was built in another type than its Q/DQ asks for is an error, not a warning.
+        options: see there.
+    """
+
+    builder: Builder = "auto"
+    batches: Profile = DEFAULT_BATCHES
+    shapes: Mapping[str, Profile] = field(default_factory=dict)
+    strict: bool = False
+    options: BuilderOptions = BuilderOptions()
+
+    def __post_init__(self) -> None:
+        if len(self.batches.min) != 1:
+            raise UsageError(f"`batches` {self.batches}: expected MIN:OPT:MAX such as 1:8:64, or one number")

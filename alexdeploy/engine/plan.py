@@ -1,0 +1,240 @@
+"""A finished ONNX graph → an engine file: checked, parsed by TensorRT, built, and the result looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+
+from alexdeploy import files
+from alexdeploy.contract import METADATA_KEY
+from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.engine.build import BuilderInput, EngineBuild
+from alexdeploy.engine.calibration import Calibration
+from alexdeploy.engine.options import BuildSettings
+from alexdeploy.engine.record import EngineRecord, write_engine
+from alexdeploy.engine.shapes import input_profiles
+from alexdeploy.engine.versions import Library, load_library
+from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.graph.lint import check_tensorrt
+from alexdeploy.graph.memory import MemoryNeed, predict_memory
+from alexdeploy.graph.model import (
+    PreparedGraph,
+    class_count,
+    contract_of,
+    image_input,
+    load_onnx,
+    model_bytes,
+    precision_of,
+)
+from alexdeploy.graph.weighted import is_weighted, quantized_nodes
+from alexdeploy.machine import free_memory_bytes
+from alexdeploy.specs import Precision, Profile, Progress
+
+_CALIBRATION_BATCH = 8
+
+
+@dataclass(frozen=True)
+class ImplicitInt8:
+    """TensorRT 10 calibrates on images, or takes a calibration cache, and chooses the types itself; no Q/DQ is written.
+
+    ``fp16`` lets it choose FP16 too.
+    """
+
+    calibrate_on: ImageDataset | Path
+    fp16: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be built: everything that is known, and has been checked, before the builder runs.
+
+    ``free_bytes`` is None without a GPU; ``options`` end up in the engine's sidecar.
+    """
+
+    graph: PreparedGraph
+    precision: Precision
+    settings: BuildSettings
+    build: EngineBuild
+    memory: MemoryNeed
+    free_bytes: int | None
+    options: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    @property
+    def batches(self) -> Profile:
+        """Batch sizes that the image input accepts."""
+        return next(iter(self.build.graph.shapes.values())).batches
+
+
+def open_library(settings: BuildSettings, *, implicit: bool = False) -> Library:
+    """The library that the settings ask for, before any work that would be for nothing.
+
+    Raises:
+        UnavailableError: no such builder on this machine, or one that cannot calibrate (``implicit``).
+        UsageError: options that this builder does not have.
+    """
+    library = load_library(settings.builder)
+    options = settings.options
+    library.check(options.compatibility, timing_cache=options.timing_cache is not None)
+    if implicit:
+        library.check_implicit()
+    if settings.strict and not library.reports_kernels:
+        raise UsageError("`strict` is for `builder` tensorrt-rtx; TensorRT does not report which kernels it chose")
+    return library
+
+
+def plan_engine(
+    source: Path | PreparedGraph, *, settings: BuildSettings = BuildSettings(), implicit: ImplicitInt8 | None = None
+) -> Plan:
+    """Do all that comes before the build: check the graph and have TensorRT parse it.
+
+    Args:
+        source: an ONNX file in any precision, or a graph that ``quantize.apply.with_precision`` wrote.
+        settings: see there.
+        implicit: for a float ONNX file, TensorRT 10's own calibration instead of Q/DQ.
+
+    Raises:
+        InputError: a graph outside TensorRT's limits, or refused by its parser.
+        UnavailableError: no builder on this machine.
+        UsageError: options that do not fit the model or the builder.
+    """
+    library = open_library(settings, implicit=implicit is not None)
+    graph = PreparedGraph(load_onnx(source), source) if isinstance(source, Path) else source
+    check_tensorrt(graph.model, str(graph.path))  # before TensorRT sees it, which some broken graphs crash
+    built_from = BuilderInput(
+        # TensorRT reads the file itself where it can, which saves serialising the graph
+        source=graph.path if isinstance(source, Path) else model_bytes(graph.model),
+        shapes=input_profiles(graph.model, str(graph.path), settings),
+        weighted=[_in_reports(node) for node in graph.model.graph if is_weighted(node)],
+        quantized=[_in_reports(node) for node in quantized_nodes(graph.model)],
+    )
+    feed = _calibration(graph, implicit, library) if implicit is not None else None
+    precision = precision_of(graph.model)
+    if implicit is not None:
+        if built_from.quantized:
+            raise UsageError(f"{graph.path} has Q/DQ, which says what is INT8; build it without `implicit`")
+        precision = Precision.of(int8=True, fp16=implicit.fp16)
+    build = EngineBuild(built_from, settings.options, library, feed)
+    largest = {name: shape.max for name, shape in settings.shapes.items()}
+    batches = next(iter(built_from.shapes.values())).batches
+    options = {
+        "precision": precision.value,
+        "batch": str(batches),
+        **graph.options,
+        **({"method": "tensorrt"} if implicit is not None else {}),
+        "workspace_bytes": settings.options.workspace_bytes,
+        "level": settings.options.level,
+        "tf32": settings.options.tf32,
+    }
+    memory = predict_memory(graph.model, batches.max[0], largest)
+    return Plan(graph, precision, settings, build, memory, free_memory_bytes(), options, feed)
+
+
+def _calibration(graph: PreparedGraph, implicit: ImplicitInt8, library: Library) -> Calibration:
+    images, data = image_input(graph.model, str(graph.path)), implicit.calibrate_on
+
+    def shape(count: int) -> tuple[int, ...]:
+        return (count, *(int(dim) for dim in images.shape[1:]))
+
+    if isinstance(data, Path):
+        cache = data.read_bytes()
+        return Calibration(library, shape(1), iter(()), lambda: 0, fp16=implicit.fp16, cache=cache)
+    count = 1 if data.skip_bad else math.gcd(len(data), _CALIBRATION_BATCH)  # TensorRT takes whole batches only
+    batches = (batch for batch, _ in data.batches(contract_of(graph.model, str(graph.path)), count))
+    seen: Callable[[], int] = lambda: len(data) - len(data.skipped)  # noqa: E731
+    return Calibration(library, shape(count), batches, seen, fp16=implicit.fp16)
+
+
+def build_engine(
+    source: Path | PreparedGraph,
+    output: Path,
+    *,
+    settings: BuildSettings = BuildSettings(),
+    rebuild: str = "",
+    progress: Progress = lambda what, share: None,
+) -> EngineRecord:
+    """Build a TensorRT engine and its sidecar from a finished ONNX graph.
+
+    Args:
+        source: an ONNX file in any precision, or a graph that ``quantize.apply.with_precision`` wrote.
+        output: file to write; what fails or is interrupted leaves nothing there.
+        settings: see there.
+        rebuild: the command that does the same, for whoever cannot run the engine where they take it.
+        progress: called with the builder's phase and the share of that phase that is done.
+
+    Raises:
+        InputError, UnavailableError, UsageError: see ``plan_engine``.
+        GateError: ``strict``, and a layer was built in another type than its Q/DQ asks for.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import build_engine
+        >>> record = build_engine(Path("int8.onnx"), Path("int8.engine"))
+        >>> record.precisions["INT8"]
+        8
+    """
+    path = source if isinstance(source, Path) else source.path
+    files.check_output(output, path)
+    return build_planned(plan_engine(source, settings=settings), output, rebuild=rebuild, progress=progress)
+
+
+def build_planned(
+    plan: Plan, output: Path, *, rebuild: str = "", progress: Progress = lambda what, share: None
+) -> EngineRecord:
+    """Build what ``plan_engine`` has planned; see ``build_engine``."""
+    with ThreadPoolExecutor(1) as pool:  # hashed while the builder runs
+        graph = plan.graph
+        parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
+        data, built = _run(plan, output, progress)
+    if plan.settings.strict and built.float_layers:
+        raise GateError(f"`strict`: {int8_verdict(built)}; nothing was written")
+    model = plan.graph.model
+    contract = contract_of(model, str(plan.graph.path)) if METADATA_KEY in model.metadata_props else None
+    record = msgspec.structs.replace(
+        built,
+        rebuild=rebuild,
+        precision=plan.precision,
+        classes=class_count(model),
+        contract=contract,
+        contract_sha256=contract.fingerprint if contract is not None else None,
+    )
+    write_engine(output, data, record, parents=parents.result(), options=plan.options)
+    return record
+
+
+def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, EngineRecord]:
+    """The build; where TensorRT calibrates, also the cache it wrote, beside the engine."""
+    feed = plan.calibration
+    if feed is None:
+        return plan.build.run(progress)
+    with feed:
+        try:
+            built = plan.build.run(progress)
+        except InputError:
+            if feed.error is not None:  # that is what the builder complains of
+                raise feed.error from None
+            raise
+        feed.check()
+    if feed.written:
+        files.write_bytes(output.with_name(output.name + ".cache"), feed.written)
+    return built
+
+
+def int8_verdict(record: EngineRecord) -> str:
+    """``8 of 8 Conv/Gemm kernels are INT8``, and which are not."""
+    verdict = f"{record.precisions['INT8']} of {len(record.layer_precisions)} Conv/Gemm kernels are INT8"
+    if record.float_layers:
+        verdict += f"; quantized in the graph but built in float: {', '.join(record.float_layers)}"
+    return verdict
+
+
+def _in_reports(node: ir.Node) -> str:
+    """What TensorRT's parser calls the node."""
+    return str(node.name or f"node_of_{node.outputs[0].name}")

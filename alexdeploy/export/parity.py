@@ -1,0 +1,68 @@
+"""The parity gate: an ONNX graph must give the original's answers in ONNX Runtime before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from alexdeploy.errors import GateError
+from alexdeploy.graph.model import model_bytes
+from alexdeploy.metrics import relative_error
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+
+PARITY_BATCHES = (1, 2, 5)
+PARITY_TOLERANCE = 1e-5
+
+Batch = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime is from the original: max|difference| / max|original|, the largest over all batches tried.
+
+    ``real_inputs`` is None where there were no real images to try.
+    """
+
+    random_inputs: float
+    real_inputs: float | None = None
+    batches: tuple[int, ...] = PARITY_BATCHES
+    tolerance: float = PARITY_TOLERANCE
+
+    @property
+    def worst(self) -> float:
+        """The larger of the two."""
+        return max(self.random_inputs, self.real_inputs or 0.0)
+
+    def check(self, what: str, cause: str = "") -> None:
+        """Refuse a graph that computes something else.
+
+        Raises:
+            GateError: beyond the tolerance; ``what`` is the subject of the message, ``cause`` its end.
+        """
+        for kind, error in (("random", self.random_inputs), ("real", self.real_inputs)):
+            if error is not None and not error <= self.tolerance:
+                raise GateError(
+                    f"parity: {what} by {error:.2e} (relative) on {kind} inputs; at most {self.tolerance:.0e} is "
+                    f"allowed, so nothing was written{cause}"
+                )
+
+
+def noise(shape: tuple[int, int, int], count: int = max(PARITY_BATCHES)) -> Batch:
+    """(count, C, H, W) of standard normal values, the same every time."""
+    return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+
+
+def in_batches(images: Batch, sizes: Sequence[int] = PARITY_BATCHES) -> list[Batch]:
+    """Batches of these sizes, each from the first image on, which come again where there are too few."""
+    return [np.take(images, range(size), axis=0, mode="wrap") for size in sizes]
+
+
+def distance(model: ir.Model, inputs: Sequence[Batch], original: Callable[[Batch], npt.NDArray[np.floating]]) -> float:
+    """The largest relative error of the graph in ONNX Runtime over all batches."""
+    with OnnxRuntimeRunner(model_bytes(model)) as runner:
+        name = runner.output_names[0]
+        return max(relative_error(runner.run(batch)[name], original(batch)) for batch in inputs)

@@ -1,0 +1,132 @@
+"""Precision written into a float graph, in memory: INT8 as Q/DQ from the ranges, FP16 with its islands."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from alexdeploy import files
+from alexdeploy.errors import UsageError
+from alexdeploy.graph.equalize import scale_factors
+from alexdeploy.graph.fp16 import certify_lrn, to_fp16
+from alexdeploy.graph.model import PreparedGraph, load_onnx
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.quantize import tensorrt_cache
+from alexdeploy.quantize.rangefile import RangeFile
+from alexdeploy.specs import Dialect, Method
+
+Ranges = RangeFile | tensorrt_cache.CalibrationCache
+DEFAULT_METHOD: Method = "mse"
+
+
+@dataclass(frozen=True)
+class PrecisionSettings:
+    """The arithmetic that is to be written into a float graph.
+
+    Attributes:
+        int8: quantize with the ranges given.
+        fp16: FP16 instead of FP32 in the float parts.
+        lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
+        method: which of the range file's methods. None: mse, or the one that a calibration cache holds.
+        dialect: see ``alexdeploy.graph.qdq``.
+    """
+
+    int8: bool = False
+    fp16: bool = False
+    lrn_fp16: bool = False
+    method: Method | None = None
+    dialect: Dialect = "tensorrt"
+
+    def __post_init__(self) -> None:
+        check_lrn_fp16(self.lrn_fp16, self.fp16)
+
+
+def check_lrn_fp16(lrn_fp16: bool, fp16: bool) -> None:
+    """Refuse what would be passed over in silence."""
+    if lrn_fp16 and not fp16:
+        raise UsageError("`lrn_fp16` is for `fp16`; add it, or leave `lrn_fp16` out")
+
+
+def with_precision(
+    model_path: Path, ranges: Ranges | Path | None = None, *, settings: PrecisionSettings
+) -> PreparedGraph:
+    """The graph of a float ONNX file in the precision asked for, ready to be built; the file is not changed.
+
+    Args:
+        model_path: float ONNX; with neither INT8 nor FP16 asked for, any ONNX.
+        ranges: for INT8, and for FP16 to find its islands; a file that ``calibrate`` or TensorRT wrote, or its content.
+        settings: see there.
+
+    Raises:
+        UsageError: INT8 without ranges.
+        InputError: an unusable model or range file.
+        GateError: ranges of another model or contract, or ``lrn_fp16`` that they do not prove safe.
+    """
+    if settings.int8 and ranges is None:
+        raise UsageError("INT8 needs ranges: a file that calibrate wrote, or a calibration cache of TensorRT")
+    model = load_onnx(model_path)
+    parents: tuple[files.Parent, ...] = ()
+    if isinstance(ranges, Path):
+        parents = (files.parent(ranges),)
+        ranges = tensorrt_cache.load(ranges)
+    headroom: dict[str, float] = {}
+    if ranges is not None:
+        ranges.check_fits(model, model_path)
+    if settings.int8 and ranges is not None:
+        model = insert_qdq(model, ranges.of(settings.method or default_method(ranges)), dialect=settings.dialect)
+    if settings.fp16:
+        model, headroom = with_fp16(model, ranges, lrn=settings.lrn_fp16)
+    method = settings.method or default_method(ranges) if settings.int8 and ranges is not None else None
+    options = {
+        "method": method,
+        "lrn_fp16_headroom": headroom,
+        "ranges": ranges.origin if ranges is not None else None,
+    }
+    return PreparedGraph(model, model_path, (model_parent(model_path, ranges), *parents), options)
+
+
+def model_parent(model_path: Path, ranges: Ranges | None) -> files.Parent:
+    """The float model as an origin; hashed only where ranges have not verified its hash already."""
+    return ranges.model_parent(model_path) if isinstance(ranges, RangeFile) else files.parent(model_path)
+
+
+def default_method(ranges: Ranges) -> str:
+    """The method where none is named."""
+    return tensorrt_cache.METHOD if isinstance(ranges, tensorrt_cache.CalibrationCache) else DEFAULT_METHOD
+
+
+def quantized(
+    model: ir.Model,
+    ranges: Mapping[str, TensorRange],
+    keep_float: Collection[str] = (),
+    *,
+    seen: Ranges,
+    settings: PrecisionSettings,
+) -> ir.Model:
+    """INT8 by chosen ranges, and FP16 around it where asked for: the graph that is scored and in the end written."""
+    model = insert_qdq(model, ranges, dialect=settings.dialect, keep_float=keep_float)
+    return with_fp16(model, seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
+
+
+def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.Model, dict[str, float]]:
+    """FP16 in the float parts, with islands where calibration saw values close to its limit.
+
+    Returns:
+        The model, and with ``lrn`` the certificate: how many times each LRN's sum of squares fits below 65504.
+
+    Raises:
+        GateError: ``lrn``, and the ranges do not prove it safe.
+    """
+    largest = largest_values_seen(model, ranges)
+    certificate = certify_lrn(model, largest) if lrn else {}
+    return to_fp16(model, largest=largest, lrn=lrn), certificate
+
+
+def largest_values_seen(model: ir.Model, ranges: Ranges | None) -> dict[str, float]:
+    """Largest magnitudes that calibration saw, as they are in this model, whose channels may have been equalized."""
+    factors = {name: float(factor.max()) for name, factor in scale_factors(model).items()}
+    seen = ranges.largest if isinstance(ranges, RangeFile) else {}
+    return {name: value * factors.get(name, 1.0) for name, value in seen.items()}

@@ -1,0 +1,171 @@
+"""A file is opened once, and what was verified is what runs."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import io
+import mmap
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+import alexdeploy
+from alexdeploy import files
+from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.engine.record import EngineRecord, read_engine, write_engine
+from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.graph.model import load_onnx, split_weights
+from alexdeploy.runners.artifact import OnnxArtifact, load, open_artifact
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.specs import Precision, Profile
+from tests.helpers.graphs import conv_lrn_gemm, images
+
+CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=("ant", "bee", "cat", "dog"))
+
+
+def with_contract(model: onnx.ModelProto) -> onnx.ModelProto:
+    helper.set_model_props(model, {METADATA_KEY: CONTRACT.to_json()})
+    return model
+
+
+def wide(lrn: bool) -> onnx.ModelProto:
+    """The small network with weights that are large enough to be mapped, and the bytes "LRN" among them."""
+    model = with_contract(conv_lrn_gemm())
+    if not lrn:
+        node = next(node for node in model.graph.node if node.op_type == "LRN")
+        node.CopyFrom(helper.make_node("Identity", node.input, node.output, node.name))
+    weights = np.random.default_rng(0).random((4, 4096), dtype=np.float32)
+    weights.reshape(-1).view(np.uint8)[:3] = np.frombuffer(b"LRN", np.uint8)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "wide"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(4096, np.float32), "zeros"))
+    last = model.graph.node[-1]
+    inner = [*last.output]
+    last.output[:] = ["before"]
+    model.graph.node.append(helper.make_node("MatMul", ["before", "wide"], ["widened"], "widen"))
+    model.graph.node.append(helper.make_node("Add", ["widened", "zeros"], ["shifted"], "shift"))
+    model.graph.initializer.append(numpy_helper.from_array(weights.T[:, :4].copy(), "narrow"))
+    model.graph.node.append(helper.make_node("MatMul", ["shifted", "narrow"], inner, "narrow"))
+    onnx.checker.check_model(model)
+    return model
+
+
+def stock(model: onnx.ModelProto, batch: Any) -> Any:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": batch})[0]
+
+
+@pytest.fixture(params=[True, False], ids=["with LRN", "without"])
+def model(request: pytest.FixtureRequest) -> onnx.ModelProto:
+    return wide(request.param)
+
+
+def test_the_weights_are_handed_over_where_they_lie(model: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(model, tmp_path / "model.onnx")
+    light, weights = split_weights(load_onnx(tmp_path / "model.onnx"))
+    assert set(weights) == {"wide", "zeros", "narrow"}
+    assert len(light) < 20_000 < (tmp_path / "model.onnx").stat().st_size
+    bases = [array.base for array in weights.values()]
+    while any(isinstance(base, np.ndarray) for base in bases):
+        bases = [base.base if isinstance(base, np.ndarray) else base for base in bases]
+    assert all(isinstance(getattr(base, "obj", base), mmap.mmap) for base in bases), "a copy was made"
+    with OnnxRuntimeRunner(light, weights) as runner:
+        np.testing.assert_array_equal(runner.infer(images(3)), stock(model, images(3)))
+
+
+def test_path_bytes_and_artifact_run_alike(model: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(model, tmp_path / "model.onnx")
+    expected = stock(model, images(3))
+    path = tmp_path / "model.onnx"
+    for source in (path, str(path), path.read_bytes(), open_artifact(path)):
+        with alexdeploy.load(source) as runner:
+            assert runner.runtime == "onnxruntime-cpu"
+            np.testing.assert_allclose(runner.infer(images(3)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bytes_that_are_no_model_are_refused() -> None:
+    with pytest.raises(InputError, match="the model: not an ONNX file"):
+        load(b"no model at all")
+    with pytest.raises(UsageError, match="give its path"):
+        load(b"\x10\0\0\0\0\0\0\0{a checkpoint}")
+    for plan in (b"vtrt and more", b"ftrt and more"):
+        with pytest.raises(UsageError, match="an engine in memory has no sidecar"):
+            load(plan)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was opened, by name."""
+    found: Counter[str] = Counter()
+    real = io.open
+
+    def counted(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, str | os.PathLike) and "r" in mode and "+" not in mode:
+            found[Path(file).name] += 1
+        return real(file, mode, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", counted)
+    monkeypatch.setattr(builtins, "open", counted)
+    return found
+
+
+def test_an_onnx_file_is_opened_once_to_be_described_and_run(
+    model: onnx.ModelProto, tmp_path: Path, reads: Counter[str]
+) -> None:
+    onnx.save(model, tmp_path / "model.onnx")
+    reads.clear()
+    artifact = open_artifact(tmp_path / "model.onnx")
+    assert artifact.precision == Precision.FP32
+    assert artifact.layers()
+    (tmp_path / "model.onnx").unlink()  # so that nothing else can open it, whatever it opens files with
+    with artifact.runner() as runner:
+        runner.infer(images(2))
+    assert reads["model.onnx"] == 1
+
+
+def engine(folder: Path, plan: bytes) -> Path:
+    record = EngineRecord(
+        builder="tensorrt",
+        version="10.16.1.11",
+        shapes={"input": Profile.parse("1:2:4").with_sizes((3, 8, 8))},
+        precision=Precision.FP32,
+        contract=CONTRACT,
+        contract_sha256=CONTRACT.fingerprint,
+    )
+    write_engine(folder / "model.engine", plan, record, parents=(), options={})
+    return folder / "model.engine"
+
+
+def test_an_engine_is_read_once_and_hashed_once(
+    tmp_path: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = engine(tmp_path, b"a plan")
+    hashed = []
+    monkeypatch.setattr(files, "sha256_file", lambda path: hashed.append(path))
+    reads.clear()
+    assert open_artifact(path).precision == Precision.FP32
+    assert (reads["model.engine"], hashed) == (1, [])
+
+
+def test_the_bytes_that_were_verified_are_those_that_are_kept(tmp_path: Path) -> None:
+    path = engine(tmp_path, b"the plan that was built")
+    file = read_engine(path)
+    path.write_bytes(b"something else")
+    assert file.plan == b"the plan that was built"
+    assert hashlib.sha256(file.plan).hexdigest() == files.load_sidecar(path).sha256
+    with pytest.raises(GateError, match="changed since it was written"):
+        read_engine(path)
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
+    onnx.save(with_contract(conv_lrn_gemm()), tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    expected = hashlib.sha256(content).hexdigest()
+    assert OnnxArtifact(tmp_path / "model.onnx").digest == OnnxArtifact(content).digest == expected
