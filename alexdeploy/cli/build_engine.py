@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from alexdeploy import files
+from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import (
     FILE,
     DataChoice,
@@ -299,6 +300,7 @@ def _check_implicit(precision: _Precision, settings: BuildSettings) -> None:
 def _calibrated(model: Path, data: DataChoice, samples: int) -> RangeFile:
     from alexdeploy.quantize.calibrate import calibrate
 
+    keep_freed_memory()
     dataset = data.open("train")
     with progress() as bar:
         seen = calibrate(model, dataset, samples=samples, progress=bar)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from alexdeploy import files
+from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
@@ -55,6 +56,7 @@ def command(
     from alexdeploy.quantize.rangefile import save_ranges
     from alexdeploy.quantize.tensorrt_cache import save_cache
 
+    keep_freed_memory()
     dataset = data.open("train")
     with progress() as bar:
         ranges = calibrate(model, dataset, samples=samples, percentile=percentile, progress=bar)

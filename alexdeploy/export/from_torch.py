@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
@@ -99,7 +98,7 @@ def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> i
         dynamic |= {2: torch.export.Dim("height", min=height), 3: torch.export.Dim("width", min=width)}
         height, width = height + _LARGER[0], width + _LARGER[1]  # an example of the least size would fix it
     example = torch.zeros(2, channels, height, width)
-    with _native_lrn(), _quiet(), torch.no_grad():
+    with _input_errors_unwrapped(), _quiet(), _NativeLrn(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),
@@ -147,21 +146,29 @@ def check_parity(
     return parity
 
 
+class _NativeLrn(TorchFunctionMode):
+    """While exporting, ``local_response_norm`` leaves one ONNX LRN node (PyTorch decomposes it); in this thread only."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        called = _lrn_node if func is torch.nn.functional.local_response_norm else func
+        return called(*args, **(kwargs or {}))
+
+
+def _lrn_node(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    if size % 2 == 0:
+        raise InputError(
+            f"local response normalisation with an even window ({size}): PyTorch and ONNX place even windows "
+            f"differently and TensorRT takes only odd ones; train with size {size - 1} or {size + 1}"
+        )
+    attributes: dict[str, Any] = {"size": size, "alpha": alpha, "beta": beta, "bias": k}
+    return torch.onnx.ops.symbolic("LRN", (input,), attributes, dtype=input.dtype, shape=input.shape, version=OPSET)
+
+
 @contextlib.contextmanager
-def _native_lrn() -> Iterator[None]:
-    """While exporting, ``torch.nn.functional.local_response_norm`` leaves one ONNX LRN node (PyTorch decomposes it)."""
-
-    def symbolic(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-        if size % 2 == 0:
-            raise InputError(
-                f"local response normalisation with an even window ({size}): PyTorch and ONNX place even windows "
-                f"differently and TensorRT takes only odd ones; train with size {size - 1} or {size + 1}"
-            )
-        attributes: dict[str, Any] = {"size": size, "alpha": alpha, "beta": beta, "bias": k}
-        return torch.onnx.ops.symbolic("LRN", (input,), attributes, dtype=input.dtype, shape=input.shape, version=OPSET)
-
-    original = F.local_response_norm
-    F.local_response_norm = symbolic
+def _input_errors_unwrapped() -> Iterator[None]:
+    """Raise our own error where the exporter wraps it in its own."""
     try:
         yield
     except Exception as error:
@@ -169,8 +176,6 @@ def _native_lrn() -> Iterator[None]:
         if cause is not None:
             raise cause from None
         raise
-    finally:
-        F.local_response_norm = original
 
 
 def _input_error_in(error: BaseException | None) -> InputError | None:
@@ -184,13 +189,13 @@ def _input_error_in(error: BaseException | None) -> InputError | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints progress and warns about its own internals; a user can act on neither."""
-    loggers: Sequence[logging.Logger] = [logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")]
+    """The exporter logs and warns about its own internals; a user can act on neither, and failures are raised too."""
+    loggers: Sequence[logging.Logger] = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

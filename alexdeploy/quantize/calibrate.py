@@ -15,7 +15,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from alexdeploy import files
-from alexdeploy.allocator import freed_memory_kept
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
@@ -75,7 +74,7 @@ def calibrate(
     pending: deque[Future[int]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
-    with freed_memory_kept(), ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
+    with ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
         opened = pool.submit(lambda: closing.enter_context(observed.open()))  # while the first images are read
         digest = pool.submit(files.sha256_file, model_path)
         try:

@@ -11,7 +11,6 @@ import msgspec
 import torch
 
 from alexdeploy import files
-from alexdeploy.allocator import freed_memory_kept
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
@@ -85,7 +84,7 @@ def train(
     files.check_output(path, *([weights] if weights is not None else []))
     if learn.classes != judge.classes:
         raise InputError(f"{learn.name} and {judge.name} name different classes")
-    with join_processes(device) as processes, freed_memory_kept():
+    with join_processes(device) as processes:
         run = _Run(recipe, learn, judge, path, processes, weights)
         if resume:
             run.resume()

@@ -40,7 +40,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 VOCABULARY = {
     "alexdeploy",
     "_version",
-    "allocator",
     "errors",
     "optional",
     "specs",

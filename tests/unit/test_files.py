@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +59,41 @@ def test_a_written_file_has_the_permissions_of_the_umask(tmp_path: Path, mask: i
         after = os.umask(before)
     assert stat.S_IMODE((tmp_path / "model.onnx").stat().st_mode) == 0o666 & ~mask
     assert after == mask
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"private")
+    (tmp_path / "model.onnx").chmod(0o600)
+    files.write_bytes(tmp_path / "model.onnx", b"weights")
+    assert stat.S_IMODE((tmp_path / "model.onnx").stat().st_mode) == 0o600
+
+
+def test_a_file_that_another_thread_creates_meanwhile_has_the_mode_of_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other thread takes its turn wherever the umask, which all threads share, has just been changed."""
+    before = os.umask(0o077)
+    created: list[Path] = []
+
+    def other_thread() -> None:
+        created.append(tmp_path / f"{len(created)}.txt")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(created[-1].write_text, "private").result()
+
+    def changed(mask: int, change: Callable[[int], int] = os.umask) -> int:
+        previous = change(mask)
+        other_thread()
+        return previous
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", changed)
+            with files.atomic_path(tmp_path / "model.onnx") as temporary:
+                temporary.write_bytes(b"weights")
+                other_thread()
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in [*created, tmp_path / "model.onnx"]} == {0o600}
 
 
 def test_the_hash_of_a_file_larger_than_a_block_is_its_sha256(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -57,14 +60,40 @@ def test_lrn_called_as_a_function_is_native_too(
     assert not result.ops.keys() & {"Pad", "AveragePool", "Pow", "Div"}
 
 
+def test_other_threads_notice_nothing_of_an_export(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    def what_another_thread_sees() -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: [nn.functional.local_response_norm, sys.stdout]).result()
+
+    class Looking(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(what_another_thread_sees())
+            return x
+
+    seen: list[list[Any]] = []
+    before = what_another_thread_sees()
+    export_onnx(tiny(Looking()), TINY, tmp_path / "model.onnx", real_images=images)
+    assert all(found == before for found in seen)
+    assert seen
+
+
+def test_an_export_prints_nothing(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    export_onnx(tiny(nn.LocalResponseNorm(5)), TINY, tmp_path / "model.onnx", real_images=images)
+    with pytest.raises(InputError):
+        export_onnx(tiny(nn.LocalResponseNorm(4)), TINY, tmp_path / "even.onnx", real_images=images)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_even_window_is_refused_with_the_reason_and_nothing_is_written(
     images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
 ) -> None:
-    original = nn.functional.local_response_norm
     with pytest.raises(InputError, match=r"even window \(4\).*size 3 or 5"):
         export_onnx(tiny(nn.LocalResponseNorm(4)), TINY, tmp_path / "model.onnx", real_images=images)
     assert not list(tmp_path.iterdir())
-    assert nn.functional.local_response_norm is original
 
 
 def test_a_graph_that_differs_fails_the_parity_gate_and_is_not_written(
