@@ -147,7 +147,7 @@ def check_parity(
 
 
 class _NativeLrn(TorchFunctionMode):
-    """While exporting, ``local_response_norm`` leaves one ONNX LRN node (PyTorch decomposes it); in this thread only."""
+    """In this thread ``local_response_norm`` leaves one ONNX LRN node, where the exporter would decompose it."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
