@@ -1,23 +1,28 @@
 """Nodes that compute with constants alone, replaced by their results.
 
-Exporters put Identity and Transpose between weights and their layer, and Reshape before axes, where neither
-quantization nor TensorRT's parser looks for them.
+Exporters put Identity and Transpose between the weights and their layer, and Reshape before axes; neither quantization
+nor TensorRT's parser looks through them.
 """
 
 from __future__ import annotations
+
+import logging
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # they say in which type to compute
-_MOST_VALUES = 1 << 18  # that a result may have more than the constants it replaces: 1 MiB of float32
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # their types are the ones to compute in
+_MOST_VALUES = 1 << 18  # that a result may add to the file: 1 MiB of float32
+
+logging.getLogger("onnxscript").addHandler(logging.NullHandler())  # without one, what it skips appears on stderr
 
 
 def fold_constants(model: ir.Model) -> ir.Model:
-    """A copy without the nodes whose inputs are all initializers and whose one output is not the graph's.
+    """A copy without the nodes whose inputs are all constants.
 
-    Random nodes, nodes with subgraphs, and those that would grow the file by more than 1 MiB stay.
+    Nodes with several outputs, with an output of the graph, with random results, and those that would add more than
+    1 MiB to the file stay.
     """
     model = model.clone()
     optimizer.fold_constants(model, output_size_limit=_MOST_VALUES, should_fold=_foldable)
@@ -26,9 +31,4 @@ def fold_constants(model: ir.Model) -> ir.Model:
 
 
 def _foldable(node: ir.Node) -> bool:
-    return (
-        node.op_type not in _QUANTIZERS
-        and len(node.outputs) == 1
-        and not node.outputs[0].is_graph_output()
-        and all(value is None or value.is_initializer() for value in node.inputs)
-    )
+    return node.op_type not in _QUANTIZERS and len(node.outputs) == 1 and not node.outputs[0].is_graph_output()
