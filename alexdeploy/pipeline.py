@@ -32,7 +32,7 @@ from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import load_recipe
-from alexdeploy.train import train
+from alexdeploy.train import train_network
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
 NETWORK, DATASET, SAMPLES = "alexnet-mnist", "digits", 512
@@ -121,7 +121,7 @@ def _steps(out: Path) -> list[_Step]:
     recipe, log = load_recipe(NETWORK), out / f"{NETWORK}.jsonl"
 
     def run_train() -> None:
-        train(recipe, load_dataset(DATASET, "train"), load_dataset(DATASET, "val"), checkpoint)
+        train_network(recipe, load_dataset(DATASET, "train"), load_dataset(DATASET, "val"), checkpoint)
 
     def run_export() -> None:
         loaded = load_checkpoint(checkpoint)

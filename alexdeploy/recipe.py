@@ -93,11 +93,6 @@ class _PreprocessOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preprocess: Contract
 
 
-def recipe_names() -> list[str]:
-    """Names of the networks that this installation has a recipe for, sorted."""
-    return sorted(_bundled())
-
-
 def _bundled() -> dict[str, Path]:
     if _INSTALLED.is_dir():
         return {path.stem: path for path in _INSTALLED.glob("*.toml")}

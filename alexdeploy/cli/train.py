@@ -1,28 +1,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
+from alexdeploy.cli.allocator import keep_freed_memory
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
-from alexdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.train import TrainResult
 
 
+def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
+recipe_options = option_group(
+    "changes",
+    dict,  # by the names of the recipe's [train] keys
+    click.option("--epochs", type=click.IntRange(min=1), help="Passes over the images.  [default: the recipe's]"),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Images per step.  [default: the recipe's]"),
+    click.option("--lr", "learning_rate", type=float, help="Peak learning rate.  [default: the recipe's]"),
+    click.option(
+        "--head-lr", "head_learning_rate", type=float, help="Rate of the last layer.  [default: that of the others]"
+    ),
+    click.option(
+        "--train-layers",
+        callback=_names,
+        metavar="NAME,...",
+        help="Train these layers only, such as fc7,fc8; all of a kind by fc or conv.",
+    ),
+)
+
+
 @click.command("train")
 @click.argument("recipe", metavar="RECIPE|NETWORK")
 @data_options(required=True)
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the recipe's]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images per step.  [default: the recipe's]")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: the recipe's]")
+@recipe_options
 @click.option("--weights", type=FILE, metavar="FILE", help="Start from these: .safetensors, .pth or bvlc_alexnet.npy.")
-@click.option("--freeze", is_flag=True, help="Train the fully connected layers only.")
-@click.option("--train-layers", metavar="NAME,...", help="Train these layers only, such as fc7,fc8.")
-@click.option("--head-lr", type=float, help="Learning rate of the last layer.  [default: that of the others]")
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for what it writes.  [default: models/NETWORK]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, exactly where it was.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -30,13 +47,8 @@ if TYPE_CHECKING:
 def command(
     recipe: str,
     data: DataChoice,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
+    changes: dict[str, Any],
     weights: Path | None,
-    freeze: bool,
-    train_layers: str | None,
-    head_lr: float | None,
     out: Path | None,
     resume: bool,
     device: str,
@@ -51,21 +63,15 @@ def command(
     \b
     Example: alexdeploy train alexnet-mnist --data digits --out .
              alexdeploy train alexnet-caffe --data photos/ --weights bvlc_alexnet.npy --train-layers fc7,fc8
-             accelerate launch --multi_gpu -m alexdeploy train alexnet --data imagenet/
+             torchrun --nproc_per_node 4 -m alexdeploy train alexnet --data imagenet/
     """
     from alexdeploy.recipe import load_recipe, with_train_options
 
-    loaded = with_train_options(
-        load_recipe(recipe),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        train_layers=_layers(freeze, train_layers),
-        head_learning_rate=head_lr,
-    )
+    loaded = with_train_options(load_recipe(recipe), **changes)
     from alexdeploy.data.labels import write_class_indices
-    from alexdeploy.train import Epoch, Step, train
+    from alexdeploy.train import Epoch, Step, train_network
 
+    keep_freed_memory()
     learn = data.open("train")
     judge = data.open("val")
     path = _checkpoint_path(out, loaded.network.name)
@@ -82,7 +88,7 @@ def command(
             what = f"epoch {step.epoch}/{loaded.train.epochs}  loss {step.loss:.3f}  {step.images_per_s:.0f} images/s"
             bar(what, step.done / step.total)
 
-        result = train(
+        result = train_network(
             loaded, learn, judge, path, device=device, weights=weights, resume=resume, on_epoch=show, on_step=tick
         )
     if not result.is_first:
@@ -104,14 +110,6 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
     if result.bf16:
         note('computed in bfloat16; precision = "fp32" in the recipe forbids that')
     click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images")
-
-
-def _layers(freeze: bool, train_layers: str | None) -> tuple[str, ...] | None:
-    if freeze and train_layers:
-        raise UsageError("--freeze and --train-layers both say which layers learn; use one of them")
-    if train_layers:
-        return tuple(name.strip() for name in train_layers.split(","))
-    return ("fc",) if freeze else None
 
 
 def _checkpoint_path(out: Path | None, network: str) -> Path:

@@ -44,7 +44,7 @@ class TrainResult:
     bf16: bool
 
 
-def train(
+def train_network(
     recipe: Recipe,
     learn: ImageDataset,
     judge: ImageDataset,
@@ -60,8 +60,8 @@ def train(
 
     ``NAME.safetensors`` holds the best weights. ``NAME.last.pt`` holds the last ones and all that ``resume`` needs; it
     is replaced after each epoch, every five minutes and on interruption. ``NAME.jsonl`` and ``NAME.png`` are log and
-    curves. On a CPU a resumed run ends with the very bits of one that was not interrupted. Started by ``accelerate
-    launch`` or ``torchrun`` the processes share each batch, and the first one writes and reports.
+    curves. On a CPU a resumed run ends with the very bits of one that was not interrupted. Started by ``torchrun`` or
+    ``accelerate launch`` the processes share each batch, and the first one writes and reports.
 
     Args:
         recipe: network, preprocessing and training settings.

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import Compose, ToDtype, ToImage
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.recipe import load_recipe, with_train_options
-from alexdeploy.train import train
+from alexdeploy.train import train_network
 from alexdeploy.zoo.registry import build_network
 
 BATCH = 100
@@ -74,7 +74,7 @@ def main() -> None:
     recipe = with_train_options(load_recipe("mnist-cnn"), epochs=options.epochs, batch_size=BATCH)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        ours = train(recipe, learn, judge, Path(folder) / "net.safetensors", device="cpu")
+        ours = train_network(recipe, learn, judge, Path(folder) / "net.safetensors", device="cpu")
     middle = time.perf_counter()
     plain = plain_loop(learn, judge, options.epochs)
     seconds = {"alexdeploy": middle - started, "plain": time.perf_counter() - middle}

@@ -79,6 +79,7 @@ USAGE = {
     "build-engine {model} --workspace 9999999999999 -o {out}/x.engine": "x<=1073741824",
     "build-engine {model} --workspace 0 -o {out}/x.engine": "1<=x",
     "export --network alexnet-mnist --classes 1 -o {out}/x.onnx": "--classes",
+    "train alexnet-mnist --data digits --train-layers fc6,fc9 --out {out}": "no layer 'fc9' to train",
     "train alexnet-mnist --data digits --lr -1 --out {out}": "learning_rate",
     # unknown networks
     "train alexnet-mnits --data digits --out {out}": "did you mean 'alexnet-mnist'?",
@@ -216,7 +217,7 @@ WRITERS = {
     "predict": "predict {model} {pictures} --out {out}/x.csv",
 }
 STAGES = {
-    "train": "alexdeploy.train.train",
+    "train": "alexdeploy.train.train_network",
     "export": "alexdeploy.export.from_torch.export_onnx",
     "calibrate": "alexdeploy.quantize.calibrate.calibrate",
     "quantize": "alexdeploy.quantize.quantize.quantize_onnx",

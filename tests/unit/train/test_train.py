@@ -21,7 +21,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe, with_train_options
-from alexdeploy.train import Step, TrainingDivergedError, TrainResult, run, train
+from alexdeploy.train import Step, TrainingDivergedError, TrainResult, run, train_network
 from alexdeploy.train.processes import Processes
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
@@ -38,7 +38,7 @@ def _recipe(**options: Any) -> Recipe:
 
 def _train(folder: Path, recipe: Recipe, learn: ImageDataset = LEARN, **options: Any) -> TrainResult:
     folder.mkdir(exist_ok=True)
-    return train(recipe, learn, JUDGE, folder / "net.safetensors", device="cpu", **options)
+    return train_network(recipe, learn, JUDGE, folder / "net.safetensors", device="cpu", **options)
 
 
 def _last(folder: Path) -> dict[str, Tensor]:
