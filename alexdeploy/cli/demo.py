@@ -26,5 +26,4 @@ def command(out: Path, as_json: bool) -> None:
 
     require("tensorrt_rtx")
     recipe, data = load_recipe("alexnet-mnist"), DataChoice("digits", None, skip_bad_images=False)
-    rebuild = f"alexdeploy demo --out {out}"
-    run_chain(recipe, data, out, 512, builder="tensorrt-rtx", rebuild=rebuild, as_json=as_json)
+    run_chain(recipe, data, out, 512, builder="tensorrt-rtx", as_json=as_json)

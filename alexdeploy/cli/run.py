@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,18 +41,15 @@ def command(recipe: str, data: DataChoice, epochs: int | None, samples: int, out
     from alexdeploy.recipe import load_recipe, with_train_options
 
     loaded = with_train_options(load_recipe(recipe), epochs=epochs)
-    folder = out or Path(loaded.network.name)
-    rebuild = f"alexdeploy run {recipe} --data {data.name} --out {folder}"
-    run_chain(loaded, data, folder, samples, builder="auto", rebuild=rebuild, as_json=as_json)
+    run_chain(loaded, data, out or Path(loaded.network.name), samples, builder="auto", as_json=as_json)
 
 
-def run_chain(
-    recipe: Recipe, data: DataChoice, out: Path, samples: int, *, builder: Builder, rebuild: str, as_json: bool
-) -> None:
+def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, builder: Builder, as_json: bool) -> None:
     """Run the chain and show its report."""
     from alexdeploy.pipeline import run_pipeline
 
     learn, judge = data.open("train"), data.open("val")
+    rebuild = shlex.join(["alexdeploy", *click.get_current_context().obj])
     with _step_by_step() as show:
         report = run_pipeline(
             recipe, learn, judge, out, samples=samples, builder=builder, rebuild=rebuild, progress=show
