@@ -255,13 +255,12 @@ class _Chain:
         started = time.perf_counter()
         status: Literal["ok", "kept", "skipped"] = "ok"
         reason = None
-        label = f"{step.name}: {step.doing}"
-        progress(label, 0.0)
+        progress(f"{step.name}: {step.doing}", 0.0)
         if self._is_current(step):
             status = "kept"
         else:
             try:
-                reason = step.run(lambda what, share: progress(f"{label}{what and ', '}{what}", share))
+                reason = step.run(lambda what, share: progress(f"{step.name}: {what}", share))
                 self._digests.written(step.output)
             except UnavailableError as error:
                 if not step.optional:
@@ -322,12 +321,7 @@ class _Chain:
         save_onnx(to_fp16(load_onnx(self._onnx)), self._file("-fp16.onnx"), parents=self._origin(self._onnx))
 
     def _calibrate(self, progress: Progress) -> None:
-        seen = calibrate(
-            self._onnx,
-            self._learn,
-            samples=self._samples,
-            progress=lambda what, share: progress("", share),
-        )
+        seen = calibrate(self._onnx, self._learn, samples=self._samples, progress=progress)
         options = {"samples": self._samples, "images": self._images["train"]}
         save_ranges(self._ranges, seen, (seen.model_parent(self._onnx),), options)
 

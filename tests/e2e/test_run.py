@@ -97,18 +97,18 @@ def test_a_killed_run_goes_on_and_steps_without_their_library_are_skipped(tmp_pa
     arguments = ("mine.toml", "--data", "digits", "--out", "here", "--samples", "64", "--json")
     log = tmp_path / "here" / "lenet.jsonl"
     with subprocess.Popen([sys.executable, "-c", BARE, "run", *arguments], cwd=tmp_path) as process:
-        while not log.exists():
+        while not log.exists() or len(log.read_text().splitlines()) < 3:
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
     before = log.read_text().splitlines()
-    assert len(before) < 12
+    assert 3 <= len(before) < 12
     answer = json.loads(run(tmp_path, *arguments, code=BARE))
     after = log.read_text().splitlines()
     assert len(after) == 12
     # the time that an epoch took is in its line; the last one may have ended before its state was written
     assert after[: len(before) - 1] == before[:-1]
-    skipped = {"onnx-int8-openvino": "alexdeploy[openvino]", **dict.fromkeys(ENGINES, "alexdeploy[rtx]")}
+    skipped = {"onnx-int8-openvino": "pip install openvino", **dict.fromkeys(ENGINES, "pip install tensorrt-rtx")}
     reasons = {step["name"]: step["reason"] for step in answer["steps"] if step["status"] == "skipped"}
     assert reasons.keys() == skipped.keys()
     assert all(extra in reasons[name] for name, extra in skipped.items())
