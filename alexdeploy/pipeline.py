@@ -225,11 +225,9 @@ class _Chain:
         self._recipe, self._learn, self._judge = recipe, learn, judge
         self._samples, self._builder, self._rebuild = samples, builder, rebuild
         self._prefix = out / recipe.network.name
-        self._checkpoint, self._onnx, self._ranges = (
-            self._file(".safetensors"),
-            self._file(".onnx"),
-            out / "ranges.json",
-        )
+        self._checkpoint = self._file(".safetensors")
+        self._onnx = self._file(".onnx")
+        self._ranges = out / "ranges.json"
         self._images = {"train": learn.fingerprint, "val": judge.fingerprint}
         self._digests = _Digests()
 
