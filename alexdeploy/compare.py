@@ -74,7 +74,7 @@ class Divergence:
     layers: list[LayerError]
 
 
-def compare(
+def compare_layers(
     a: Path,
     b: Path,
     dataset: ImageDataset,

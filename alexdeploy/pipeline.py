@@ -1,165 +1,360 @@
-"""The whole chain on scikit-learn's digits: train, export, calibrate, quantize, build, bench.
+"""The whole chain, from a recipe to files that are compared: train, export, calibrate, quantize, build, bench.
 
 Each step writes one artifact. A step is kept from an earlier run when its artifact is intact, came from the same
-parents and settings, and was made by these versions of the tool and its libraries; so an interrupted demonstration
-goes on where it was.
+parents, images and settings, and was made by these versions of the tool and its libraries; so an interrupted run goes
+on where it was, and training goes on within an epoch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from alexdeploy import files
 from alexdeploy._version import __version__
-from alexdeploy.bench.results import BenchReport
-from alexdeploy.bench.run import bench
+from alexdeploy.bench.intervals import Ratio, paired_ratio
+from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.bench.run import run_bench
+from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.samples import real_images
-from alexdeploy.data.sources import load_dataset
 from alexdeploy.engine.options import BuildSettings
-from alexdeploy.engine.plan import build_engine
-from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.engine.plan import build_engine, int8_verdict
+from alexdeploy.engine.versions import load_library
+from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import load_onnx, save_onnx
-from alexdeploy.quantize.apply import DEFAULT_METHOD, PrecisionSettings, with_precision
+from alexdeploy.optional import require
+from alexdeploy.quantize.apply import DEFAULT_METHOD
 from alexdeploy.quantize.calibrate import calibrate
-from alexdeploy.quantize.quantize import quantize_onnx
+from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
-from alexdeploy.recipe import load_recipe
-from alexdeploy.train import train_network
+from alexdeploy.recipe import Recipe
+from alexdeploy.specs import Builder, Dialect, Progress
+from alexdeploy.train import Step as TrainStep
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
-NETWORK, DATASET, SAMPLES = "alexnet-mnist", "digits", 512
+SAMPLES = 512
+BENCH_SECONDS = 20.0
+BATCHES = (1, 8)
+_TENSORRT_GRAPH = "onnx-int8"
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """``kept`` means that an earlier run's artifact was still good."""
+    """``kept``: an earlier run's artifact was still good. ``skipped``: a library is missing; ``reason`` names it.
+
+    ``reason`` also names layers that the builder of an INT8 engine left in float.
+    """
 
     name: str
     seconds: float
-    status: Literal["ok", "kept"]
+    status: Literal["ok", "kept", "skipped"]
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
-class DemoReport:
-    """How long each step took, the benchmark at the end, and the files by step name."""
+class Gain:
+    """How much faster a runtime computes INT8 than FP32, and the share of images with the reference's top-1."""
+
+    runtime: str
+    batch: int
+    ratio: Ratio
+    agreement: float
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """How long each step took, the benchmark at the end, and the files by step name (without skipped steps)."""
 
     steps: list[StepReport]
     bench: BenchReport
     artifacts: dict[str, Path]
 
+    @property
+    def comparison(self) -> BenchReport:
+        """The benchmark without TensorRT's INT8 graph: its time on another runtime is not that of its engine."""
+        return replace(self.bench, rows=[row for row in self.bench.rows if not self._is_tensorrt_graph(row)])
+
+    @property
+    def tensorrt_graph(self) -> Row:
+        """TensorRT's INT8 graph on the runtime that its answers were judged on."""
+        return next(row for row in self.bench.rows if self._is_tensorrt_graph(row))
+
+    def _is_tensorrt_graph(self, row: Row) -> bool:
+        return row.artifact == str(self.artifacts[_TENSORRT_GRAPH])
+
+    @property
+    def gain(self) -> Gain | None:
+        """Of the fastest INT8 row at the largest batch size; None where no runtime ran both FP32 and INT8."""
+        rows = [row for row in self.comparison.rows if row.batch == BATCHES[-1] and row.status == "ok"]
+        floats = {row.runtime: row for row in rows if row.precision == "fp32"}
+        candidates = [row for row in rows if row.precision == "int8" and row.runtime in floats]
+        if not candidates:
+            return None
+        best = max(candidates, key=lambda row: row.images_per_s or 0.0)
+        times = (np.asarray(row.samples_ms["host"]) for row in (best, floats[best.runtime]))
+        return Gain(best.runtime, best.batch, paired_ratio(*times), best.agreement or 0.0)
+
 
 @dataclass(frozen=True)
 class _Step:
+    """``run`` writes ``output`` and may return a remark; ``is_finished`` is for what the sidecar does not know.
+
+    A library that an ``optional`` step lacks does not end the run.
+    """
+
     name: str
+    doing: str
     output: Path
-    run: Callable[[], object]
+    run: Callable[[Progress], str | None]
     parents: Sequence[Path] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     is_finished: Callable[[], bool] = lambda: True
+    optional: bool = False
 
 
-def demo(out: Path, *, on_step: Callable[[str], None] = lambda name: None) -> DemoReport:
-    """Run the chain in folder ``out``, which is made if its parent exists.
+def run_pipeline(
+    recipe: Recipe,
+    learn: ImageDataset,
+    judge: ImageDataset,
+    out: Path,
+    *,
+    samples: int = SAMPLES,
+    builder: Builder = "auto",
+    rebuild: str = "",
+    progress: Progress = lambda what, share: None,
+) -> PipelineReport:
+    """Make everything that ``recipe`` leads to in folder ``out``, and compare what can run here.
+
+    The files are named after the network. TensorRT's INT8 graph is judged for its answers; the time of INT8 is taken
+    from the graphs that ONNX Runtime and OpenVINO are meant to run, and from the engines where there is a GPU.
 
     Args:
-        out: the folder; files of an earlier run in it are used.
-        on_step: called with the name of each step before it runs.
+        recipe: network, preprocessing and training settings.
+        learn: images to train and calibrate on.
+        judge: held-out images, for the choice of the best epoch and for the benchmark.
+        out: the folder, made if its parent exists; files of an earlier run in it are used.
+        samples: how many images of ``learn`` to calibrate on.
+        builder: what builds the engines; where it is missing these steps are skipped.
+        rebuild: the command that does the same, kept with the engines.
+        progress: called with "STEP: what it is doing" and the share of that which is done.
 
     Raises:
         UsageError: the folder cannot be made.
-        UnavailableError: a library of the chain is missing.
-        GateError: a gate along the chain said no.
+        InputError: images that cannot be read, or splits that name different classes.
+        UnavailableError: a library that every run needs is missing.
+        GateError: PyTorch and ONNX Runtime do not agree on the exported graph.
+        TrainingDivergedError: NaN or infinite loss.
     """
+    for module in ("matplotlib", "scipy", "sklearn"):  # needed late: better missed now than after the training
+        require(module)
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make folder {out}: {error.strerror}; name another with --out") from error
-    reports: list[StepReport] = []
-    steps = _steps(out)
-    for step in steps:
-        on_step(step.name)
-        started = time.perf_counter()
-        kept = _is_current(step)
-        if not kept:
-            step.run()
-        reports.append(StepReport(step.name, round(time.perf_counter() - started, 2), "kept" if kept else "ok"))
-    on_step("bench")
+        raise UsageError(f"cannot make folder {out}: {error.strerror}; name another") from error
+    chain = _Chain(recipe, learn, judge, out, samples, builder, rebuild)
+    reports = [chain.report(step, progress) for step in chain.steps()]
+    skipped = {report.name for report in reports if report.status == "skipped"}
+    made = {step.name: step.output for step in chain.steps() if step.name not in skipped}
     started = time.perf_counter()
-    shown = ["checkpoint", "onnx", "onnx-fp16", "onnx-int8", "engine-fp32", "engine-fp16", "engine-int8"]
-    made = {step.name: step.output for step in steps}
-    report = bench([made[name] for name in shown], load_dataset(DATASET, "val"))
+    progress("bench", 0.0)
+    compared = run_bench(
+        [path for name, path in made.items() if name != "ranges"],
+        judge,
+        batches=BATCHES,
+        runtimes=_runtimes(made),
+        seconds=BENCH_SECONDS,
+        progress=lambda what, share: progress(f"bench: {what}", share),
+    )
     reports.append(StepReport("bench", round(time.perf_counter() - started, 2), "ok"))
-    return DemoReport(reports, report, made)
+    return PipelineReport(reports, compared, made)
 
 
-def _is_current(step: _Step) -> bool:
-    try:
-        sidecar = files.read_sidecar(step.output)
-    except (InputError, GateError):
-        return False
-    if not step.is_finished():
-        return False
-    same_parents = [parent.sha256 for parent in sidecar.parents] == [files.sha256_file(p) for p in step.parents]
-    options = msgspec.json.decode(msgspec.json.encode(step.options))  # as the sidecar stores them
-    same_options = all(sidecar.options.get(key) == value for key, value in options.items())
-    same_libraries = files.library_versions(*sidecar.libraries) == sidecar.libraries
-    return same_parents and same_options and same_libraries and sidecar.tool == __version__
+def _runtimes(made: Mapping[str, Path]) -> dict[Path, tuple[str, ...]]:
+    """Where the usual runtime of a file is not the one to time it on, or not the only one."""
+    if "onnx-int8-openvino" not in made:
+        return {}
+    return {made["onnx"]: ("onnxruntime-cpu", "openvino"), made["onnx-int8-openvino"]: ("openvino",)}
 
 
-def _steps(out: Path) -> list[_Step]:
-    checkpoint, onnx = out / f"{NETWORK}.safetensors", out / f"{NETWORK}.onnx"
-    fp16, ranges, int8 = out / f"{NETWORK}-fp16.onnx", out / "ranges.json", out / f"{NETWORK}-int8.onnx"
-    engines = {name: out / f"{NETWORK}-{name}.engine" for name in ("fp32", "fp16", "int8")}
-    recipe, log = load_recipe(NETWORK), out / f"{NETWORK}.jsonl"
+class _Digests:
+    """SHA-256 by file; each is computed once for as long as the file stays as it is."""
 
-    def run_train() -> None:
-        train_network(recipe, load_dataset(DATASET, "train"), load_dataset(DATASET, "val"), checkpoint)
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, int, int, int], str] = {}
 
-    def run_export() -> None:
-        loaded = load_checkpoint(checkpoint)
-        images = real_images(loaded.contract, load_dataset(DATASET, "val"))
-        export_onnx(loaded.model, loaded.contract, onnx, real_images=images, parents=(files.parent(checkpoint),))
+    def of(self, path: Path) -> str:
+        key = self._key(path)
+        if key not in self._known:
+            self._known[key] = files.sha256_file(path)
+        return self._known[key]
 
-    def run_fp16() -> None:
-        save_onnx(to_fp16(load_onnx(onnx)), fp16, parents=(files.parent(onnx),))
+    def written(self, path: Path) -> None:
+        """Take over what the writer of ``path`` has just computed."""
+        self._known[self._key(path)] = files.load_sidecar(path).sha256
 
-    def run_calibrate() -> None:
-        seen = calibrate(onnx, load_dataset(DATASET, "train"), samples=SAMPLES)
-        save_ranges(ranges, seen, (seen.model_parent(onnx),), {"samples": SAMPLES})
+    @staticmethod
+    def _key(path: Path) -> tuple[Path, int, int, int]:
+        stat = path.stat()
+        return path, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
-    def run_build(name: str) -> None:
-        settings = BuildSettings(builder="tensorrt-rtx", strict=True)
-        source = int8 if name == "int8" else with_precision(onnx, settings=PrecisionSettings(fp16=name == "fp16"))
-        build_engine(source, engines[name], settings=settings, rebuild=f"alexdeploy demo --out {out}")
 
-    return [
-        _Step(
+class _Chain:
+    """The files of one run and the work that makes them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learn: ImageDataset,
+        judge: ImageDataset,
+        out: Path,
+        samples: int,
+        builder: Builder,
+        rebuild: str,
+    ) -> None:
+        self._recipe, self._learn, self._judge = recipe, learn, judge
+        self._samples, self._builder, self._rebuild = samples, builder, rebuild
+        self._prefix = out / recipe.network.name
+        self._checkpoint = self._file(".safetensors")
+        self._onnx = self._file(".onnx")
+        self._ranges = out / "ranges.json"
+        self._images = {"train": learn.fingerprint, "val": judge.fingerprint}
+        self._digests = _Digests()
+
+    def _file(self, ending: str) -> Path:
+        return self._prefix.with_name(self._prefix.name + ending)
+
+    def steps(self) -> list[_Step]:
+        """In the order in which they are run."""
+        calibration = {"samples": self._samples, "images": self._images["train"]}
+        return [
+            self._training(),
+            _Step("onnx", "exporting, comparing with PyTorch", self._onnx, self._export, [self._checkpoint]),
+            _Step("onnx-fp16", "writing FP16", self._file("-fp16.onnx"), self._to_fp16, [self._onnx]),
+            _Step("ranges", "calibrating", self._ranges, self._calibrate, [self._onnx], calibration),
+            self._quantization("tensorrt", _TENSORRT_GRAPH),
+            self._quantization("onnxruntime", "onnx-int8-onnxruntime"),
+            self._quantization("openvino", "onnx-int8-openvino"),
+            *(self._engine(precision) for precision in ("fp32", "fp16", "int8")),
+        ]
+
+    def report(self, step: _Step, progress: Progress) -> StepReport:
+        """Run a step, or find that its artifact can be kept."""
+        started = time.perf_counter()
+        status: Literal["ok", "kept", "skipped"] = "ok"
+        reason = None
+        progress(f"{step.name}: {step.doing}", 0.0)
+        if self._is_current(step):
+            status = "kept"
+        else:
+            try:
+                reason = step.run(lambda what, share: progress(f"{step.name}: {what}", share))
+                self._digests.written(step.output)
+            except UnavailableError as error:
+                if not step.optional:
+                    raise
+                status, reason = "skipped", str(error)
+        return StepReport(step.name, round(time.perf_counter() - started, 2), status, reason)
+
+    def _is_current(self, step: _Step) -> bool:
+        try:
+            sidecar = files.load_sidecar(step.output)
+        except (InputError, GateError):
+            return False
+        options = msgspec.json.decode(msgspec.json.encode(step.options))  # as the sidecar stores them
+        return (
+            step.is_finished()
+            and self._digests.of(step.output) == sidecar.sha256
+            and [parent.sha256 for parent in sidecar.parents] == [self._digests.of(path) for path in step.parents]
+            and all(sidecar.options.get(key) == value for key, value in options.items())
+            and files.library_versions(*sidecar.libraries) == sidecar.libraries
+            and sidecar.tool == __version__
+        )
+
+    def _origin(self, path: Path) -> tuple[files.Parent]:
+        return (files.Parent(path.name, self._digests.of(path)),)
+
+    def _training(self) -> _Step:
+        log = self._file(".jsonl")
+        epochs = self._recipe.train.epochs
+        return _Step(
             "checkpoint",
-            checkpoint,
-            run_train,
-            options={"recipe": msgspec.to_builtins(recipe)},
+            "training",
+            self._checkpoint,
+            self._train,
+            options={"recipe": msgspec.to_builtins(self._recipe), "images": self._images},
             # a run that was stopped leaves the checkpoint of its best epoch so far
-            is_finished=lambda: log.exists() and len(log.read_text().splitlines()) == recipe.train.epochs,
-        ),
-        _Step("onnx", onnx, run_export, [checkpoint]),
-        _Step("onnx-fp16", fp16, run_fp16, [onnx]),
-        _Step("ranges", ranges, run_calibrate, [onnx], {"samples": SAMPLES}),
-        _Step(
-            "onnx-int8",
-            int8,
-            lambda: quantize_onnx(onnx, ranges, int8),
-            [onnx, ranges],
-            {"method": DEFAULT_METHOD},
-        ),
-        _Step("engine-fp32", engines["fp32"], lambda: run_build("fp32"), [onnx], {"precision": "fp32"}),
-        _Step("engine-fp16", engines["fp16"], lambda: run_build("fp16"), [onnx], {"precision": "fp16"}),
-        _Step("engine-int8", engines["int8"], lambda: run_build("int8"), [int8], {"precision": "int8"}),
-    ]
+            is_finished=lambda: log.exists() and len(log.read_text().splitlines()) == epochs,
+        )
+
+    def _train(self, progress: Progress) -> None:
+        def tick(step: TrainStep) -> None:
+            what = f"epoch {step.epoch}/{self._recipe.train.epochs}, {step.images_per_s:.0f} images/s"
+            progress(what, step.done / step.total)
+
+        start = partial(train_network, self._recipe, self._learn, self._judge, self._checkpoint, on_step=tick)
+        if self._file(".last.pt").exists():
+            with contextlib.suppress(InputError, UsageError):  # damaged, or left by a run with other settings
+                start(resume=True)
+        if not self._is_current(self._training()):
+            start()
+
+    def _export(self, progress: Progress) -> None:  # noqa: ARG002
+        loaded = load_checkpoint(self._checkpoint)
+        images = real_images(loaded.contract, self._judge)
+        origin = self._origin(self._checkpoint)
+        export_onnx(loaded.model, loaded.contract, self._onnx, real_images=images, parents=origin)
+
+    def _to_fp16(self, progress: Progress) -> None:  # noqa: ARG002
+        save_onnx(to_fp16(load_onnx(self._onnx)), self._file("-fp16.onnx"), parents=self._origin(self._onnx))
+
+    def _calibrate(self, progress: Progress) -> None:
+        seen = calibrate(self._onnx, self._learn, samples=self._samples, progress=progress)
+        options = {"samples": self._samples, "images": self._images["train"]}
+        save_ranges(self._ranges, seen, (seen.model_parent(self._onnx),), options)
+
+    def _quantization(self, dialect: Dialect, name: str) -> _Step:
+        output = self._file(name.removeprefix("onnx") + ".onnx")
+
+        def run(progress: Progress) -> None:  # noqa: ARG001
+            if dialect == "openvino":
+                require("openvino")
+            quantize_onnx(self._onnx, self._ranges, output, settings=QuantizeSettings(dialect=dialect))
+
+        options = {"method": DEFAULT_METHOD, "for": dialect}
+        parents = [self._onnx, self._ranges]
+        return _Step(name, f"quantizing for {dialect}", output, run, parents, options, optional=dialect == "openvino")
+
+    def _engine(self, precision: Literal["fp32", "fp16", "int8"]) -> _Step:
+        source = self._onnx if precision == "fp32" else self._file(f"-{precision}.onnx")
+        output = self._file(f"-{precision}.engine")
+
+        def run(progress: Progress) -> str | None:
+            settings = BuildSettings(builder=self._builder)
+            record = build_engine(source, output, settings=settings, rebuild=self._rebuild, progress=progress)
+            return int8_verdict(record) if record.float_layers else None
+
+        def is_of_this_builder() -> bool:
+            with contextlib.suppress(UnavailableError):
+                return load_library(self._builder).name in files.load_sidecar(output).libraries
+            return False
+
+        return _Step(
+            f"engine-{precision}",
+            "building",
+            output,
+            run,
+            [source],
+            {"precision": precision},
+            is_finished=is_of_this_builder,
+            optional=True,
+        )

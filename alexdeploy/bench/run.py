@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -44,12 +44,12 @@ class _Candidate:
     server: Server | None = None
 
 
-def bench(
+def run_bench(
     paths: Sequence[Path],
     dataset: ImageDataset,
     *,
     batches: Sequence[int] = (1, 8),
-    runtimes: Sequence[str] = (),
+    runtimes: Sequence[str] | Mapping[Path, Sequence[str]] = (),
     seconds: float = DEFAULT_SECONDS,
     max_drop: float | None = None,
     server_ms: float | None = None,
@@ -61,7 +61,7 @@ def bench(
         paths: checkpoints, ONNX files and engines; the first that runs is the reference.
         dataset: images to judge on.
         batches: batch sizes to time.
-        runtimes: limit to these; empty means the usual one of each file.
+        runtimes: limit to these, all files or file by file; empty means the usual one of each file.
         seconds: for the whole bench. All images are judged and ten rounds are timed even where that takes longer.
         max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's.
         server_ms: latency bound of a server; half of ``seconds`` then goes to the rates it can keep.
@@ -180,13 +180,16 @@ def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:
     return choices
 
 
-def _candidates(artifacts: Sequence[Artifact], runtimes: Sequence[str]) -> list[_Candidate]:
+def _candidates(
+    artifacts: Sequence[Artifact], runtimes: Sequence[str] | Mapping[Path, Sequence[str]]
+) -> list[_Candidate]:
     found: list[_Candidate] = []
     for artifact in artifacts:
-        chosen = [name for name in artifact.runtimes if name in runtimes] if runtimes else artifact.runtimes[:1]
+        asked = runtimes.get(artifact.path, ()) if isinstance(runtimes, Mapping) else runtimes
+        chosen = [name for name in artifact.runtimes if name in asked] if asked else artifact.runtimes[:1]
         if not chosen:
             raise UsageError(
-                f"{artifact.path} does not run on {', '.join(runtimes)}; it runs on {', '.join(artifact.runtimes)}"
+                f"{artifact.path} does not run on {', '.join(asked)}; it runs on {', '.join(artifact.runtimes)}"
                 f" (runtimes: {', '.join(RUNTIMES)})"
             )
         found += [_Candidate(artifact, name) for name in chosen]

@@ -29,6 +29,7 @@ COMMANDS = (
     "compare",
     "predict",
     "inspect",
+    "run",
     "doctor",
     "demo",
 )

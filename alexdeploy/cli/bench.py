@@ -91,7 +91,7 @@ def command(
              alexdeploy bench model.onnx --data digits --baseline last-week.json
     """
     from alexdeploy.bench.baseline import changes, check_comparable, load_report
-    from alexdeploy.bench.run import bench
+    from alexdeploy.bench.run import run_bench
     from alexdeploy.files import check_output
     from alexdeploy.optional import require
 
@@ -108,7 +108,7 @@ def command(
         check_comparable(earlier, artifacts, sizes)
     dataset = data.open("val")
     with progress() as bar:
-        report = bench(
+        report = run_bench(
             artifacts,
             dataset,
             batches=sizes,

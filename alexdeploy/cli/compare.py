@@ -37,10 +37,10 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     Example: alexdeploy compare model.onnx int8.onnx --data digits
     """
     dataset = data.open("val")
-    from alexdeploy.compare import compare
+    from alexdeploy.compare import compare_layers
 
     with progress() as bar:
-        result = compare(a, b, dataset, samples=samples, progress=bar)
+        result = compare_layers(a, b, dataset, samples=samples, progress=bar)
     note_skipped(dataset)
     if as_json:
         print_json(result)

@@ -3,11 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
-from alexdeploy.cli.bench import bench_caption, bench_table
-from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import note, print_json, print_table
+from alexdeploy.cli.options import FILE, DataChoice, json_option
+from alexdeploy.cli.run import run_chain
 
 
 @click.command("demo")
@@ -16,28 +14,16 @@ from alexdeploy.cli.output import note, print_json, print_table
 def command(out: Path, as_json: bool) -> None:
     """Run the whole chain: no network, no GPU, a minute.
 
-    On scikit-learn's digits: trains alexnet-mnist, exports it with native LRN, calibrates, quantizes, builds
-    FP32, FP16 and INT8 engines with TensorRT-RTX and compares everything that can run here. A second run keeps
-    what is still good.
+    The same as run alexnet-mnist --data digits, on scikit-learn's digits: trains, exports with native LRN, calibrates,
+    quantizes, builds FP32, FP16 and INT8 engines with TensorRT-RTX and compares everything that can run here. A second
+    run keeps what is still good.
 
     \b
     Example: alexdeploy demo --out demo
     """
     from alexdeploy.optional import require
+    from alexdeploy.recipe import load_recipe
 
-    for module in ("torch", "onnx", "onnxruntime", "tensorrt_rtx"):
-        require(module)
-    from alexdeploy.pipeline import demo
-
-    report = demo(out, on_step=lambda name: note(f"{name} …"))
-    if as_json:
-        steps = msgspec.to_builtins(report.steps)
-        made = {name: str(path) for name, path in report.artifacts.items()}
-        print_json({"steps": steps, **msgspec.to_builtins(report.bench), "artifacts": made})
-        return
-    print_table(bench_table(report.bench))
-    click.echo(bench_caption(report.bench))
-    click.echo(
-        "steps: " + " · ".join(f"{s.name} {s.seconds:.1f} s{' (kept)' * (s.status == 'kept')}" for s in report.steps)
-    )
-    click.echo(f"files: {out}/")
+    require("tensorrt_rtx")
+    recipe, data = load_recipe("alexnet-mnist"), DataChoice("digits", None, skip_bad_images=False)
+    run_chain(recipe, data, out, 512, builder="tensorrt-rtx", as_json=as_json)

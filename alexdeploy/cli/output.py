@@ -58,8 +58,13 @@ def progress() -> Iterator[Callable[[str, float], None]]:
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
+        last = 0.0
 
         def update(what: str, share: float) -> None:
+            nonlocal last
+            if share < last:  # the next piece of work: times are its own, and a full bar would stand still
+                bar.reset(task)
+            last = share
             bar.update(task, description=what, completed=share)
 
         yield update

@@ -127,6 +127,7 @@ def plan_engine(
     options = {
         "precision": precision.value,
         "batch": str(batches),
+        **{"method": None, "lrn_fp16_headroom": {}, "ranges": None},
         **graph.options,
         **({"method": "tensorrt"} if implicit is not None else {}),
         "workspace_bytes": settings.options.workspace_bytes,

@@ -70,8 +70,8 @@ def with_precision(
     model = load_onnx(model_path)
     parents: tuple[files.Parent, ...] = ()
     if isinstance(ranges, Path):
-        parents = (files.parent(ranges),)
-        ranges = tensorrt_cache.load(ranges)
+        path, ranges = ranges, tensorrt_cache.load(ranges)
+        parents = (files.parent(path),)
     headroom: dict[str, float] = {}
     if ranges is not None:
         ranges.check_fits(model, model_path)

@@ -65,7 +65,9 @@ class OnnxRuntimeRunner(Runner):
         provider_options: Mapping[str, str],
     ) -> None:
         self._model, self._provider_options = model, dict(provider_options)
-        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        self._weights = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()
+        }
         self._open(options)
 
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:

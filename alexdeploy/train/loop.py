@@ -135,6 +135,7 @@ class _Run:
             "held-out images": judge.fingerprint,
             "weights": self._parents[0].sha256 if self._parents else None,
         }
+        self._images = {"train": learn.fingerprint, "val": judge.fingerprint}
         self._saved_at = time.monotonic()
 
     @property
@@ -196,7 +197,7 @@ class _Run:
                 metrics = {"top1": ended.top1, "epoch": float(ended.epoch)}
                 classes = len(self._contract.labels)
                 checkpoint = Checkpoint(self._model, self._recipe, self._contract, classes, metrics)
-                save_checkpoint(self._path, checkpoint, self._parents)
+                save_checkpoint(self._path, checkpoint, self._parents, images=self._images)
             write_log(self._path.with_suffix(".jsonl"), self.state.epochs)
             write_curves(self._path.with_suffix(".png"), self.state.epochs)
         self.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -37,8 +38,14 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[files.Parent, ...] = ()) -> None:
-    """Write weights, metadata and sidecar atomically."""
+def save_checkpoint(
+    path: Path,
+    checkpoint: Checkpoint,
+    parents: tuple[files.Parent, ...] = (),
+    *,
+    images: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights, metadata and sidecar atomically; ``images`` are the fingerprints of the splits trained on."""
     metadata = {
         _RECIPE: msgspec.json.encode(checkpoint.recipe).decode(),
         _CONTRACT: checkpoint.contract.to_json(),
@@ -50,7 +57,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, parents: tuple[files.Par
         safetensors.torch.save(weights, metadata),
         "checkpoint",
         parents=parents,
-        options={"recipe": msgspec.to_builtins(checkpoint.recipe)},
+        options={"recipe": msgspec.to_builtins(checkpoint.recipe), "images": dict(images or {})},
         libraries=files.library_versions("torch"),
         details={"metrics": checkpoint.metrics, "contract": checkpoint.contract.fingerprint},
     )

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import Ratio
-from alexdeploy.bench.run import bench
+from alexdeploy.bench.run import run_bench
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.runners.artifact import Artifact
 from alexdeploy.runners.base import Runner
@@ -87,7 +87,7 @@ def make_models(folder: Path) -> tuple[Path, Path]:
 
 def ratio_of(first: Path, second: Path, seconds: float) -> Ratio:
     """Second row against the first, batch 1, host to host."""
-    report = bench([first, second], load_dataset("digits", "val"), batches=[1], seconds=seconds)
+    report = run_bench([first, second], load_dataset("digits", "val"), batches=[1], seconds=seconds)
     ratio = report.rows[1].ratio
     assert ratio is not None
     return ratio

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+import msgspec
 import numpy as np
 import pytest
 
 from alexdeploy import files
 from alexdeploy.cli import COMMANDS, cli
+from alexdeploy.engine.record import read_engine
+from alexdeploy.specs import Profile
 from tests.cli.conftest import Result, Run
 
 OPS = {"Conv": 5, "Flatten": 1, "Gemm": 3, "LRN": 2, "MaxPool": 3, "Relu": 7}
@@ -241,7 +244,8 @@ def test_build_engine_computes_in_the_type_asked_for(
     assert result["float_layers"] == []
     assert result["size_bytes"] == path.stat().st_size > 0
     sidecar = sidecar_of(path, "engine", model, *([ranges] if "--ranges" in words else []))
-    assert (sidecar.details["profile"], sidecar.details["classes"]) == ("1:2:4", 10)
+    assert read_engine(path).record.batches == Profile.parse("1:2:4")
+    assert sidecar.details["classes"] == 10
 
 
 def test_build_engine_says_before_a_build_what_it_would_be(run: Run, int8: Path, tensorrt_rtx: str, out: Path) -> None:
@@ -264,7 +268,7 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
     run("export", "--network", "lenet", "--classes", 10, "--fully-convolutional", "-o", path)
     line = ["build-engine", path, "--builder", tensorrt_rtx, "-o", out / "x.engine"]
     for extra, words in {
-        (): "input 'input' has shape (batch, 1, height, width); say which sizes it is to take: --profile input=",
+        (): "input 'input' has shape (batch, 1, height, width); name the sizes it is to accept with --profile input=",
         ("--profile", "image=1x1x28x28"): "unknown input 'image'",
         ("--profile", "input=1x3x28x28"): "the input has shape (batch, 1, height, width)",
         ("--profile", "input=28x28"): "the input has shape (batch, 1, height, width)",
@@ -283,7 +287,7 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
     assert f"input input: {sizes}" in run(*line, "--dry-run").out
     json_of(run(*line, "--json"))
     details = files.read_sidecar(out / "x.engine", "engine").details
-    assert (details["profile"], details["shapes"]) == ("1:2:4", {"input": sizes})
+    assert details["shapes"] == {"input": msgspec.to_builtins(Profile.parse(sizes))}
 
 
 def test_a_graph_that_crashes_the_parser_never_reaches_it(run: Run, tensorrt_rtx: str, out: Path) -> None:
@@ -313,7 +317,8 @@ def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensor
     assert (told.code, "input 'weight' has shape (n, boxes)" in told.err) == (2, True)
     json_of(run(*line, "--profile", "weight=1x1:2x5:4x9", "--json"))
     shapes = files.read_sidecar(out / "two.engine", "engine").details["shapes"]
-    assert shapes == {"image": "1x3x8x8:2x3x8x8:4x3x8x8", "weight": "1x1:2x5:4x9"}
+    wanted = {"image": "1x3x8x8:2x3x8x8:4x3x8x8", "weight": "1x1:2x5:4x9"}
+    assert shapes == {name: msgspec.to_builtins(Profile.parse(text)) for name, text in wanted.items()}
 
 
 def test_build_engine_warns_when_the_engine_will_not_fit_the_device(

@@ -86,6 +86,7 @@ USAGE = {
     "export --network alexnet-mnits --classes 10 -o {out}/x.onnx": "did you mean 'alexnet-mnist'?",
     "export {bad}/bare.safetensors --network alexnet-mnits -o {out}/x.onnx": "did you mean 'alexnet-mnist'?",
     "train {pictures} --data digits --out {out}": "unknown network",
+    "run lenett --data digits --out {out}": "did you mean 'lenet'?",
     "inspect --network alexnet-mnits": "did you mean 'alexnet-mnist'?",
     # an output that cannot be
     "train alexnet-mnist --data digits --out {out}/missing": "does not exist",
@@ -96,12 +97,15 @@ USAGE = {
     "predict {model} {pictures} --out {out}/missing/x.csv": "does not exist",
     "predict {model} {pictures} --out {out}/x.xlsx": "ends in .csv or .jsonl",
     "demo --out {out}/missing/demo": "cannot make folder",
+    "run lenet --data digits --out {out}/missing/run": "cannot make folder",
     "export {checkpoint} -o {out}": "it is a folder",
 }
 
 INPUT = {
     # missing
     "train {out}/x.toml --data digits --out {out}": "x.toml: no such recipe",
+    "run {out}/x.toml --data digits --out {out}": "x.toml: no such recipe",
+    "run lenet --data {out}/x --out {out}": "no data set",
     "export {out}/x.safetensors -o {out}/x.onnx": "x.safetensors: no such file",
     "calibrate {out}/x.onnx --data digits -o {out}/x.json": "x.onnx: no such file",
     "quantize {out}/x.onnx --ranges {ranges} -o {out}/y.onnx": "x.onnx: no such file",
@@ -122,6 +126,7 @@ INPUT = {
     "calibrate {model} --data {model} -o {out}/x.json": "is a file",
     # empty
     "train {bad}/empty.toml --data digits --out {out}": "empty.toml",
+    "run {bad}/empty.toml --data digits --out {out}": "empty.toml",
     "export {bad}/empty.safetensors -o {out}/x.onnx": "the file is empty",
     "calibrate {bad}/empty.onnx --data digits -o {out}/x.json": "the file is empty",
     "quantize {bad}/empty.onnx --ranges {ranges} -o {out}/x.onnx": "the file is empty",
@@ -323,7 +328,7 @@ def test_without_tensorrt_rtx_the_message_is_the_pip_line(
 ) -> None:
     arguments = [*words(line), *["--builder", "tensorrt-rtx"] * line.startswith("build")]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    assert_refused(run(*arguments), 4, "pip install 'alexdeploy[rtx]'", out)
+    assert_refused(run(*arguments), 4, "pip install tensorrt-rtx", out)
 
 
 @pytest.mark.parametrize("verb", WRITERS)

@@ -30,7 +30,7 @@ for arguments in ([], *([command] for command in COMMANDS)):
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("pipeline",),
-    ("build", "doctor"),
+    ("doctor",),
     ("train", "export", "quantize", "bench", "compare", "inspect"),
     ("runners",),
     ("engine",),

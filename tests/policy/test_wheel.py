@@ -48,7 +48,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
     shipped = {path.relative_to(unpacked) for path in (unpacked / "alexdeploy").rglob("*") if path.is_file()}
     modules = {path.relative_to(ROOT) for path in (ROOT / "alexdeploy").rglob("*.py")}
     recipes = {Path("alexdeploy", "recipes", f"{name}.toml") for name in NETWORKS}
-    assert shipped == modules | recipes | {Path("alexdeploy", "bench", "report", "page.html.j2")}
+    assert shipped == modules | recipes | {
+        Path("alexdeploy", "bench", "report", "page.html.j2"),
+        Path("alexdeploy", "py.typed"),
+    }
 
 
 def test_the_licence_is_in_the_wheel(unpacked: Path, metadata: Message) -> None:

@@ -17,7 +17,7 @@ import torch
 from onnx import helper
 from PIL import Image
 
-from alexdeploy.compare import BANDS, Divergence, compare
+from alexdeploy.compare import BANDS, Divergence
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
@@ -53,7 +53,7 @@ class Case:
         paths = folder / "a.onnx", folder / "b.onnx"
         for path, model in zip(paths, (self.model, other), strict=True):
             onnx.save(ir.to_proto(model) if isinstance(model, ir.Model) else model, path)
-        return compare(*paths, self.dataset, samples=len(self.dataset))
+        return compare_layers(*paths, self.dataset, samples=len(self.dataset))
 
 
 def tapped(model: onnx.ModelProto | ir.Model, batch: Array) -> dict[str, Array]:
@@ -258,7 +258,7 @@ def test_the_coarser_precision_gives_the_band_whichever_is_the_reference(tmp_pat
 
 def test_a_checkpoint_agrees_with_its_own_export_before_each_relu_too(mnist: tuple[Path, Path], digits: Case) -> None:
     for paths in (mnist, mnist[::-1]):
-        result = compare(*paths, digits.dataset)
+        result = compare_layers(*paths, digits.dataset)
         names = [node.name for node in digits.model.graph.node if node.op_type != "Flatten"]
         assert [row.layer for row in result.layers] == names
         assert result.first is None
@@ -274,7 +274,7 @@ def test_batch_normalisation_of_a_checkpoint_is_compared_where_export_folds_it(d
     save_checkpoint(tmp_path / "cnn.safetensors", fresh)
     images = next(digits.dataset.batches(fresh.contract, 3))[0]
     export_onnx(fresh.model, fresh.contract, tmp_path / "cnn.onnx", real_images=images)
-    result = compare(tmp_path / "cnn.safetensors", tmp_path / "cnn.onnx", digits.dataset)
+    result = compare_layers(tmp_path / "cnn.safetensors", tmp_path / "cnn.onnx", digits.dataset)
     assert [row.layer for row in result.layers][:5] == ["conv1", "relu1", "conv2", "relu2", "pool2"]
     assert max(row.relative_l2 for row in result.layers) < 1e-5
 
@@ -287,8 +287,8 @@ def test_one_changed_weight_of_a_checkpoint_names_its_layer(
     checkpoint.model.state_dict()[parameter].view(-1)[0] += 1
     changed = tmp_path / "changed.safetensors"
     save_checkpoint(changed, checkpoint)
-    assert compare(mnist[1], changed, digits.dataset).first == layer
-    assert compare(mnist[0], changed, digits.dataset).first == layer
+    assert compare_layers(mnist[1], changed, digits.dataset).first == layer
+    assert compare_layers(mnist[0], changed, digits.dataset).first == layer
 
 
 def test_a_checkpoint_is_compared_with_int8(mnist: tuple[Path, Path], digits: Case, tmp_path: Path) -> None:
@@ -296,8 +296,8 @@ def test_a_checkpoint_is_compared_with_int8(mnist: tuple[Path, Path], digits: Ca
     onnx.save(ir.to_proto(insert_qdq(digits.graph, ranges)), tmp_path / "good.onnx")
     wrong = {**ranges, "relu3": TensorRange(ranges["relu3"].amax / 100)}
     onnx.save(ir.to_proto(insert_qdq(digits.graph, wrong)), tmp_path / "bad.onnx")
-    assert compare(mnist[0], tmp_path / "good.onnx", digits.dataset).first is None
-    result = compare(mnist[0], tmp_path / "bad.onnx", digits.dataset)
+    assert compare_layers(mnist[0], tmp_path / "good.onnx", digits.dataset).first is None
+    result = compare_layers(mnist[0], tmp_path / "bad.onnx", digits.dataset)
     assert result.first == "conv4"
     assert next(row for row in result.layers if row.layer == "relu3").relative_l2 < 0.05, "seen before its Q"
 
@@ -315,7 +315,7 @@ def test_networks_that_do_not_belong_together_are_refused(mnist: tuple[Path, Pat
     with pytest.raises(InputError, match="different contracts"):
         case.against(case_of(conv_lrn_gemm(), msgspec.structs.replace(CONTRACT, crop=9)).model, tmp_path)
     with pytest.raises(InputError, match="different contracts"):
-        compare(mnist[0], tmp_path / "a.onnx", case.dataset)
+        compare_layers(mnist[0], tmp_path / "a.onnx", case.dataset)
 
 
 def test_a_checkpoint_and_a_graph_of_other_layers_are_refused(
@@ -326,14 +326,14 @@ def test_a_checkpoint_and_a_graph_of_other_layers_are_refused(
     helper.set_model_props(other, {METADATA_KEY: contract.to_json()})
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(InputError, match=r"layer 5 is Conv 'conv2' in .* and Gemm 'fc2'"):
-        compare(mnist[0], tmp_path / "other.onnx", digits.dataset)
+        compare_layers(mnist[0], tmp_path / "other.onnx", digits.dataset)
     shorter = other.graph.node[:-2]
     del other.graph.node[:], other.graph.output[:]
     other.graph.node.extend(shorter)
     other.graph.output.append(helper.make_tensor_value_info("pool1", onnx.TensorProto.FLOAT, [None] * 4))
     onnx.save(other, tmp_path / "shorter.onnx")
     with pytest.raises(InputError, match=r"has 20 layers and .* has 4"):
-        compare(mnist[0], tmp_path / "shorter.onnx", digits.dataset)
+        compare_layers(mnist[0], tmp_path / "shorter.onnx", digits.dataset)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:

@@ -80,6 +80,15 @@ def test_the_weights_are_handed_over_where_they_lie(model: onnx.ModelProto, tmp_
         np.testing.assert_array_equal(runner.infer(images(3)), stock(model, images(3)))
 
 
+def test_weights_may_lie_in_another_order_in_memory(tmp_path: Path) -> None:
+    onnx.save(wide(lrn=True), tmp_path / "model.onnx")
+    light, weights = split_weights(load_onnx(tmp_path / "model.onnx"))
+    weights = {name: np.asfortranarray(array) for name, array in weights.items()}
+    assert not all(array.flags.c_contiguous for array in weights.values())
+    with OnnxRuntimeRunner(light, weights) as runner:
+        np.testing.assert_array_equal(runner.infer(images(3)), stock(wide(lrn=True), images(3)))
+
+
 def test_path_bytes_and_artifact_run_alike(model: onnx.ModelProto, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     expected = stock(model, images(3))
