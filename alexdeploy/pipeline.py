@@ -40,6 +40,7 @@ from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import Recipe
 from alexdeploy.specs import Builder, Dialect, Progress
 from alexdeploy.train import Step as TrainStep
+from alexdeploy.train import train_network
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
 SAMPLES = 512

@@ -17,7 +17,7 @@ import torch
 from onnx import helper
 from PIL import Image
 
-from alexdeploy.compare import BANDS, Divergence
+from alexdeploy.compare import BANDS, Divergence, compare_layers
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
