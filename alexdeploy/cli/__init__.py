@@ -26,6 +26,7 @@ COMMANDS = (
     "analyze",
     "build-engine",
     "bench",
+    "report",
     "compare",
     "predict",
     "inspect",

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
+from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress, terminal_width
 from alexdeploy.errors import GateError, UsageError
+from alexdeploy.files import check_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +28,30 @@ RUNTIMES = (
     "tensorrt-rtx",
 )
 _MAX_DROP = 1.0
+_WIDE = 260  # room for every column
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report goes beside the terminal, and whether its table shows every column."""
+
+    html: Path | None
+    markdown: Path | None
+    wide: bool
+
+    def check(self, *inputs: Path) -> None:
+        """Fail early where a file could not be written, or would overwrite one of ``inputs``."""
+        for path in filter(None, (self.html, self.markdown)):
+            check_output(path, *inputs)
+
+
+report_options = option_group(
+    "shown",
+    ReportFiles,
+    click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file."),
+    click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown."),
+    click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is."),
+)
 
 
 @click.command("bench")
@@ -58,8 +84,7 @@ _MAX_DROP = 1.0
     metavar="BOUND",
     help="Also find the rate of single images, arriving at random, whose p99 stays within BOUND (MLPerf's LoadGen).",
 )
-@click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file.")
-@click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown.")
+@report_options
 @click.option(
     "--baseline", type=FILE, metavar="old.json", help="Exit 5 where this is worse than what --json printed then."
 )
@@ -72,8 +97,7 @@ def command(
     max_drop: float | None,
     seconds: float,
     server_ms: float | None,
-    html: Path | None,
-    markdown: Path | None,
+    shown: ReportFiles,
     baseline: Path | None,
     as_json: bool,
 ) -> None:
@@ -92,16 +116,14 @@ def command(
     """
     from alexdeploy.bench.baseline import changes, check_comparable, load_report
     from alexdeploy.bench.run import run_bench
-    from alexdeploy.files import check_output
     from alexdeploy.optional import require
 
     sizes = _batches(batch)
-    for path in filter(None, (html, markdown)):
-        check_output(path, *artifacts, *([baseline] if baseline else []))
+    shown.check(*artifacts, *([baseline] if baseline else []))
     auto = "auto" in runtimes
     if max_drop is not None and not auto:
         raise UsageError("--max-drop says what --runtime auto may choose; add that, or leave --max-drop out")
-    for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if html else ())):
+    for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
         require(module)
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
@@ -121,27 +143,27 @@ def command(
     if earlier is not None:
         report = dataclasses.replace(report, changes=changes(report, earlier))
     note_skipped(dataset)
-    _show(report, html, markdown, as_json=as_json)
+    show_report(report, shown, as_json=as_json)
     worse = sum(change.regression for change in report.changes)
     if worse:
         note(f"error: {worse} of {len(report.changes)} rows are worse than in {baseline}, see above; mend or save anew")
         sys.exit(GateError.exit_code)
 
 
-def _show(report: BenchReport, html: Path | None, markdown: Path | None, *, as_json: bool) -> None:
-    if html is not None:
+def show_report(report: BenchReport, files: ReportFiles, *, as_json: bool) -> None:
+    """Write the files asked for and print the table, or all of it as JSON."""
+    if files.html is not None:
         from alexdeploy.bench.report.page import write_html
 
-        write_html(report, html)
-    if markdown is not None:
+        write_html(report, files.html)
+    if files.markdown is not None:
         from alexdeploy.bench.report.page import write_markdown
 
-        write_markdown(report, markdown)
+        write_markdown(report, files.markdown)
     if as_json:
         print_json(report)
         return
-    print_table(bench_table(report))
-    note(bench_caption(report))
+    show_bench(report, wide=files.wide)
 
 
 def _batches(text: str) -> list[int]:
@@ -154,22 +176,47 @@ def _batches(text: str) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
-def bench_table(report: BenchReport) -> Table:
-    """One line per artifact, runtime and batch size."""
+def show_bench(report: BenchReport, *, wide: bool = False) -> None:
+    """The table as wide as the terminal, then its legend and notes; ``wide`` shows every column."""
+    from textwrap import fill
+
+    from alexdeploy.bench.report.table import notes
+
+    width = terminal_width()
+    if wide:
+        print_table(_wide_table(report), width=_WIDE)
+    else:
+        _show_compact(report, width)
+    for line in notes(report):
+        note(fill(line, width, subsequent_indent="  "))
+
+
+def _show_compact(report: BenchReport, width: int) -> None:
+    """A line per artifact and runtime."""
+    from rich.table import Table
+
+    from alexdeploy.bench.report.columns import compact_table
+
+    compact = compact_table(report, width)
+    table = Table(title=f"{report.dataset}: {report.images} held-out images")
+    for column in compact.columns:
+        table.add_column(column.header, justify="left" if column.text else "right", no_wrap=True)
+    for index, skipped in enumerate(compact.skipped):
+        table.add_row(*(column.cells[index] for column in compact.columns), style="dim" if skipped else None)
+    print_table(table, width=max(width, sum(column.width + 3 for column in compact.columns) + 1))
+    for letter, name in compact.legend.items():
+        click.echo(f"{letter}  {name}")
+
+
+def _wide_table(report: BenchReport) -> Table:
+    """One line per artifact, runtime and batch size, with every column."""
     from rich.table import Table
 
     from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells
 
     table = Table(title=f"{report.dataset}: {report.images} held-out images")
     for index, header in enumerate(HEADERS):
-        table.add_column(header, justify="left" if index < TEXT_COLUMNS else "right")
+        table.add_column(header, justify="left" if index < TEXT_COLUMNS else "right", no_wrap=True)
     for row, line in zip(report.rows, cells(report), strict=True):
         table.add_row(*line, style="dim" if row.status == "skipped" else None)
     return table
-
-
-def bench_caption(report: BenchReport) -> str:
-    """The notes under the table."""
-    from alexdeploy.bench.report.table import notes
-
-    return "\n".join(notes(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,16 @@ def print_json(result: Any) -> None:
     click.echo(msgspec.json.format(encoded, indent=2).decode())
 
 
-def print_table(table: Table) -> None:
+def terminal_width() -> int:
+    """Columns of the terminal, or $COLUMNS, or 120 where stdout is a file."""
+    return shutil.get_terminal_size((120, 24)).columns
+
+
+def print_table(table: Table, *, width: int | None = None) -> None:
     """A table on stdout, as wide as the terminal, or as wide as it needs where stdout is a file."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=width if width is not None or sys.stdout.isatty() else 240).print(table)
 
 
 def note(text: str) -> None:

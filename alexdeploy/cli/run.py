@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from alexdeploy.cli.bench import bench_caption, bench_table
+from alexdeploy.cli.bench import show_bench
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.specs import Builder, Progress
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, buil
         made = {name: str(path) for name, path in report.artifacts.items()}
         print_json({"steps": steps, **msgspec.to_builtins(report.bench), "artifacts": made})
         return
-    print_table(bench_table(report.comparison))
-    click.echo(bench_caption(report.comparison))
+    show_bench(report.comparison)
     for step in report.steps:
         if step.reason is not None:
             click.echo(f"{step.name}{' skipped' * (step.status == 'skipped')}: {step.reason}")

@@ -7,8 +7,8 @@ from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import Server
 
 HEADERS = (
-    *("artifact", "runtime", "precision", "MB", "top-1", "top-5", "agreement", "p worse"),
-    *("batch", "device ms", "ms", "p99 ms", "end-to-end ms", "images/s", "speed-up", "of the limit"),
+    *("artifact", "runtime", "precision", "MB", "top-1", "top-5", "agreement", "p(worse)"),
+    *("batch", "device ms", "ms", "p99 ms", "end-to-end ms", "images/s", "speed-up", "% of roofline"),
 )
 TEXT_COLUMNS = 3
 
@@ -29,20 +29,20 @@ def _cells(name: str, row: Row, p_worse: float | None) -> list[str]:
         f"{p_worse:.2g}" if p_worse is not None else "reference",
         str(row.batch),
         *(_median(latency) for latency in (row.device_ms, row.latency_ms)),
-        _ms(row.latency_ms.p99),
+        milliseconds(row.latency_ms.p99),
         _median(row.end_to_end_ms),
         f"{row.images_per_s:.0f}",
-        ratio_text(row.ratio) if row.ratio else "reference",
+        ratio_text(row.ratio) if row.ratio else "1.00 × (ref)",
         f"{row.limit.share:.0%} {row.limit.binds}" if row.limit else "-",
     ]
 
 
 def _median(latency: Latency) -> str:
     half_width = (latency.ci95[1] - latency.ci95[0]) / 2
-    return f"{_ms(latency.p50)} ±{_ms(half_width)}"
+    return f"{milliseconds(latency.p50)} ±{milliseconds(half_width)}"
 
 
-def _ms(value: float) -> str:
+def milliseconds(value: float) -> str:
     """Three significant digits, without an exponent, to a microsecond."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
 
@@ -75,8 +75,9 @@ def notes(report: BenchReport) -> list[str]:
         f"{', '.join(where)}; load {place['load']}; {report.seconds:.0f} s in all.",
         "Latency: median per batch with its 95 % interval. device: without host copies; ms and p99: host to host; "
         "end-to-end: with decoding and preprocessing.",
-        "speed-up: against the first row that ran, round by round, with its 99 % interval. p worse: chance of so many "
-        "more errors if it were not less accurate (McNemar). of the limit: best time this machine allows over ms.",
+        "Speed: against the first row that ran, round by round; an interval is its 99 % interval. p(worse): chance of "
+        "so many more errors if it were not less accurate (McNemar). % of roofline: best time this machine allows "
+        "over ms.",
     ]
     lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")

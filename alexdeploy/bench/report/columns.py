@@ -1,0 +1,137 @@
+"""The compact table: a line per artifact and runtime, batch sizes side by side, as many columns as fit a width."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alexdeploy.bench.intervals import Latency
+from alexdeploy.bench.report.table import milliseconds, ratio_text
+from alexdeploy.bench.results import BenchReport, Row
+
+_BORDER = 3  # characters of a cell's padding and its border
+_BESIDE_NAMES = 3  # top-1, agreement, speed
+
+
+@dataclass(frozen=True)
+class Column:
+    """Cells from top to bottom; ``text`` is aligned left."""
+
+    header: str
+    cells: tuple[str, ...]
+    text: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.header, *self.cells)))
+
+
+@dataclass(frozen=True)
+class CompactTable:
+    """Columns of equal height that fit a width, and the file behind each letter where names had no room."""
+
+    columns: list[Column]
+    legend: dict[str, str]
+    skipped: list[bool]
+
+
+def compact_table(report: BenchReport, width: int) -> CompactTable:
+    """The most telling columns that fit into ``width`` characters; artifact, runtime, type and ms are always there."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in report.rows:
+        groups.setdefault((row.artifact, row.runtime, row.precision), []).append(row)
+    lines = [*groups.values()]
+    names = [report.name(rows[0].artifact) for rows in lines]
+    letters = dict(zip(dict.fromkeys(names), _letters(), strict=False))
+    skipped = [rows[0].status == "skipped" for rows in lines]
+    columns: list[Column] = []
+    extra = _extra_columns(lines)
+    for lettered, spread in ((False, True), (True, True), (True, False)):
+        shown = [letters[name] for name in names] if lettered else names
+        columns = _columns(shown, lines, spread=spread)
+        wanted = 0 if lettered else _BESIDE_NAMES  # a name is worth less than these
+        if _total([*columns, *extra[:wanted]]) <= width:
+            break
+    legend = {letter: name for name, letter in letters.items()} if lettered else {}
+    chosen: list[Column] = []
+    for column in extra:
+        if _total([*columns, *chosen, column]) <= width:
+            chosen.append(column)
+    before = [column for column in chosen if column.header in ("top-1", "agreement")]
+    return CompactTable([*columns[:3], *before, *columns[3:], *(c for c in chosen if c not in before)], legend, skipped)
+
+
+def _columns(names: Sequence[str], lines: list[list[Row]], *, spread: bool) -> list[Column]:
+    first = [rows[0] for rows in lines]
+    return [
+        Column("artifact" if len(max(names, key=len)) > 2 else "", tuple(names), text=True),
+        Column("runtime", tuple(row.runtime for row in first), text=True),
+        Column("type", tuple(row.precision for row in first), text=True),
+        *(
+            Column(
+                f"ms b{batch}",
+                tuple(_ms(rows, batch, spread=spread, first=batch == _batches(lines)[0]) for rows in lines),
+            )
+            for batch in _batches(lines)
+        ),
+    ]
+
+
+def _batches(lines: list[list[Row]]) -> list[int]:
+    return list(dict.fromkeys(row.batch for rows in lines for row in rows))
+
+
+def _ms(rows: list[Row], batch: int, *, spread: bool, first: bool) -> str:
+    row = next((row for row in rows if row.batch == batch), None)
+    if row is None or row.latency_ms is None:
+        return "skipped" if first else ""
+    return _median(row.latency_ms) if spread else milliseconds(row.latency_ms.p50)
+
+
+def _median(latency: Latency) -> str:
+    return f"{milliseconds(latency.p50)} ±{milliseconds((latency.ci95[1] - latency.ci95[0]) / 2)}"
+
+
+def _extra_columns(lines: list[list[Row]]) -> list[Column]:
+    """What a wider terminal shows too, the most telling first."""
+    batches = _batches(lines)
+    first = [rows[0] for rows in lines]
+
+    def of_batch(header: str, cell: str, batch: int) -> Column:
+        found = [next((row for row in rows if row.batch == batch), None) for rows in lines]
+        return Column(header, tuple(_cell(row, cell) if row is not None else "" for row in found))
+
+    last = batches[-1]
+    return [
+        Column("top-1", tuple(_share(row.top1) for row in first)),
+        Column("agreement", tuple(_share(row.agreement) for row in first)),
+        of_batch(f"speed b{last}", "speed", last),
+        Column("MB", tuple(f"{row.size_bytes / 1e6:.1f}" for row in first)),
+        of_batch(f"images/s b{last}", "rate", last),
+        *(of_batch(f"p99 b{batch}", "p99", batch) for batch in batches),
+        Column("top-5", tuple(_share(row.top5) for row in first)),
+    ]
+
+
+def _cell(row: Row, cell: str) -> str:
+    if row.latency_ms is None:
+        return ""
+    if cell == "speed":
+        if row.ratio is None:
+            return "1.00 × (ref)"
+        shown = row.ratio.verdict in ("faster", "slower")
+        return f"{row.ratio.value:.2f} ×" if shown else ratio_text(row.ratio)
+    return milliseconds(row.latency_ms.p99) if cell == "p99" else f"{row.images_per_s:.0f}"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
+
+
+def _total(columns: Sequence[Column]) -> int:
+    return sum(column.width + _BORDER for column in columns) + 1
+
+
+def _letters() -> list[str]:
+    return [*string.ascii_lowercase, *(a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)]

@@ -1,0 +1,90 @@
+"""The table of a bench in terminals of every usual width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from alexdeploy.bench.intervals import Latency, Ratio
+from alexdeploy.bench.report.columns import CompactTable, compact_table
+from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.cli import bench
+
+WIDTHS = (80, 100, 120, 200)
+HERE = {"cpu": "A CPU", "cores": 2, "cpu_flags": ["avx2"], "gpu": None, "load": 0.5}
+
+
+def row(artifact: str, runtime: str, batch: int, *, skipped: bool) -> Row:
+    if skipped:
+        return Row(artifact, runtime, "int8", batch, 16_500_000, "skipped", reason="no CUDA device")
+    latency = Latency(p50=123.4 * batch, p90=130.0, p99=151.2, mean=124.0, ci95=(120.1, 127.9), calls=100)
+    return Row(
+        artifact=artifact,
+        runtime=runtime,
+        precision="int8+fp16",
+        batch=batch,
+        size_bytes=59_500_000,
+        status="ok",
+        latency_ms=latency,
+        device_ms=latency,
+        end_to_end_ms=latency,
+        images_per_s=1000 * batch / latency.p50,
+        ratio=Ratio(1.23, (1.1, 1.4), "faster"),
+        top1=0.8756,
+        top5=0.99,
+        agreement=0.9966,
+    )
+
+
+def report(artifacts: int, batches: Sequence[int]) -> BenchReport:
+    """Long names, every third artifact skipped."""
+    runtimes = ["pytorch", "onnxruntime-cpu", "onnxruntime-tensorrt"]
+    rows = [
+        row(f"models/flowers-of-five-kinds-{i:02}-int8.onnx", runtimes[i % 3], batch, skipped=i % 3 == 2)
+        for i in range(artifacts)
+        for batch in batches
+    ]
+    return BenchReport(HERE, "flowers/val", "0", ["a", "b"], 587, 20.0, None, rows, [])
+
+
+def headers(table: CompactTable) -> list[str]:
+    return [column.header for column in table.columns]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("batches", [(1,), (1, 8), (1, 8, 32), (1, 8, 32, 64)])
+@pytest.mark.parametrize("artifacts", [1, 4, 10])
+def test_every_figure_is_whole_and_no_line_is_too_long(
+    width: int,
+    batches: Sequence[int],
+    artifacts: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    bench.show_bench(report(artifacts, batches))
+    shown = capsys.readouterr()
+    assert "…" not in shown.out
+    assert max(map(len, (shown.out + shown.err).splitlines())) <= width
+    for batch in batches:
+        assert f"ms b{batch}" in shown.out
+    assert f"flowers-of-five-kinds-{artifacts - 1:02}-int8.onnx" in shown.out
+
+
+def test_batch_sizes_stand_side_by_side_and_a_skipped_artifact_comes_once() -> None:
+    table = compact_table(report(4, (1, 8)), 200)
+    assert table.skipped == [False, False, True, False]
+    ms = next(column for column in table.columns if column.header == "ms b1")
+    assert ms.cells == ("123 ±3.9", "123 ±3.9", "skipped", "123 ±3.9")
+    assert next(column for column in table.columns if column.header == "ms b8").cells[2] == ""
+
+
+def test_wider_terminals_show_more_and_narrow_ones_name_files_by_letter() -> None:
+    shown = [compact_table(report(4, (1, 8)), width) for width in WIDTHS]
+    assert len(shown[0].columns) < len(shown[-1].columns)
+    assert shown[0].legend["a"].endswith("flowers-of-five-kinds-00-int8.onnx")
+    assert shown[-1].legend == {}
+    for table in shown:
+        assert headers(table)[:3] in (["artifact", "runtime", "type"], ["", "runtime", "type"])
+    assert {"top-1", "agreement"} <= {*headers(shown[1])}
