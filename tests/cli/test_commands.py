@@ -272,7 +272,7 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
         ("--profile", "image=1x1x28x28"): "unknown input 'image'",
         ("--profile", "input=1x3x28x28"): "the input has shape (batch, 1, height, width)",
         ("--profile", "input=28x28"): "the input has shape (batch, 1, height, width)",
-        ("--profile", "input=2x1x28x28:1x1x28x28:1x1x28x28"): "each at least as large as the last",
+        ("--profile", "input=2x1x28x28:1x1x28x28:1x1x28x28"): "expected 1 <= min <= opt <= max, along every axis",
         ("--profile", "input=1x1xWxH"): "expected MIN:OPT:MAX",
         ("--profile", "1x1x28x28"): "expected INPUT=MIN:OPT:MAX",
         ("--profile", "input=1x1x28x28") * 2: "given twice",
@@ -287,7 +287,7 @@ def test_an_input_that_is_dynamic_beyond_the_batch_is_built_for_the_sizes_named(
     assert f"input input: {sizes}" in run(*line, "--dry-run").out
     json_of(run(*line, "--json"))
     details = files.read_sidecar(out / "x.engine", "engine").details
-    assert details["shapes"] == {"input": msgspec.to_builtins(Profile.parse(sizes))}
+    assert msgspec.convert(details["shapes"], dict[str, Profile]) == {"input": Profile.parse(sizes)}
 
 
 def test_a_graph_that_crashes_the_parser_never_reaches_it(run: Run, tensorrt_rtx: str, out: Path) -> None:
@@ -318,7 +318,7 @@ def test_every_input_of_a_foreign_model_can_be_given_its_shapes(run: Run, tensor
     json_of(run(*line, "--profile", "weight=1x1:2x5:4x9", "--json"))
     shapes = files.read_sidecar(out / "two.engine", "engine").details["shapes"]
     wanted = {"image": "1x3x8x8:2x3x8x8:4x3x8x8", "weight": "1x1:2x5:4x9"}
-    assert shapes == {name: msgspec.to_builtins(Profile.parse(text)) for name, text in wanted.items()}
+    assert msgspec.convert(shapes, dict[str, Profile]) == {name: Profile.parse(text) for name, text in wanted.items()}
 
 
 def test_build_engine_warns_when_the_engine_will_not_fit_the_device(
@@ -496,11 +496,12 @@ def test_bench_tells_files_of_one_name_apart(run: Run, model: Path, pictures: Pa
 
 def test_a_skipped_row_of_the_table_shows_no_figure(run: Run, model: Path, engine: Path, pictures: Path) -> None:
     result = run("bench", model, engine, "--data", pictures, "--batch", 1, "--seconds", 0.01)
-    (row,) = [line for line in result.out.splitlines() if engine.name in line]
-    cells = [cell.strip() for cell in row.strip("│┃| ").split("│")]
-    assert cells[1:3] == ["tensorrt-rtx", "int8"]
-    assert cells[8] == "1", "the batch"
-    assert {*cells[4:8], *cells[9:]} == {"-", "skipped"}
+    (row,) = [line for line in result.out.splitlines() if "tensorrt-rtx" in line]
+    name, *cells = (cell.strip() for cell in row.strip("│┃| ").split("│"))
+    assert name == engine.name or f"{name}  {engine.name}" in result.out.splitlines()
+    assert cells[:2] == ["tensorrt-rtx", "int8"]
+    assert "skipped" in cells
+    assert not re.search(r"\d", "".join(cells[2:]).replace(f"{engine.stat().st_size / 1e6:.1f}", ""))
     assert "skipped on tensorrt-rtx: " in result.err
 
 

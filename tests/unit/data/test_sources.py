@@ -77,7 +77,7 @@ def test_mnist_is_looked_for_where_the_environment_says(tmp_path: Path, monkeypa
 
 
 def test_absent_mnist_files_are_named_with_the_option_that_finds_them(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz: no such file.*--data-root"):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz: no such file.*`data_root`"):
         load_dataset("mnist", "train", data_root=tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_a_cifar10_batch_that_is_something_else_is_named_and_not_run(
     [("fashion-mnist", "put the IDX files of fashion-mnist there"), ("cifar10", "unpack cifar-10-python.tar.gz")],
 )
 def test_absent_files_are_named_with_where_to_put_them(tmp_path: Path, source: str, fix: str) -> None:
-    with pytest.raises(InputError, match=f"no such file; {fix}.*--data-root"):
+    with pytest.raises(InputError, match=f"no such file; {fix}.*`data_root`"):
         load_dataset(source, "val", data_root=tmp_path)
 
 
@@ -277,7 +277,7 @@ def folder_with_a_corrupt_image(tmp_path: Path) -> str:
 
 
 def test_a_text_file_that_is_called_jpg_is_named(folder_with_a_corrupt_image: str) -> None:
-    with pytest.raises(InputError, match=r"cannot read image 'b/notes\.jpg'.*--skip-bad-images"):
+    with pytest.raises(InputError, match=r"cannot read image 'b/notes\.jpg'.*`skip_bad_images`"):
         list(load_dataset(folder_with_a_corrupt_image, "train").images())
 
 
