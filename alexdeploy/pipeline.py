@@ -33,12 +33,11 @@ from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import load_onnx, save_onnx
 from alexdeploy.optional import require
-from alexdeploy.quantize.apply import DEFAULT_METHOD
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import Recipe
-from alexdeploy.specs import Builder, Dialect, Progress
+from alexdeploy.specs import DEFAULT_METHOD, Builder, Dialect, Progress
 from alexdeploy.train import Step as TrainStep
 from alexdeploy.train import train_network
 from alexdeploy.zoo.checkpoint import load_checkpoint

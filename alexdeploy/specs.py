@@ -14,9 +14,11 @@ Runtime = Literal[
     "pytorch", "onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"
 ]
 Method = Literal["minmax", "entropy", "percentile", "mse"]
+DEFAULT_METHOD: Method = "mse"
 Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 Builder = BuilderName | Literal["auto"]
+Split = Literal["train", "val"]
 Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
 
 Progress = Callable[[str, float], None]

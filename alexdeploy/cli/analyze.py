@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+from alexdeploy.specs import DEFAULT_METHOD, Method
 
 
 @click.command("analyze")
@@ -14,8 +16,8 @@ from alexdeploy.cli.output import note, note_skipped, print_json, print_table, p
 @click.option("--ranges", type=FILE, required=True, metavar="ranges.json", help="What calibrate wrote.")
 @click.option(
     "--method",
-    type=click.Choice(["minmax", "entropy", "percentile", "mse"]),
-    default="mse",
+    type=click.Choice(get_args(Method)),
+    default=DEFAULT_METHOD,
     show_default=True,
     help="How the clipping range was chosen.",
 )

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -12,21 +12,13 @@ from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, 
 from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress, terminal_width
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import check_output
+from alexdeploy.specs import Runtime
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from alexdeploy.bench.results import BenchReport
 
-RUNTIMES = (
-    "pytorch",
-    "onnxruntime-cpu",
-    "openvino",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "tensorrt",
-    "tensorrt-rtx",
-)
 _MAX_DROP = 1.0
 _WIDE = 260  # room for every column
 
@@ -62,7 +54,7 @@ report_options = option_group(
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice(["auto", *RUNTIMES]),
+    type=click.Choice(["auto", *get_args(Runtime)]),
     help="Only these; auto measures all that apply and chooses.  [default: the usual one for each file]",
 )
 @click.option(
@@ -134,7 +126,7 @@ def command(
             artifacts,
             dataset,
             batches=sizes,
-            runtimes=[name for name in runtimes if name != "auto"] or (RUNTIMES if auto else ()),
+            runtimes=[name for name in runtimes if name != "auto"] or (get_args(Runtime) if auto else ()),
             seconds=seconds,
             max_drop=(_MAX_DROP if max_drop is None else max_drop) if auto else None,
             server_ms=server_ms,

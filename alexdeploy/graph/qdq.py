@@ -96,8 +96,8 @@ def insert_qdq(
     opset = model.opset_imports.get("", 0)
     if opset < _FIRST_OPSET:
         raise InputError(
-            f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file with "
-            "alexdeploy adopt MODEL.onnx --contract NETWORK -o out.onnx, which raises it"
+            f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file "
+            "(alexdeploy adopt), which raises it"
         )
     model = name_unnamed(model)  # what is written is named after the nodes
     nodes = weighted_nodes(model)

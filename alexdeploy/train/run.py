@@ -135,7 +135,7 @@ class Stepper:
     def _advice(self, number: int, loss: float, bf16: bool) -> str:
         rate = float(self._optimizer.param_groups[0]["lr"])
         text = (
-            f"the training loss became {loss} at step {number + 1}, learning rate {rate:.2g}; try --lr {rate / 5:.2g}"
+            f"the training loss became {loss} at step {number + 1}, learning rate {rate:.2g}; try `lr` {rate / 5:.2g}"
         )
         return f'{text}, or precision = "fp32" in the recipe' if bf16 else text
 
