@@ -48,8 +48,9 @@ def adopt_onnx(path: Path, contract: Contract, output: Path) -> AdoptResult:
         >>> from pathlib import Path
         >>> from alexdeploy import adopt_onnx
         >>> from alexdeploy.recipe import load_contract
-        >>> adopt_onnx(Path("foreign.onnx"), load_contract("alexnet-mnist"), Path("adopted.onnx")).fused
-        ['lrn1', 'lrn2']
+        >>> adopted = adopt_onnx(Path("foreign.onnx"), load_contract("alexnet-mnist"), Path("adopted.onnx"))
+        >>> adopted.ops["LRN"]
+        2
     """
     files.check_output(output, path)
     original = load_onnx(path)

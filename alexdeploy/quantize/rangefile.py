@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from alexdeploy.graph.qdq import TensorRange
 from alexdeploy.quantize.methods import METHODS, PERCENTILE
 
 SCHEMA = 1
+_NO_OPTIONS: Mapping[str, Any] = {}
 
 
 class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,10 +100,12 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise GateError(f"the ranges were calibrated with other preprocessing than {path} names; calibrate again")
 
 
-def save_ranges(path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...], options: dict[str, Any]) -> None:
+def save_ranges(
+    path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...] = (), options: Mapping[str, Any] = _NO_OPTIONS
+) -> None:
     """Write the file, indented and sorted, with its sidecar."""
     data = msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n"
-    files.write_artifact(path, data, "ranges", parents=parents, options=options)
+    files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
 
 
 def load_ranges(path: Path) -> RangeFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ NAMES = sorted({*alexdeploy.__all__} - {"__version__"})
 FILES = {
     "model.safetensors": "alexnet-mnist.safetensors",
     "model.onnx": "alexnet-mnist.onnx",
-    "foreign.onnx": "alexnet-mnist.onnx",
     "ranges.json": "ranges.json",
     "int8.onnx": "alexnet-mnist-int8.onnx",
 }
@@ -25,12 +25,27 @@ FILES = {
 @pytest.fixture
 def folder(home: Path, tmp_path: Path) -> Path:
     """The files that the examples name, from the demo."""
+    import torch
     from PIL import Image
     from sklearn.datasets import load_digits
+
+    from alexdeploy.zoo.checkpoint import load_checkpoint
 
     for name, made in FILES.items():
         shutil.copy(home / "demo" / made, tmp_path / name)
         shutil.copy(sidecar_path(home / "demo" / made), sidecar_path(tmp_path / name))
+    network = load_checkpoint(tmp_path / "model.safetensors").model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images = (torch.zeros(2, 1, 28, 28),)
+        torch.onnx.export(
+            network,
+            images,
+            str(tmp_path / "foreign.onnx"),
+            dynamo=False,
+            dynamic_axes={"input": {0: "n"}},
+            input_names=["input"],
+        )
     Image.fromarray((load_digits().images[0] * 15).astype("uint8")).save(tmp_path / "digit.png")
     return tmp_path
 
