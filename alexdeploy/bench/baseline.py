@@ -20,7 +20,7 @@ _NOTHING_IN_COMMON = "the baseline has no row in common with this bench; give th
 
 
 def load_report(path: Path) -> BenchReport:
-    """What ``bench --json`` printed.
+    """The report that ``bench --json`` printed.
 
     Raises:
         InputError: missing, or something else.

@@ -24,7 +24,7 @@ Timings = dict[tuple[int, int, str], Rounds]
 
 
 class _Group(NamedTuple):
-    """What takes turns: one call of each candidate, on the same images within the same boundary."""
+    """Calls that take turns: one of each candidate, on the same images within the same boundary."""
 
     batch: int
     boundary: str

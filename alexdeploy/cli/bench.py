@@ -25,7 +25,7 @@ _WIDE = 260  # room for every column
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report goes beside the terminal, and whether its table shows every column."""
+    """Files to write beside the terminal, and the width of the table."""
 
     html: Path | None
     markdown: Path | None
@@ -55,7 +55,7 @@ report_options = option_group(
     "runtimes",
     multiple=True,
     type=click.Choice(["auto", *get_args(Runtime)]),
-    help="Only these; auto measures all that apply and chooses.  [default: the usual one for each file]",
+    help="Runtimes to measure; auto tries all that can run the files and chooses.  [default: the usual one of each]",
 )
 @click.option(
     "--max-drop",

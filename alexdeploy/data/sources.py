@@ -1,4 +1,4 @@
-"""Where data sets come from: scikit-learn's digits, the files of MNIST, Fashion-MNIST and CIFAR-10, image folders.
+"""The sources of data sets: scikit-learn's digits, the files of MNIST, Fashion-MNIST and CIFAR-10, image folders.
 
 They are read with NumPy rather than torchvision so that a build server can calibrate without installing torch.
 """

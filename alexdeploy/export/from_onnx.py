@@ -24,7 +24,7 @@ from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 @dataclass(frozen=True)
 class AdoptResult:
-    """What the written file holds by operator, the LRN nodes put back, and how close it is to the original."""
+    """Operators of the written file, the LRN nodes put back, and its distance from the original."""
 
     ops: dict[str, int]
     fused: list[str]

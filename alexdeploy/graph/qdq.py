@@ -52,7 +52,7 @@ def quantize_weight(
 
 @dataclass(frozen=True)
 class TensorRange:
-    """What quantization must represent of an activation: |x| up to ``amax``, and whether x is ever negative."""
+    """The range of an activation: |x| up to ``amax``, and if x is ever negative."""
 
     amax: float
     nonnegative: bool = False
@@ -227,7 +227,7 @@ class _Writer:
 
 
 def _output_of(weighted: WeightedNode) -> ir.Value | None:
-    """Where the node's output can be quantized: behind its ReLU when that is its only user; None at a graph output."""
+    """The value to quantize as the node's output: that of its ReLU if nothing else reads it; None at a graph output."""
     output = weighted.node.outputs[0]
     users = output.consumers()
     if len(users) == 1 and users[0].op_type == "Relu" and not output.is_graph_output():

@@ -1,4 +1,4 @@
-"""The range file: what calibration saw, with the receipt that nothing was lost and the hashes of what it is for."""
+"""The range file: the result of calibration, the receipt that no image was lost, the hashes of model and contract."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What an engine's sidecar says of its ranges."""
+        """The origin of the ranges, for an engine's sidecar."""
         return self.dataset | {"samples": self.samples}
 
     def check_receipt(self) -> None:

@@ -70,7 +70,7 @@ class Processes:
                 signal.signal(number, handler)
 
     def any_signalled(self) -> bool:
-        """Whether any process has been told to stop; all of them hear the same answer at the same step."""
+        """True if any process was told to stop; the same answer in all of them at the same step."""
         return self.total(len(self.signalled))[0] > 0
 
     def obey_signal(self) -> NoReturn:

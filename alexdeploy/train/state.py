@@ -18,7 +18,7 @@ from alexdeploy.train.progress import Epoch
 
 @dataclass
 class State:
-    """How far a run is.
+    """The position of a run.
 
     Random choices are functions of seed and step, so no generator needs saving.
 
