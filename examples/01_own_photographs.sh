@@ -19,4 +19,5 @@ alexdeploy train "$network" --data "$photos" --epochs "$epochs" --out "$out"
 alexdeploy export "$out/$network.safetensors" --data "$photos" -o "$out/model.onnx"
 alexdeploy calibrate "$out/model.onnx" --data "$photos" -o "$out/ranges.json"
 alexdeploy quantize "$out/model.onnx" --ranges "$out/ranges.json" --for "$runtime" -o "$out/int8.onnx"
-alexdeploy bench "$out/model.onnx" "$out/int8.onnx" --data "$photos" --html "$out/report.html"
+alexdeploy bench "$out/model.onnx" "$out/int8.onnx" --data "$photos" --seconds "${BENCH_SECONDS:-20}" \
+    --html "$out/report.html"
