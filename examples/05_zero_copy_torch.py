@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from alexdeploy import Classifier
-from alexdeploy.errors import AlexdeployError, UsageError
+from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
 from alexdeploy.runners.tensorrt import TensorRTRunner
 
 BATCH = 8
@@ -26,6 +26,8 @@ def main(engine: str) -> None:
         runner, contract = classifier.runner, classifier.contract
         if not isinstance(runner, TensorRTRunner):
             raise UsageError(f"{engine} runs on {runner.runtime}; expected an engine of TensorRT")
+        if not torch.cuda.is_available():
+            raise UnavailableError("PyTorch sees no GPU; install a build of it with CUDA")
         classes = runner.classes or len(contract.labels)
         frames = torch.randint(0, 256, (BATCH, *contract.input_shape), dtype=torch.uint8, device="cuda")
         mean, std = (

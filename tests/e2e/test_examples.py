@@ -129,7 +129,7 @@ def test_a_budget_that_cannot_be_met(out: Path, tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(out: Path) -> Iterator[str]:
     """Where the web service listens."""
     command = [sys.executable, str(EXAMPLES / "04_http_service.py"), str(out / "model.onnx"), "0"]
@@ -175,6 +175,7 @@ def test_http_service(out: Path, address: str) -> None:
         ("10485761", b"", 413, "at most 10485760"),
         ("many", b"", 411, "Content-Length"),
     ],
+    ids=["no image", "cut off", "too many pixels", "too many bytes", "no length"],
 )
 def test_http_service_refuses(address: str, length: str | None, body: bytes, status: int, reason: str) -> None:
     client = http.client.HTTPConnection(address, timeout=30)
