@@ -40,6 +40,7 @@ class PreparedGraph:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+_PLACE = "place"  # of a tensor: the bytes of the file at which it begins and ends
 _NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
 
 
@@ -78,6 +79,7 @@ def load_onnx(source: Path | bytes) -> ir.Model:
         value = model.graph.initializers[name]
         described = value.const_value.doc_string if value.const_value is not None else None
         value.const_value = ir.tensor(array, name=name, doc_string=described)
+        value.const_value.meta[_PLACE] = mapped.places[name]
     return _prepared(model)
 
 
@@ -132,22 +134,27 @@ def model_bytes(model: ir.Model) -> bytes:
         raise InputError(f"the model does not fit one ONNX file of 2 GiB: {_one_line(error)}") from error
 
 
-def split_weights(model: ir.Model) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
+def split_weights(model: ir.Model, origin: Path | None = None) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
     """The model as a protobuf without its large weights, and those by name; nothing is copied.
 
-    ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``).
+    ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``). Weights that lie in ``origin``,
+    the file that the model was read from, are external data of that file instead: ONNX Runtime maps each, and unmaps
+    it once it is packed, so that the weights are not twice in memory.
     """
-    weights = {
-        name: value.const_value.numpy()
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.dtype in MAPPABLE and value.const_value.nbytes > LARGE
-    }
+    weights = {}
     light = model.clone()
-    for name, array in weights.items():
-        value = light.graph.initializers[name]
-        assert value.dtype is not None, "it is in MAPPABLE"
-        shape = ir.Shape(array.shape)
-        value.const_value = ir.ExternalTensor("in memory", 0, array.nbytes, value.dtype, shape=shape, name=name)
+    for name, value in light.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or value.dtype not in MAPPABLE or tensor.nbytes <= LARGE:
+            continue
+        where, start = "in memory", 0
+        if origin is not None and _PLACE in tensor.meta:
+            where, (start, _) = origin.name, tensor.meta[_PLACE]
+        else:
+            weights[name] = tensor.numpy()
+        value.const_value = ir.ExternalTensor(
+            where, start, tensor.nbytes, value.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
     return model_bytes(light), weights
 
 

@@ -22,8 +22,8 @@ _LRN_NODE = b"\x22\x03LRN"  # how NodeProto.op_type is stored: field 4, three by
 Weights = Mapping[str, npt.NDArray[np.generic]]
 
 
-def with_fast_lrn(model: ir.Model, origin: str) -> tuple[bytes, Weights]:
-    """The graph with its LRN lowered and without its large weights, and those weights: for ONNX Runtime to load.
+def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[bytes, Weights]:
+    """The graph with its LRN lowered and without its large weights, and those that do not lie in ``source``.
 
     Where the fast form does not give the native kernel's answers, a warning says so and the kernel stays.
     """
@@ -31,7 +31,7 @@ def with_fast_lrn(model: ir.Model, origin: str) -> tuple[bytes, Weights]:
     from alexdeploy.graph.model import split_weights
 
     lowered = lower_lrn(model)
-    return split_weights(lowered if _is_proven(model, lowered, origin) else model)
+    return split_weights(lowered if _is_proven(model, lowered, origin) else model, source)
 
 
 def warn_of_slow_lrn(source: Path | bytes, origin: str, cause: Exception) -> None:
