@@ -37,6 +37,10 @@ class GateError(AlexdeployError):
     exit_code = 5
 
 
+class InputWarning(UserWarning):
+    """A file that works and is not quite what it should be; one line, which the command line shows on stderr."""
+
+
 def unknown_name(kind: str, found: str, valid: list[str]) -> str:
     """One line for a misspelt name: what was found, the nearest valid name, all valid names."""
     import difflib

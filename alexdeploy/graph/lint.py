@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.weighted import dequantize_of, is_weighted
 
 Severity = Literal["error", "warning"]
@@ -47,7 +47,7 @@ def lint(model: ir.Model) -> list[Finding]:
     inferred = model
     if any(value.shape is None or value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
         inferred = model.clone()
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+        infer_shapes(inferred)
     pairs = zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True)
     # a clone has invented names for nameless nodes
     return [finding for node, judged in pairs for finding in _judge(judged, str(node.name or node.outputs[0].name))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from onnx_ir.passes import common
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
 from alexdeploy.specs import Precision, TensorSpec
 
@@ -71,25 +73,31 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     try:
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
-        model = ir.from_proto(proto)
+        with contained_logs():
+            model = ir.from_proto(proto)
     except (onnx.checker.ValidationError, ValueError, EncodeError, ir.serde.SerdeError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     for name, array in weights.items():
         value = model.graph.initializers[name]
         described = value.const_value.doc_string if value.const_value is not None else None
         value.const_value = ir.tensor(array, name=name, doc_string=described)
-    return _prepared(model)
+    problem = _prepare(model)
+    if problem is not None:
+        warnings.warn(f"{path}: {problem}", InputWarning, stacklevel=2)
+    return model
 
 
 def parse_onnx(model: bytes) -> ir.Model:
     """A serialised model as ``load_onnx`` gives it, unchecked."""
-    return _prepared(ir.from_proto(onnx.load_model_from_string(model)))
+    parsed = ir.from_proto(onnx.load_model_from_string(model))
+    _prepare(parsed)
+    return parsed
 
 
-def _prepared(model: ir.Model) -> ir.Model:
+def _prepare(model: ir.Model) -> str | None:
+    """Returns what is wrong with the shapes that the file declares."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.ShapeInferencePass()(model)
-    return model
+    return infer_shapes(model)
 
 
 def _check_text(message: Message, origin: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from alexdeploy.contract import METADATA_KEY
+from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.model import contract_of
 from alexdeploy.graph.weighted import dequantize_of, is_weighted
 from alexdeploy.specs import Field, Layer, Window
@@ -24,7 +24,7 @@ def layer_table(model: ir.Model) -> list[Layer]:
     if METADATA_KEY in model.metadata_props:
         for value in model.graph.inputs:
             value.shape = ir.Shape(["batch", *contract_of(model, "the model").input_shape])
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     hidden = ("QuantizeLinear", "DequantizeLinear", "Cast")
     fields: dict[ir.Value, Field] = dict.fromkeys(model.graph.inputs, Field())
     layers = []

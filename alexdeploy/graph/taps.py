@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.infer import infer_shapes
 
 
 def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[str] = ()) -> ir.Model:
@@ -22,7 +23,7 @@ def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[
         InputError: a name that the graph does not have.
     """
     model = model.clone()
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     values = {str(output.name): output for node in model.graph for output in node.outputs}
     missing = [name for name in (*names, *magnitudes) if name not in values]
     if missing:
