@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -125,7 +126,7 @@ _builder_options = option_group(
     ),
     click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too."),
     click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds."),
-    click.option("--strict", is_flag=True, help="Fail (exit 5) when an INT8 layer was built in float."),
+    click.option("--strict", is_flag=True, help="Fail (exit 5) when a quantized layer was built in float."),
 )
 
 
@@ -193,12 +194,12 @@ def _with_precision(model: Path, precision: _Precision, data: DataChoice | None,
 
 
 def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
-    from alexdeploy.engine.plan import build_planned, int8_verdict
+    from alexdeploy.engine.plan import build_planned, precision_verdict
 
     with progress() as bar:
         record = build_planned(plan, output, rebuild=rebuild, progress=bar)
     if record.float_layers:
-        warn(int8_verdict(record))
+        warn(precision_verdict(record))
     if as_json:
         import msgspec
 
@@ -227,7 +228,8 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
                 "builder": library.name,
                 "version": library.version,
                 "precision": precision,
-                "int8_layers": list(graph.quantized),
+                "int8_layers": [name for name, asked in graph.quantized.items() if asked == "INT8"],
+                "quantized": graph.quantized,
                 "shapes": shapes,
                 "options": plan.settings.options,
                 "memory": need,
@@ -235,7 +237,8 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
             }
         )
         return
-    quantized = f", {len(graph.quantized)} of {len(graph.weighted)} Conv/Gemm in INT8" if graph.quantized else ""
+    asked = Counter(graph.quantized.values())
+    quantized = "".join(f", {count} of {len(graph.weighted)} Conv/Gemm in {name}" for name, count in asked.items())
     inputs = "\n".join(f"input {name}: {shape}" for name, shape in shapes.items())
     free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
     click.echo(

@@ -79,7 +79,7 @@ def verdict(result: Divergence) -> str:
         worst = max(result.layers, key=lambda row: row.relative_l2)
         return f"every layer is within {band}; the largest error is {worst.relative_l2:.2g}, at {worst.layer}"
     found = next(row for row in result.layers if row.layer == result.first)
-    cause = "its input range, or its weights" if "int8" in result.precision.value else "its arithmetic and its weights"
+    cause = "its input range, or its weights" if result.precision.quantized else "its arithmetic and its weights"
     return (
         f"error: {Path(result.b).name} leaves {Path(result.a).name} at layer {found.layer}: its relative error "
         f"{found.relative_l2:.2g} is beyond {band}; look at {cause}"

@@ -28,7 +28,7 @@ from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.specs import Precision
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
-from tests.helpers.graphs import Array, conv_lrn_gemm, make_model, run
+from tests.helpers.graphs import Array, as_fp8, conv_lrn_gemm, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -153,8 +153,9 @@ def test_a_range_wrong_by_100_blames_the_first_layer_computed_from_it(
 
 @pytest.mark.parametrize("form", Precision)
 def test_a_healthy_graph_stays_within_the_band_of_its_precision(case: Case, form: Precision, tmp_path: Path) -> None:
-    graph = insert_qdq(case.graph, case.ranges()) if "int8" in form.value else case.graph
-    result = case.against(to_fp16(graph) if "fp16" in form.value else graph, tmp_path)
+    graph = insert_qdq(case.graph, case.ranges()) if form.quantized else case.graph
+    graph = as_fp8(graph) if "fp8" in form.value else graph
+    result = case.against(to_fp16(graph) if form.fp16 else graph, tmp_path)
     assert (result.precision, result.band, result.first) == (form, BANDS[form], None)
     assert result.images == len(case.dataset)
     assert {row.type for row in result.layers} <= {"Conv", "Relu", "LRN", "MaxPool", "Gemm"}
