@@ -1,8 +1,9 @@
-"""Where two versions of one network part: layer by layer, how far B is from A on the same images.
+"""Find the first layer at which two versions of a network disagree: how far B is from A on the same images.
 
 It is the route to the culprit when INT8 answers are wrong. Every inner tensor that both have is compared, and the
 first layer whose error is more than B's precision explains is named. A tensor is compared before it is quantized, so a
-wrong range shows in the layer that computes from it.
+wrong range shows in the layer that computes from it. A layer that only a Relu or Clip reads is judged after it: what
+the activation removes has no effect.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class LayerError:
         relative_l2: ||b - a|| / ||a||; inf when a value is not finite.
         max_abs: max |b - a|, in the tensor's own unit; inf likewise.
         sqnr_db: ``relative_l2`` in decibels, positive when it is below 1; None when it is 0 or inf.
+        judged_l2: the error that counts: that after the activation, where only a Relu or Clip reads the layer.
+        judged_at: name of that activation, or else of the layer itself.
     """
 
     layer: str
@@ -56,6 +59,8 @@ class LayerError:
     relative_l2: float
     max_abs: float
     sqnr_db: float | None
+    judged_l2: float
+    judged_at: str
 
 
 @dataclass(frozen=True)
@@ -111,19 +116,22 @@ def compare_layers(
             layer.add(reference, actual)
         images += len(batch)
         progress("images", images / len(subset))
-    errors = [layer.error() for layer in layers]
+    by_output = {layer.output: layer for layer in layers}
+    errors = [layer.error(by_output.get(layer.clipped or layer.output, layer)) for layer in layers]
     precision = max(left.precision, right.precision, key=BANDS.__getitem__)
     band = BANDS[precision]
-    first = next((error.layer for error in errors if error.relative_l2 > band), None)
+    first = next((error.layer for error in errors if error.judged_l2 > band), None)
     return Divergence(str(a), str(b), precision, band, images, first, errors)
 
 
 @dataclass
 class _Layer:
-    """A layer and its sums over the batches."""
+    """A layer and its sums over the batches; ``clipped`` is the output of the Relu or Clip that alone reads it."""
 
+    output: str
     name: str
     type: str
+    clipped: str | None = None
     signal: float = 0.0
     noise: float = 0.0
     largest: float = 0.0
@@ -138,13 +146,25 @@ class _Layer:
         self.noise += float(np.vdot(difference, difference))
         self.largest = max(self.largest, float(np.max(np.abs(difference), initial=0.0)))
 
-    def error(self) -> LayerError:
+    @property
+    def relative_l2(self) -> float:
         if not math.isfinite(self.signal) or not math.isfinite(self.noise):
-            return LayerError(self.name, self.type, math.inf, math.inf, None)
+            return math.inf
         if self.noise == 0.0 or self.signal == 0.0:
-            return LayerError(self.name, self.type, math.inf if self.noise else 0.0, self.largest, None)
-        relative = math.sqrt(self.noise / self.signal)
-        return LayerError(self.name, self.type, relative, self.largest, -20 * math.log10(relative))
+            return math.inf if self.noise else 0.0
+        return math.sqrt(self.noise / self.signal)
+
+    def error(self, judged: _Layer) -> LayerError:
+        relative, finite = self.relative_l2, math.isfinite(self.signal + self.noise)
+        return LayerError(
+            layer=self.name,
+            type=self.type,
+            relative_l2=relative,
+            max_abs=self.largest if finite else math.inf,
+            sqnr_db=-20 * math.log10(relative) if 0 < relative < math.inf else None,
+            judged_l2=judged.relative_l2,
+            judged_at=judged.name,
+        )
 
 
 def _open_both(a: Artifact, b: Artifact) -> tuple[list[_Layer], _Run, _Run]:
@@ -189,6 +209,8 @@ def _open(artifact: Artifact) -> tuple[list[_Layer], _Run]:
 
 def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
     """Output name → layer. What only converts or reshapes is left out; the graph's outputs are there all the same."""
+    from alexdeploy.graph.taps import clipped_by
+
     found = {node.outputs[0]: node for node in model.graph if node.op_type not in _NO_LAYER}
     for output in model.graph.outputs:
         node = output.producer()
@@ -197,7 +219,13 @@ def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
         if node is not None:
             found.pop(node.outputs[0], None)
             found[output] = node
-    return {str(value.name): _Layer(str(node.name or value.name), node.op_type) for value, node in found.items()}
+    names: dict[ir.Node | None, str] = {node: str(value.name) for value, node in found.items()}
+    return {
+        str(value.name): _Layer(
+            str(value.name), str(node.name or value.name), node.op_type, names.get(clipped_by(node))
+        )
+        for value, node in found.items()
+    }
 
 
 def _run_graph(model: ir.Model, names: list[str]) -> _Run:
@@ -246,4 +274,10 @@ def _open_checkpoint(path: Path) -> tuple[list[_Layer], _Run]:
             model(torch.from_numpy(batch))
         return [output for row, output in zip(rows, outputs, strict=True) if row.type not in _NO_LAYER]
 
-    return [_Layer(row.name, row.type) for row in rows if row.type not in _NO_LAYER], run
+    shown = [row for row in rows if row.type not in _NO_LAYER]
+    followers = [*shown[1:], None]  # the networks of the zoo are chains
+    layers = [
+        _Layer(row.name, row.name, row.type, after.name if after is not None and after.type == "Relu" else None)
+        for row, after in zip(shown, followers, strict=True)
+    ]
+    return layers, run

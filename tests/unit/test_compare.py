@@ -151,6 +151,81 @@ def test_a_range_wrong_by_100_blames_the_first_layer_computed_from_it(
     assert len(blamed) >= 2
 
 
+def clipping(activation: str) -> onnx.ModelProto:
+    """conv1, the activation, conv2, all 1×1; conv1's last channel is far beyond what the activation lets through."""
+    limits = {"low": np.float32(0), "high": np.float32(6)} if activation == "Clip" else {}
+    weights = {
+        "w1": 2 * np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1),
+        "b1": np.array([1, 1, 100 if limits else -100], np.float32),
+        "w2": np.ones((4, 3, 1, 1), np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w1", "b1"], ["conv1_out"], "conv1"),
+        helper.make_node(activation, ["conv1_out", *limits], ["act1_out"], "act1"),
+        helper.make_node("Conv", ["act1_out", "w2"], ["logits"], "conv2"),
+    ]
+    return make_model(nodes, weights | {name: np.asarray(value) for name, value in limits.items()})
+
+
+def with_bias(model: onnx.ModelProto, added: list[float]) -> onnx.ModelProto:
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    (bias,) = [tensor for tensor in other.graph.initializer if tensor.name == "b1"]
+    array = onnx.numpy_helper.to_array(bias) + np.array(added, np.float32)
+    bias.CopyFrom(onnx.numpy_helper.from_array(array, "b1"))
+    return other
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+@pytest.mark.parametrize("between", ["", "Cast", "Q/DQ"])
+def test_an_error_that_the_activation_removes_does_not_count(activation: str, between: str, tmp_path: Path) -> None:
+    case = case_of(clipping(activation))
+    if between:
+        case = dataclasses.replace(case, model=read_through(case.model, between))
+    beyond = with_bias(case.model, [0, 0, 50 if activation == "Clip" else -50])
+    result = case.against(beyond, tmp_path)
+    rows = {row.layer: row for row in result.layers}
+    assert rows["conv1"].relative_l2 > 0.3, "its own output is far off"
+    assert (rows["conv1"].judged_l2, rows["conv1"].judged_at) == (0.0, "act1")
+    assert (rows["conv2"].judged_l2, rows["conv2"].judged_at) == (0.0, "conv2")
+    assert result.first is None
+    result = case.against(with_bias(case.model, [3, 3, 0]), tmp_path)
+    assert result.first == "conv1", "what the activation lets through is still conv1's fault"
+
+
+def read_through(model: onnx.ModelProto, between: str) -> onnx.ModelProto:
+    """The same with Q/DQ, or Casts, before the activation."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    conv, activation, last = other.graph.node
+    scale = [("scale", np.float32(1.5)), ("zero", np.int8(0))]
+    other.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in scale)
+    chain = [
+        helper.make_node("QuantizeLinear", ["conv1_out", "scale", "zero"], ["levels"], "q"),
+        helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["between"], "dq"),
+    ]
+    if between != "Q/DQ":
+        chain = [
+            helper.make_node("Cast", ["conv1_out"], ["double"], "to64", to=onnx.TensorProto.DOUBLE),
+            helper.make_node("Cast", ["double"], ["between"], "to32", to=onnx.TensorProto.FLOAT),
+        ]
+    activation.input[0] = "between"
+    nodes = [conv, *chain, activation, last]
+    del other.graph.node[:]
+    other.graph.node.extend(nodes)
+    return other
+
+
+def test_a_layer_that_something_else_reads_too_is_judged_by_its_own_output(tmp_path: Path) -> None:
+    model = clipping("Clip")
+    model.graph.node[-1].input[0] = "sum_out"
+    model.graph.node.insert(2, helper.make_node("Add", ["act1_out", "conv1_out"], ["sum_out"], "sum"))
+    case = case_of(model)
+    result = case.against(with_bias(case.model, [0, 0, 50]), tmp_path)
+    assert result.first == "conv1"
+    assert result.layers[0].judged_at == "conv1"
+
+
 @pytest.mark.parametrize("form", Precision)
 def test_a_healthy_graph_stays_within_the_band_of_its_precision(case: Case, form: Precision, tmp_path: Path) -> None:
     graph = insert_qdq(case.graph, case.ranges()) if form.quantized else case.graph
