@@ -238,7 +238,7 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
         )
         return
     asked = Counter(graph.quantized.values())
-    quantized = "".join(f", {count} of {len(graph.weighted)} Conv/Gemm in {name}" for name, count in asked.items())
+    quantized = "".join(f", {count} of {len(graph.weighted)} layers in {name}" for name, count in asked.items())
     inputs = "\n".join(f"input {name}: {shape}" for name, shape in shapes.items())
     free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
     click.echo(
@@ -251,10 +251,11 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
 
 
 def _show(output: Path, record: EngineRecord) -> None:
-    types = ", ".join(f"{count} {name}" for name, count in record.precisions.items() if count)
+    total = len(record.layer_precisions)
+    types = ", ".join(f"{count} of {total} layers in {name}" for name, count in record.precisions.items() if count)
     click.echo(
         f"{output}: {record.size_bytes / 1e6:.1f} MB in {record.build_seconds:.1f} s with {record.builder} "
-        f"{record.version}; Conv/Gemm kernels: {types or 'not reported by this builder'}"
+        f"{record.version}; {types or 'this builder does not report the types of its layers'}"
     )
 
 

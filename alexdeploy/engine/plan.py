@@ -21,7 +21,7 @@ from alexdeploy.engine.options import BuildSettings
 from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.engine.shapes import input_profiles
 from alexdeploy.engine.versions import Library, load_library
-from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.errors import GateError, InputError, UsageError, few
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import (
@@ -229,12 +229,12 @@ def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, Engi
 
 
 def precision_verdict(record: EngineRecord) -> str:
-    """``8 of 8 Conv/Gemm kernels are INT8``, for each type that Q/DQ asks for, and which are built in another."""
-    of_all = f"of {len(record.layer_precisions)} Conv/Gemm kernels are"
+    """``8 of 8 layers in INT8``, for each type that Q/DQ asks for, and which are built in another."""
+    total = len(record.layer_precisions)
     asked = sorted(set(record.quantized.values()))
-    verdict = ", ".join(f"{record.precisions.get(name, 0)} {of_all} {name}" for name in asked)
+    verdict = ", ".join(f"{record.precisions.get(name, 0)} of {total} layers in {name}" for name in asked)
     if record.float_layers:
-        verdict += f"; quantized in the graph but built in float: {', '.join(record.float_layers)}"
+        verdict += f"; quantized in the graph but built in float: {few(record.float_layers)}"
     return verdict
 
 

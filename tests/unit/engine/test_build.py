@@ -74,7 +74,7 @@ def test_fp8_is_judged_as_fp8(fp16: bool) -> None:
     assert report.quantized == report.layer_precisions == {"conv1": "FP8", "fc2": "FP8"}
     assert report.precisions == {"INT8": 0, "HALF": 0, "FLOAT": 0, "FP8": 2}
     assert report.float_layers == ()
-    assert precision_verdict(report) == "2 of 2 Conv/Gemm kernels are FP8"
+    assert precision_verdict(report) == "2 of 2 layers in FP8"
 
 
 def test_each_layer_is_judged_by_the_type_that_its_own_qdq_asks_for() -> None:
@@ -83,7 +83,21 @@ def test_each_layer_is_judged_by_the_type_that_its_own_qdq_asks_for() -> None:
     wrong = BuilderInput(**{**graph.__dict__, "quantized": {"conv1": "FP8", "fc2": "INT8"}})
     _, report = build(wrong)
     assert report.float_layers == ("conv1",)
-    assert precision_verdict(report).startswith("0 of 2 Conv/Gemm kernels are FP8, 2 of 2 Conv/Gemm kernels are INT8; ")
+    assert precision_verdict(report).startswith("0 of 2 layers in FP8, 2 of 2 layers in INT8; ")
+
+
+def test_the_verdict_on_fifty_layers_is_a_count_and_three_names() -> None:
+    names = [f"conv{number}" for number in range(1, 51)]
+    record = EngineRecord(
+        builder="tensorrt-rtx",
+        precisions={"INT8": 0, "HALF": 0, "FLOAT": 50},
+        layer_precisions=dict.fromkeys(names, "FLOAT"),
+        quantized=dict.fromkeys(names, "INT8"),
+        float_layers=tuple(names),
+    )
+    assert precision_verdict(record) == (
+        "0 of 50 layers in INT8; quantized in the graph but built in float: conv1, conv2, conv3 and 47 more"
+    )
 
 
 def test_a_layer_quantized_on_its_activation_only_is_reported_as_float() -> None:
