@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
-from alexdeploy.runners.artifact import Artifact, open_artifact
+from alexdeploy.runners.artifact import Artifact, CheckpointArtifact, OnnxArtifact, open_artifact
 from alexdeploy.specs import Precision, Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from alexdeploy.zoo.checkpoint import Checkpoint
 
 # Relative errors between what is normal and what is a fault, with room on both sides. Measured on alexnet-half with
 # flowers and on alexnet-mnist with digits, trained and untrained, the worst layer of each: the same weights in PyTorch
@@ -169,8 +171,8 @@ class _Layer:
 
 def _open_both(a: Artifact, b: Artifact) -> tuple[list[_Layer], _Run, _Run]:
     """The shared layers, and for each side what computes their outputs from a batch."""
-    if a.kind == b.kind == "onnx":
-        return _open_graphs(a.path, b.path)
+    if isinstance(a, OnnxArtifact) and isinstance(b, OnnxArtifact):
+        return _open_graphs(a, b)
     (layers, run_a), (others, run_b) = _open(a), _open(b)
     for number, (one, other) in enumerate(zip(layers, others, strict=False), 1):
         if one.type != other.type:
@@ -182,29 +184,23 @@ def _open_both(a: Artifact, b: Artifact) -> tuple[list[_Layer], _Run, _Run]:
     return (others if b.kind == "onnx" else layers), run_a, run_b
 
 
-def _open_graphs(a: Path, b: Path) -> tuple[list[_Layer], _Run, _Run]:
-    from alexdeploy.graph.model import load_onnx
-
-    left, right = load_onnx(a), load_onnx(b)
-    names = {value.name for node in right.graph for value in node.outputs}
-    shared = {name: layer for name, layer in _graph_layers(left).items() if name in names}
+def _open_graphs(a: OnnxArtifact, b: OnnxArtifact) -> tuple[list[_Layer], _Run, _Run]:
+    names = {value.name for node in b.model.graph for value in node.outputs}
+    shared = {name: layer for name, layer in _graph_layers(a.model).items() if name in names}
     if not shared:
         raise InputError(
-            f"{a} and {b} have no layer in common (no output of one name); compare versions of one network"
+            f"{a.path} and {b.path} have no layer in common (no output of one name); compare versions of one network"
         )
-    return list(shared.values()), _run_graph(left, list(shared)), _run_graph(right, list(shared))
+    return list(shared.values()), _run_graph(a.model, list(shared)), _run_graph(b.model, list(shared))
 
 
 def _open(artifact: Artifact) -> tuple[list[_Layer], _Run]:
-    if artifact.kind == "checkpoint":
-        return _open_checkpoint(artifact.path)
-    if artifact.kind != "onnx":
+    if isinstance(artifact, CheckpointArtifact):
+        return _open_checkpoint(artifact.checkpoint)
+    if not isinstance(artifact, OnnxArtifact):
         raise UsageError(f"{artifact.path}: an engine does not show its inner tensors; compare the ONNX file behind it")
-    from alexdeploy.graph.model import load_onnx
-
-    model = load_onnx(artifact.path)
-    layers = _graph_layers(model)
-    return list(layers.values()), _run_graph(model, list(layers))
+    layers = _graph_layers(artifact.model)
+    return list(layers.values()), _run_graph(artifact.model, list(layers))
 
 
 def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
@@ -249,14 +245,12 @@ def _run_graph(model: ir.Model, names: list[str]) -> _Run:
     return run
 
 
-def _open_checkpoint(path: Path) -> tuple[list[_Layer], _Run]:
+def _open_checkpoint(checkpoint: Checkpoint) -> tuple[list[_Layer], _Run]:
     import torch
 
-    from alexdeploy.zoo.checkpoint import load_checkpoint
     from alexdeploy.zoo.convnet import fold_batch_norm
     from alexdeploy.zoo.summary import summarize
 
-    checkpoint = load_checkpoint(path)
     model = fold_batch_norm(checkpoint.model)
     rows = summarize(model, checkpoint.contract.input_shape)
     outputs: list[_Array] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from alexdeploy.errors import InputError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.equalize import equalizable, equalize, scale_factors
 from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.model import load_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import weighted_nodes
+from alexdeploy.inspect import inspect_artifact
 from alexdeploy.specs import Precision
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
 from tests.helpers.graphs import Array, as_fp8, conv_lrn_gemm, make_model, run
@@ -423,3 +426,23 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert peaks[2] < 1.5 * peaks[1], (
         "how many batches are on their way at once varies; the images are ten times as many"
     )
+
+
+def test_each_file_is_read_once(mnist: tuple[Path, Path], digits: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counting(load: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def counted(path: Path) -> Any:
+            read.append(path)
+            return load(path)
+
+        return counted
+
+    monkeypatch.setattr("alexdeploy.graph.model.load_onnx", counting(load_onnx))
+    monkeypatch.setattr("alexdeploy.zoo.checkpoint.load_checkpoint", counting(load_checkpoint))
+    compare_layers(*mnist, digits.dataset)
+    assert sorted(read) == sorted(mnist)
+    for path in mnist:
+        read.clear()
+        inspect_artifact(path)
+        assert read == [path]
