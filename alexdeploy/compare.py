@@ -198,13 +198,15 @@ def _open(artifact: Artifact) -> tuple[list[_Layer], _Run]:
     if isinstance(artifact, CheckpointArtifact):
         return _open_checkpoint(artifact.checkpoint)
     if not isinstance(artifact, OnnxArtifact):
-        raise UsageError(f"{artifact.path}: an engine does not show its inner tensors; compare the ONNX file behind it")
+        raise UsageError(
+            f"{artifact.path}: an engine does not show its inner tensors; compare the ONNX file it was built from"
+        )
     layers = _graph_layers(artifact.model)
     return list(layers.values()), _run_graph(artifact.model, list(layers))
 
 
 def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
-    """Output name → layer. What only converts or reshapes is left out; the graph's outputs are there all the same."""
+    """Output name → layer. Conversions and reshapes are left out, except at the graph's outputs."""
     from alexdeploy.graph.taps import clipped_by
 
     found = {node.outputs[0]: node for node in model.graph if node.op_type not in _NO_LAYER}

@@ -1,4 +1,4 @@
-"""What is inside a file or a network, in one form for all of them."""
+"""Describe a file or a network: layers, costs and precisions, in one form for all kinds."""
 
 from __future__ import annotations
 

@@ -43,12 +43,12 @@ class Precision(str, Enum):
 
     @property
     def fp16(self) -> bool:
-        """What is not quantized computes in FP16."""
+        """FP16 where it is not quantized."""
         return self in (Precision.FP16, Precision.INT8_FP16, Precision.FP8_FP16)
 
     @property
     def quantized(self) -> bool:
-        """Q/DQ asks for INT8 or FP8."""
+        """INT8 or FP8 by Q/DQ."""
         return self not in (Precision.FP32, Precision.FP16)
 
 

@@ -37,7 +37,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class _Precision:
-    """What ``--fp16``, ``--int8`` and what goes with them ask for."""
+    """The values of ``--fp16``, ``--int8`` and the options that go with them."""
 
     fp16: bool
     lrn: str
@@ -167,7 +167,7 @@ def command(
     implicit = None
     if precision.implicit:
         images = precision.ranges or (data.open("train").subset(samples) if data is not None else None)
-        assert images is not None, "_check has seen to it"
+        assert images is not None, "guaranteed by _check"
         implicit = ImplicitInt8(images, fp16=precision.fp16)
     graph = model if implicit is not None else _with_precision(model, precision, data, samples)
     plan = plan_engine(graph, settings=settings, implicit=implicit)

@@ -31,8 +31,8 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     the same images, and the error is shown layer by layer.
 
     Exit code 5 when a layer's error is beyond what is normal for the precision. Where INT8 is wrong, the first
-    such layer has the wrong range on its input, or its own weights are at fault. What a Relu or Clip removes from a
-    layer's output does not count.
+    such layer has the wrong range on its input, or its own weights are at fault. The part of a layer's output that a
+    Relu or Clip removes does not count.
 
     \b
     Example: alexdeploy compare model.onnx int8.onnx --data digits
@@ -74,7 +74,7 @@ def divergence_table(result: Divergence) -> Table:
 
 
 def verdict(result: Divergence) -> str:
-    """What the table says, in words."""
+    """The result of the table in one sentence."""
     band = f"the {result.band:g} that is normal for {result.precision.value}"
     if result.first is None:
         worst = max(result.layers, key=lambda row: row.judged_l2)

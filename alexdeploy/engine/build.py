@@ -46,7 +46,7 @@ class BuilderInput:
         source: the ONNX file, or a serialised, self-contained model.
         shapes: by input, the shapes to accept; an image input is (batch, C, H, W).
         weighted: names of its Conv, Gemm and MatMul nodes.
-        quantized: by name, the type that Q/DQ asks for: INT8 or FP8.
+        quantized: by name, the type that Q/DQ requests: INT8 or FP8.
     """
 
     source: bytes | Path

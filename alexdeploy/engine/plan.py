@@ -53,7 +53,7 @@ class ImplicitInt8:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be built: everything that is known, and has been checked, before the builder runs.
+    """A build that was checked and is ready to run.
 
     ``free_bytes`` is None without a GPU; ``options`` end up in the engine's sidecar.
     """
@@ -119,7 +119,7 @@ def plan_engine(
     precision = precision_of(graph.model)
     if implicit is not None:
         if built_from.quantized:
-            raise UsageError(f"{graph.path} has Q/DQ, which says what is quantized; build it without `implicit`")
+            raise UsageError(f"{graph.path} has Q/DQ, which decides what is quantized; build it without `implicit`")
         precision = Precision.of(int8=True, fp16=implicit.fp16)
     build = EngineBuild(built_from, settings.options, library, feed)
     largest = {name: shape.max for name, shape in settings.shapes.items()}
@@ -172,7 +172,7 @@ def build_engine(
 
     Raises:
         InputError, UnavailableError, UsageError: see ``plan_engine``.
-        GateError: ``strict``, and a layer was built in another type than its Q/DQ asks for.
+        GateError: ``strict``, and a layer was built in another type than its Q/DQ requests.
 
     Example:
         >>> from pathlib import Path
@@ -229,7 +229,7 @@ def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, Engi
 
 
 def precision_verdict(record: EngineRecord) -> str:
-    """``8 of 8 layers in INT8``, for each type that Q/DQ asks for, and which are built in another."""
+    """``8 of 8 layers in INT8``, for each type requested by Q/DQ, and the layers built in another type."""
     total = len(record.layer_precisions)
     asked = sorted(set(record.quantized.values()))
     verdict = ", ".join(f"{record.precisions.get(name, 0)} of {total} layers in {name}" for name in asked)
@@ -239,5 +239,5 @@ def precision_verdict(record: EngineRecord) -> str:
 
 
 def _in_reports(node: ir.Node) -> str:
-    """What TensorRT's parser calls the node."""
+    """The node's name in TensorRT's reports."""
     return str(node.name or f"node_of_{node.outputs[0].name}")

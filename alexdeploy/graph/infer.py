@@ -20,7 +20,7 @@ def infer_shapes(model: ir.Model) -> str | None:
     A declared shape or type that contradicts the inferred one is replaced.
 
     Returns:
-        What was wrong with the declared ones, in one line; None where all fit.
+        One line on the declared shapes and types that were wrong; None where all fit.
     """
     failure = _infer(model)
     if failure is None:

@@ -114,6 +114,6 @@ def _macs(node: ir.Node, output_shape: tuple[int, ...], constants: list[ir.Tenso
 
 
 def _precision(node: ir.Node) -> str:
-    """The type that Q/DQ asks for; without it, the type of the first output."""
+    """The type that Q/DQ requests; without it, the type of the first output."""
     dtype = node.outputs[0].dtype or ir.DataType.FLOAT
     return quantized_type(node) or TENSORRT_NAMES.get(dtype, dtype.name)

@@ -1,4 +1,4 @@
-"""The nodes that multiply activations with constant weights: what quantization is about."""
+"""The nodes that multiply activations with constant weights, which are the ones to quantize."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class WeightedNode:
     @property
     def activation(self) -> ir.Value:
         value = self.node.inputs[0]
-        assert value is not None  # the checker has seen to it
+        assert value is not None  # guaranteed by the checker
         return value
 
     @property
     def weight(self) -> ir.Value:
         value = self.node.inputs[1]
-        assert value is not None  # weighted_nodes() has seen to it
+        assert value is not None  # guaranteed by weighted_nodes()
         return value
 
     def weight_array(self) -> npt.NDArray[np.floating]:
         tensor = self.weight.const_value
-        assert tensor is not None  # weighted_nodes() has seen to it
+        assert tensor is not None  # guaranteed by weighted_nodes()
         return tensor.numpy()
 
 
@@ -60,12 +60,12 @@ def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
 
 
 def quantized_nodes(model: ir.Model) -> list[ir.Node]:
-    """Conv, Gemm and MatMul that Q/DQ asks to compute in a type of 8 bits."""
+    """Conv, Gemm and MatMul that Q/DQ requests in a type of 8 bits."""
     return [node for node in model.graph if quantized_type(node) is not None]
 
 
 def quantized_type(node: ir.Node) -> str | None:
-    """TensorRT's name of the type that Q/DQ asks a Conv, Gemm or MatMul to compute in; None where it does not.
+    """TensorRT's name of the type that Q/DQ requests for a Conv, Gemm or MatMul; None where it is not quantized.
 
     Both activation and weight come from a DequantizeLinear, through a Cast at most.
     """

@@ -72,7 +72,7 @@ def test_a_checkpoint_and_its_export_are_the_same(run: Run, checkpoint: Path, mo
 def test_an_engine_has_no_inner_tensors(run: Run, model: Path, engine: Path) -> None:
     result = run("compare", model, engine, "--data", "digits", "--samples", 1)
     assert result.code == 2
-    assert "compare the ONNX file behind it" in result.err
+    assert "compare the ONNX file it was built from" in result.err
 
 
 @pytest.mark.parametrize(
