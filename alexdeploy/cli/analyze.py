@@ -13,7 +13,9 @@ from alexdeploy.specs import DEFAULT_METHOD, Method
 
 @click.command("analyze")
 @click.argument("model", type=FILE)
-@click.option("--ranges", type=FILE, required=True, metavar="ranges.json", help="What calibrate wrote.")
+@click.option(
+    "--ranges", type=FILE, required=True, metavar="ranges.json", help="Range file from `alexdeploy calibrate`."
+)
 @click.option(
     "--method",
     type=click.Choice(get_args(Method)),

@@ -31,7 +31,8 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     the same images, and the error is shown layer by layer.
 
     Exit code 5 when a layer's error is beyond what is normal for the precision. Where INT8 is wrong, the first
-    such layer has the wrong range on its input, or its own weights are at fault.
+    such layer has the wrong range on its input, or its own weights are at fault. The part of a layer's output that a
+    Relu or Clip removes does not count.
 
     \b
     Example: alexdeploy compare model.onnx int8.onnx --data digits
@@ -64,7 +65,7 @@ def divergence_table(result: Divergence) -> Table:
     table.add_column("", no_wrap=True)
     marks = iter(["<-- first beyond the band"])
     for row in result.layers:
-        beyond = row.relative_l2 > result.band
+        beyond = row.judged_l2 > result.band
         sqnr = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
         cells = (row.layer, row.type, f"{row.relative_l2:.2e}", f"{row.max_abs:.2e}", sqnr)
         mark = next(marks, "") if beyond else ""
@@ -73,14 +74,15 @@ def divergence_table(result: Divergence) -> Table:
 
 
 def verdict(result: Divergence) -> str:
-    """What the table says, in words."""
+    """The result of the table in one sentence."""
     band = f"the {result.band:g} that is normal for {result.precision.value}"
     if result.first is None:
-        worst = max(result.layers, key=lambda row: row.relative_l2)
-        return f"every layer is within {band}; the largest error is {worst.relative_l2:.2g}, at {worst.layer}"
+        worst = max(result.layers, key=lambda row: row.judged_l2)
+        return f"every layer is within {band}; the largest error is {worst.judged_l2:.2g}, at {worst.judged_at}"
     found = next(row for row in result.layers if row.layer == result.first)
-    cause = "its input range, or its weights" if "int8" in result.precision.value else "its arithmetic and its weights"
+    cause = "its input range, or its weights" if result.precision.quantized else "its arithmetic and its weights"
+    after = f" after {found.judged_at}" if found.judged_at != found.layer else ""
     return (
         f"error: {Path(result.b).name} leaves {Path(result.a).name} at layer {found.layer}: its relative error "
-        f"{found.relative_l2:.2g} is beyond {band}; look at {cause}"
+        f"{found.judged_l2:.2g}{after} is beyond {band}; look at {cause}"
     )

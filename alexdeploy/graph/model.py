@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from onnx_ir.passes import common
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
+from alexdeploy.graph.weighted import type_of_levels
 from alexdeploy.specs import Precision, TensorSpec
 
 
@@ -72,7 +75,8 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     try:
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
-        model = ir.from_proto(proto)
+        with contained_logs():
+            model = ir.from_proto(proto)
     except (onnx.checker.ValidationError, ValueError, EncodeError, ir.serde.SerdeError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     for name, array in weights.items():
@@ -80,18 +84,23 @@ def load_onnx(source: Path | bytes) -> ir.Model:
         described = value.const_value.doc_string if value.const_value is not None else None
         value.const_value = ir.tensor(array, name=name, doc_string=described)
         value.const_value.meta[_PLACE] = mapped.places[name]
-    return _prepared(model)
+    problem = _prepare(model)
+    if problem is not None:
+        warnings.warn(f"{path}: {problem}", InputWarning, stacklevel=2)
+    return model
 
 
 def parse_onnx(model: bytes) -> ir.Model:
     """A serialised model as ``load_onnx`` gives it, unchecked."""
-    return _prepared(ir.from_proto(onnx.load_model_from_string(model)))
+    parsed = ir.from_proto(onnx.load_model_from_string(model))
+    _prepare(parsed)
+    return parsed
 
 
-def _prepared(model: ir.Model) -> ir.Model:
+def _prepare(model: ir.Model) -> str | None:
+    """Returns what is wrong with the shapes that the file declares."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.ShapeInferencePass()(model)
-    return model
+    return infer_shapes(model)
 
 
 def _check_text(message: Message, origin: str) -> None:
@@ -205,10 +214,10 @@ def op_counts(model: ir.Model) -> dict[str, int]:
 
 
 def precision_of(model: ir.Model) -> Precision:
-    """INT8 when the graph dequantizes, FP16 when it holds half-precision weights; both, or neither (FP32)."""
-    int8 = any(node.op_type == "DequantizeLinear" for node in model.graph)
+    """INT8 or FP8 when the graph dequantizes, FP16 when it holds half-precision weights; both, or neither (FP32)."""
+    levels = {type_of_levels(node) for node in model.graph if node.op_type == "DequantizeLinear"}
     fp16 = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
-    return Precision.of(int8=int8, fp16=fp16)
+    return Precision.of(int8=bool(levels - {"FP8"}), fp8="FP8" in levels, fp16=fp16)
 
 
 def image_input(model: ir.Model, origin: str) -> TensorSpec:

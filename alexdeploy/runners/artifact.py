@@ -319,12 +319,7 @@ _CLASSES: Mapping[Kind, type[Artifact]] = {
 }
 
 
-def kind_of(path: Path) -> Kind:
-    """The kind of a file, by its suffix.
-
-    Raises:
-        InputError: missing or empty, or a suffix of none of these.
-    """
+def _kind_of(path: Path) -> Kind:
     files.check_input(path)
     kind = _KIND_OF_SUFFIX.get(path.suffix)
     if kind is None:
@@ -339,7 +334,7 @@ def open_artifact(source: Path | str | bytes | Artifact) -> Artifact:
         InputError: not such a file, or without a preprocessing contract.
         GateError: an engine without its sidecar, or with one that does not match.
     """
-    artifact = _artifact_of(source)
+    artifact = artifact_of(source)
     _ = artifact.contract
     return artifact
 
@@ -369,15 +364,21 @@ def load(
         ...     runner.infer(numpy.zeros((3, 1, 28, 28), numpy.float32)).shape
         (3, 10)
     """
-    return _artifact_of(source, runtime, trust=trust).runner(runtime, **options)
+    return artifact_of(source, runtime, trust=trust).runner(runtime, **options)
 
 
-def _artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = None, *, trust: bool = False) -> Artifact:
+def artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = None, *, trust: bool = False) -> Artifact:
+    """The file or bytes as one of its kind, whether or not it carries a contract; see ``load`` for the arguments.
+
+    Raises:
+        InputError: missing or empty, or not one of these.
+        GateError: an engine without its sidecar, or with one that does not match.
+    """
     if isinstance(source, Artifact):
         return source
     if isinstance(source, str):
         source = Path(source)
-    kind = kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
+    kind = _kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
     return EngineArtifact(source, trust=trust) if kind == "engine" else _CLASSES[kind](source)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.errors import InputWarning
 from alexdeploy.metrics import relative_error
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
@@ -37,7 +38,7 @@ def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[by
 def warn_of_slow_lrn(source: Path | bytes, origin: str, cause: Exception) -> None:
     """Warn where a file that cannot be read without the ``onnx`` libraries seems to hold an LRN."""
     if _LRN_NODE in (source.read_bytes() if isinstance(source, Path) else source):
-        warnings.warn(f"{origin}: its LRN runs slowly: {cause}", stacklevel=2)
+        warnings.warn(f"{origin}: its LRN runs slowly: {cause}", InputWarning, stacklevel=2)
 
 
 def _is_proven(model: ir.Model, lowered: ir.Model, origin: str) -> bool:
@@ -55,6 +56,7 @@ def _is_proven(model: ir.Model, lowered: ir.Model, origin: str) -> bool:
             warnings.warn(
                 f"{origin}: the fast form of LRN '{node.outputs[0].name}' is {distance:.1e} away from ONNX "
                 f"Runtime's own (relative, at most {_TOLERANCE:.0e}); the slow one is used",
+                InputWarning,
                 stacklevel=2,
             )
             return False
