@@ -181,7 +181,7 @@ def _open_both(a: Artifact, b: Artifact) -> tuple[list[_Layer], _Run, _Run]:
     if len(layers) != len(others):
         counts = f"{a.path} has {len(layers)} layers and {b.path} has {len(others)}"
         raise InputError(f"{counts}; compare versions of one network")
-    return (others if b.kind == "onnx" else layers), run_a, run_b
+    return (others if isinstance(b, OnnxArtifact) else layers), run_a, run_b
 
 
 def _open_graphs(a: OnnxArtifact, b: OnnxArtifact) -> tuple[list[_Layer], _Run, _Run]:
