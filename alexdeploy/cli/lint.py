@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import print_json, print_table
+from alexdeploy.cli.output import print_json, terminal_width
 from alexdeploy.errors import GateError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from alexdeploy.graph.lint import Finding
+
+
+_NAMES = 5  # of nodes with the same fault; --json has all
 
 
 @click.command("lint")
@@ -38,22 +41,21 @@ def command(model: Path, as_json: bool) -> None:
         totals = {"errors": counts["error"], "warnings": counts["warning"]}
         print_json({"model": str(model), "findings": findings, **totals})
     else:
-        if findings:
-            print_table(_table(findings))
+        show(findings)
         click.echo(f"{model}: {counts['error']} errors, {counts['warning']} warnings")
     if counts["error"]:
         sys.exit(GateError.exit_code)
 
 
-def _table(findings: list[Finding]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table()
-    for name in ("severity", "node", "rule", "found", "fix"):
-        table.add_column(name, overflow="fold")
-    colours = {"error": "red", "warning": "yellow"}
+def show(findings: list[Finding]) -> None:
+    """What was found and the fix, as wide as the terminal; nodes with the same fault together."""
+    nodes: dict[Finding, list[str]] = {}
     for finding in findings:
-        texts = (finding.node, finding.rule, finding.found, finding.fix)
-        table.add_row(f"[{colours[finding.severity]}]{finding.severity}[/]", *map(escape, texts))
-    return table
+        nodes.setdefault(dataclasses.replace(finding, node=""), []).append(finding.node)
+    for fault, names in nodes.items():
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        severity = click.style(fault.severity, fg={"error": "red", "warning": "yellow"}[fault.severity])
+        click.echo(f"{severity}: {', '.join(names[:_NAMES])}{more} ({fault.rule})")
+        for name, text in (("found:", fault.found), ("fix:", fault.fix)):
+            indent = f"  {name:<7}"
+            click.echo(fill(text, terminal_width(), initial_indent=indent, subsequent_indent=" " * len(indent)))
