@@ -53,8 +53,9 @@ def command(
     contract = contract_of(loaded, str(model))
     dataset.check_labels(contract, class_count(loaded), str(model))
     chosen = dataset.subset(samples)
-    with progress() as bar:
+    with progress("the float model's answers") as bar:
         scorer = QuantizationScorer(loaded, contract, chosen)
+        bar("every layer in INT8", 0.0)
         whole = scorer.score(seen.of(method))
         found = analyze(scorer, seen.of(method), progress=bar)
     note_skipped(dataset)

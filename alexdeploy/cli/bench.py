@@ -120,13 +120,14 @@ def command(
     auto = "auto" in runtimes
     if max_drop is not None and not auto:
         raise UsageError("--max-drop says what --runtime auto may choose; add that, or leave --max-drop out")
-    for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
-        require(module)
+    with progress("loading SciPy and scikit-learn"):
+        for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
+            require(module)
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
         check_comparable(earlier, artifacts, sizes)
     dataset = data.open("val")
-    with progress() as bar:
+    with progress("opening the artifacts") as bar:
         report = run_bench(
             artifacts,
             dataset,

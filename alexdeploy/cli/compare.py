@@ -37,7 +37,7 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     dataset = data.open("val")
     from alexdeploy.compare import compare_layers
 
-    with progress() as bar:
+    with progress(f"opening {a.name} and {b.name}") as bar:
         result = compare_layers(a, b, dataset, samples=samples, progress=bar)
     note_skipped(dataset)
     if as_json:

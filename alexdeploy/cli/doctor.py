@@ -5,7 +5,7 @@ import sys
 import click
 
 from alexdeploy.cli.options import json_option
-from alexdeploy.cli.output import Column, print_columns, print_json
+from alexdeploy.cli.output import Column, print_columns, print_json, progress
 from alexdeploy.errors import UnavailableError
 
 
@@ -23,7 +23,8 @@ def command(as_json: bool) -> None:
     """
     from alexdeploy.doctor import examine
 
-    findings = examine()
+    with progress("trying every backend") as bar:
+        findings = examine(progress=bar)
     if as_json:
         print_json({"findings": findings})
     else:

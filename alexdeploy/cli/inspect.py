@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import Column, print_columns, print_json
+from alexdeploy.cli.output import Column, print_columns, print_json, progress
 from alexdeploy.errors import UsageError
 
 
@@ -29,7 +29,8 @@ def command(artifact: Path | None, network: str | None, classes: int, as_json: b
 
     if (artifact is None) == (network is None):
         raise UsageError("name either an ARTIFACT or --network NAME")
-    result = inspect_artifact(artifact) if artifact is not None else inspect_network(str(network), classes)
+    with progress(f"reading {artifact or network}"):
+        result = inspect_artifact(artifact) if artifact is not None else inspect_network(str(network), classes)
     if as_json:
         print_json(result)
     else:

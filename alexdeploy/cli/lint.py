@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import print_json, terminal_width
+from alexdeploy.cli.output import print_json, progress, terminal_width
 from alexdeploy.errors import GateError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def command(model: Path, as_json: bool) -> None:
     from alexdeploy.graph.lint import lint
     from alexdeploy.graph.model import load_onnx
 
-    findings = lint(load_onnx(model))
+    with progress(f"checking {model}"):
+        findings = lint(load_onnx(model))
     counts = Counter(finding.severity for finding in findings)
     if as_json:
         totals = {"errors": counts["error"], "warnings": counts["warning"]}

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from textwrap import fill
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
+
+from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
@@ -125,17 +127,18 @@ def note_skipped(dataset: ImageDataset) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr while the block runs, where stderr is a terminal; called with (what, share done)."""
+def progress(what: str) -> Iterator[Progress]:
+    """A bar on stderr while the block runs, where stderr is a terminal; ``what`` is done first."""
     if not sys.stderr.isatty():
         yield lambda what, share: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
+    columns = (TextColumn("{task.description:<24}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)  # it moves to and fro until a share is known
         last = 0.0
 
         def update(what: str, share: float) -> None:
@@ -143,6 +146,6 @@ def progress() -> Iterator[Callable[[str, float], None]]:
             if share < last:  # the next piece of work: times are its own, and a full bar would stand still
                 bar.reset(task)
             last = share
-            bar.update(task, description=what, completed=share)
+            bar.update(task, description=what, total=1.0, completed=share)
 
         yield update
