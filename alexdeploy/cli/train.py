@@ -75,8 +75,8 @@ def command(
 
     def show(epoch: Epoch) -> None:
         note(
-            f"epoch {epoch.epoch}/{loaded.train.epochs}  loss {epoch.train_loss:.4f}  held out: loss "
-            f"{epoch.val_loss:.4f}, top-1 {epoch.top1:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.1f} s"
+            f"epoch {epoch.epoch}/{loaded.train.epochs}: loss {epoch.train_loss:.4f}, held out {epoch.val_loss:.4f}, "
+            f"top-1 {epoch.top1:.2%}, {epoch.images_per_s:.0f} images/s, {epoch.seconds:.1f} s"
         )
 
     with progress("loading PyTorch") as bar:
