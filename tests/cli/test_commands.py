@@ -344,7 +344,7 @@ def test_ctrl_c_stops_a_build_and_leaves_nothing(
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)  # the main thread sees it
 
-    monkeypatch.setattr(build_engine, "progress", lambda: contextlib.nullcontext(interrupt))
+    monkeypatch.setattr(build_engine, "progress", lambda what: contextlib.nullcontext(interrupt))
     told = run("build-engine", model, "--builder", tensorrt_rtx, "-o", out / "x.engine")
     assert (told.code, told.err.strip()) == (130, "error: interrupted")
     assert list(out.iterdir()) == []
@@ -656,7 +656,7 @@ def test_doctor_exits_4_when_a_backend_is_broken(run: Run, monkeypatch: pytest.M
     from alexdeploy.doctor import Finding
 
     finding = Finding("pytorch", "broken", "RuntimeError: no kernel [for] this")
-    monkeypatch.setattr("alexdeploy.doctor.examine", lambda: [finding])
+    monkeypatch.setattr("alexdeploy.doctor.examine", lambda **_: [finding])
     result = run("doctor")
     assert result.code == 4
     assert "no kernel [for] this" in result.out

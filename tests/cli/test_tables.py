@@ -138,7 +138,7 @@ def test_doctor_gives_its_advice_in_words(width: int, run: Run, monkeypatch: pyt
 
     advice = "no CUDA device (libcuda.so.1 not found); engines can be built with tensorrt-rtx but not run here"
     found = [Found("tensorrt-rtx (build)", "ok", "right"), Found("cuda device", "missing", advice)]
-    monkeypatch.setattr("alexdeploy.doctor.examine", lambda: found)
+    monkeypatch.setattr("alexdeploy.doctor.examine", lambda **_: found)
     monkeypatch.setenv("COLUMNS", str(width))
     out = run("doctor").out
     assert max(map(len, out.splitlines())) <= width
