@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +17,9 @@ from alexdeploy.bench.accuracy import Accuracy
 from alexdeploy.bench.report.page import write_html, write_markdown
 from alexdeploy.bench.results import BenchReport
 from tests.unit.bench.test_columns import report as rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CLASSES = ["a", "a-class-with-a-very-long-name"]
@@ -119,3 +125,28 @@ def test_the_page_does_not_scroll_sideways(page: Path, width: int, tmp_path: Pat
     found = re.search(r'data-found="(\d+)"', done.stdout)
     assert found is not None, done.stdout[-500:]
     assert int(found[1]) <= width
+
+
+def test_long_names_leave_room_for_the_charts(report: BenchReport) -> None:
+    """Matplotlib warns where labels leave an axis no room; the ends of names, which differ, are still there."""
+    pytest.importorskip("matplotlib")
+    from alexdeploy.bench.report import charts
+
+    long = "efficientnet-lite4-quantized-" * 3
+    rows = [dataclasses.replace(row, artifact=f"{long}{row.artifact[-20:]}") for row in report.rows]
+    drawn: dict[str, list[str]] = {}
+
+    add_legend = charts._legend
+
+    def keep(axes: Axes) -> None:
+        add_legend(axes)
+        legend = axes.get_legend()
+        drawn["legend"] = [text.get_text() for text in legend.get_texts()] if legend is not None else []
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(charts, "_legend", keep)
+            found = charts.figures(dataclasses.replace(report, rows=rows))
+    assert len(found) == 2 * 4 + 4 + 1  # two a batch size, layers of each row that ran at batch 1, confusion
+    assert len(set(drawn["legend"])) == 4, "a name for each artifact that ran"
