@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYCUDA := .venv/.pycuda
 
-.PHONY: demo test check readme gpu-check clean
+.PHONY: demo test check docs gpu-check clean
 
 demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
@@ -17,9 +17,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# writes `alexdeploy … --help` into the README's reference
-readme: $(READY)
-	$(BIN)/python -m tests.helpers.readme
+# writes `alexdeploy … --help` into docs/cli.md
+docs: $(READY)
+	$(BIN)/python -m tests.helpers.docs
 
 # for a machine with an NVIDIA GPU, in a venv of its own: onnxruntime-gpu and onnxruntime exclude each other
 gpu-check:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.artifact import Artifact, open_artifact
-from alexdeploy.specs import Precision
+from alexdeploy.specs import Precision, Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -80,7 +80,7 @@ def compare_layers(
     dataset: ImageDataset,
     *,
     samples: int = 64,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    progress: Progress = lambda what, share: None,
 ) -> Divergence:
     """Run checkpoints or ONNX files on the same images; A is the reference. Memory does not grow with ``samples``.
 
@@ -89,6 +89,14 @@ def compare_layers(
     Raises:
         UsageError: an engine, whose inner tensors cannot be read.
         InputError: not such a file, another preprocessing, or other layers.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import compare_layers
+        >>> from alexdeploy.data.sources import load_dataset
+        >>> found = compare_layers(Path("model.onnx"), Path("int8.onnx"), load_dataset("digits", "val"), samples=8)
+        >>> found.first is None
+        True
     """
     left, right = open_artifact(a), open_artifact(b)
     if left.contract.fingerprint != right.contract.fingerprint:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, UsageError
 
 METADATA_KEY = "alexdeploy.contract"
 
@@ -40,11 +40,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"mean and std need {self.channels} values each for color '{self.color}'")
+            raise UsageError(f"mean and std need {self.channels} values each for color '{self.color}'")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
-            raise ValueError("std must be > 0, and mean and std finite")
+            raise UsageError("std must be > 0, and mean and std finite")
         if self.crop < 1 or (self.resize is not None and self.resize < 1):
-            raise ValueError("crop and resize must be >= 1 pixel")
+            raise UsageError("crop and resize must be >= 1 pixel")
 
     @property
     def channels(self) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from alexdeploy.errors import AlexdeployError, UnavailableError
 from alexdeploy.optional import require, unavailable
-from alexdeploy.specs import Profile, Progress
+from alexdeploy.specs import BuilderName, Profile, Progress
 
 _SHAPE = (5, 4, 4)  # C, H, W of the probe: LRN over 5 channels
 
@@ -116,7 +116,7 @@ def _openvino() -> str:
     return f"openvino {openvino.__version__}, LRN right"
 
 
-def _build(builder: Literal["tensorrt", "tensorrt-rtx"]) -> str:
+def _build(builder: BuilderName) -> str:
     from alexdeploy.engine.build import BuilderInput, EngineBuild
     from alexdeploy.engine.options import BuilderOptions
     from alexdeploy.engine.versions import load_library

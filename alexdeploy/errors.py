@@ -13,7 +13,7 @@ class AlexdeployError(Exception):
     exit_code = 1
 
 
-class UsageError(AlexdeployError):
+class UsageError(AlexdeployError, ValueError):  # a ValueError: msgspec adds the place in a file to such alone
     """Options that do not make sense, alone or together (exit 2)."""
 
     exit_code = 2

@@ -26,6 +26,12 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, empty or not readable.
         GateError: an engine without its sidecar, or with one that does not match.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import inspect_artifact
+        >>> inspect_artifact(Path("model.onnx"))["ops"]["LRN"]
+        2
     """
     kind = kind_of(path)
     if kind == "engine":

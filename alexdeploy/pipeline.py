@@ -33,12 +33,11 @@ from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import load_onnx, save_onnx
 from alexdeploy.optional import require
-from alexdeploy.quantize.apply import DEFAULT_METHOD
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import Recipe
-from alexdeploy.specs import Builder, Dialect, Progress
+from alexdeploy.specs import DEFAULT_METHOD, Builder, Dialect, Progress
 from alexdeploy.train import Step as TrainStep
 from alexdeploy.train import train_network
 from alexdeploy.zoo.checkpoint import load_checkpoint
@@ -64,7 +63,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much faster a runtime computes INT8 than FP32, and the share of images with the reference's top-1."""
+    """The speed-up of INT8 over FP32 on one runtime, and the share of images with the reference's top-1."""
 
     runtime: str
     batch: int
@@ -74,7 +73,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class PipelineReport:
-    """How long each step took, the benchmark at the end, and the files by step name (without skipped steps)."""
+    """Time of each step, the benchmark at the end, and the files by step name (without skipped steps)."""
 
     steps: list[StepReport]
     bench: BenchReport
@@ -181,7 +180,7 @@ def run_pipeline(
 
 
 def _runtimes(made: Mapping[str, Path]) -> dict[Path, tuple[str, ...]]:
-    """Where the usual runtime of a file is not the one to time it on, or not the only one."""
+    """The runtimes of files that are not timed on their usual runtime alone."""
     if "onnx-int8-openvino" not in made:
         return {}
     return {made["onnx"]: ("onnxruntime-cpu", "openvino"), made["onnx-int8-openvino"]: ("openvino",)}

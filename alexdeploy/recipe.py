@@ -30,7 +30,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise ValueError("dropout must be at least 0 and below 1")
+            raise UsageError("dropout must be at least 0 and below 1")
 
 
 class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,13 +72,13 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError("epochs and batch_size must be >= 1")
+            raise UsageError("epochs and batch_size must be >= 1")
         if not self.learning_rate > 0 or (self.head_learning_rate is not None and not self.head_learning_rate > 0):
-            raise ValueError("learning_rate and head_learning_rate must be > 0")
+            raise UsageError("learning_rate and head_learning_rate must be > 0")
         if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ValueError("momentum must be at least 0 and below 1, weight_decay at least 0")
+            raise UsageError("momentum must be at least 0 and below 1, weight_decay at least 0")
         if not 0 <= self.label_smoothing < 1 or not self.fancy_pca >= 0:
-            raise ValueError("label_smoothing must be at least 0 and below 1, fancy_pca at least 0")
+            raise UsageError("label_smoothing must be at least 0 and below 1, fancy_pca at least 0")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

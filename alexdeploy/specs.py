@@ -14,9 +14,11 @@ Runtime = Literal[
     "pytorch", "onnxruntime-cpu", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"
 ]
 Method = Literal["minmax", "entropy", "percentile", "mse"]
+DEFAULT_METHOD: Method = "mse"
 Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 Builder = BuilderName | Literal["auto"]
+Split = Literal["train", "val"]
 Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
 
 Progress = Callable[[str, float], None]
@@ -98,7 +100,7 @@ class Profile:
         return Profile((self.min[0], *sizes), (self.opt[0], *sizes), (self.max[0], *sizes))
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether ``shape`` lies between ``min`` and ``max``."""
+        """True if ``shape`` lies between ``min`` and ``max``."""
         return len(shape) == len(self.min) and all(
             low <= dim <= high for low, dim, high in zip(self.min, shape, self.max, strict=True)
         )
@@ -112,7 +114,7 @@ DEFAULT_BATCHES = Profile((1,), (8,), (64,))
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution or pooling slides over its input; pairs are (height, width), padding (t, l, b, r)."""
+    """The sliding window of a convolution or pooling; pairs are (height, width), padding (t, l, b, r)."""
 
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)

@@ -20,7 +20,7 @@ _NOTHING_IN_COMMON = "the baseline has no row in common with this bench; give th
 
 
 def load_report(path: Path) -> BenchReport:
-    """What ``bench --json`` printed.
+    """The report that ``bench --json`` printed.
 
     Raises:
         InputError: missing, or something else.
@@ -29,7 +29,7 @@ def load_report(path: Path) -> BenchReport:
     try:
         return msgspec.json.decode(path.read_bytes(), type=BenchReport)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected what bench --json printed ({error})") from error
+        raise InputError(f"{path}: expected the JSON of a bench ({error})") from error
 
 
 def check_comparable(baseline: BenchReport, paths: Sequence[Path], batches: Sequence[int]) -> None:

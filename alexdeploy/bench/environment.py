@@ -1,4 +1,4 @@
-"""Where a benchmark was run: what a reader needs in order to compare or repeat it."""
+"""The machine of a benchmark: everything a reader needs to compare or repeat it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _cpu(field: str) -> str:
 
 
 def _gpu() -> dict[str, str] | None:
-    """What nvidia-smi says of the first GPU; None without nvidia-smi."""
+    """The first GPU by nvidia-smi; None without nvidia-smi."""
     query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", "--id=0"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout

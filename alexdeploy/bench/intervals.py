@@ -1,4 +1,4 @@
-"""What the raw samples support: percentiles, and intervals from a bootstrap over blocks of rounds.
+"""Percentiles of the raw samples, and intervals from a bootstrap over blocks of rounds.
 
 Calls within a turn, and turns close in time, are not independent, so whole blocks of rounds are drawn, never calls.
 Blocks are doubled until neighbours are uncorrelated (batch means, as for the output of a simulation). Percentile
@@ -44,7 +44,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the reference; above 1 is faster.
+    """Speed relative to the reference; above 1 is faster.
 
     ``ci99`` is its 99 % confidence interval: a table asks many such questions at once. ``faster`` and ``slower`` are
     said only where the interval lies beyond 1 by more than ``SAME``; else it is ``too noisy`` where it spans over 10 %.

@@ -1,4 +1,4 @@
-"""How far a latency is from what this machine could do at best (the roofline model of Williams et al., CACM 2009).
+"""The best latency that this machine allows (the roofline model of Williams et al., CACM 2009).
 
 A call has to read every weight and the images once, and to carry out every multiplication and addition. The machine's
 own rates for both are measured in the same bench.

@@ -1,4 +1,4 @@
-"""What a bench says, as values; the JSON form is these, key by key."""
+"""The results of a bench as values; the JSON form is these, key by key."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Row:
 
     Attributes:
         latency_ms: host to host: a float32 batch in host memory goes in, logits in host memory come out.
-        device_ms: in the runtime's own memory, without host copies; a runtime on the CPU has none, so where it gives
-            no call of its own for this, the figures are those of ``latency_ms``.
+        device_ms: in the runtime's own memory, without host copies. CPU runtimes have none; unless the runner
+            has a call of its own for this, it equals ``latency_ms``.
         end_to_end_ms: from encoded images (in the page cache): decoded, preprocessed on one thread, then as above.
         images_per_s: batch over median of ``latency_ms``.
         ratio: speed against the reference, the first row that ran, at the same batch; None for the reference.
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What makes it the same row in another bench."""
+        """The identity of the row in another bench."""
         return self.artifact, self.runtime, self.precision, self.batch
 
 

@@ -71,6 +71,14 @@ def run_bench(
         UnavailableError: ``server_ms`` without LoadGen.
         InputError: an unusable file, contracts that differ, or labels that do not match the data set.
         UsageError: a file that none of ``runtimes`` takes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import run_bench
+        >>> from alexdeploy.data.sources import load_dataset
+        >>> report = run_bench([Path("model.onnx"), Path("int8.onnx")], load_dataset("digits", "val"), seconds=1)
+        >>> [row.batch for row in report.rows]
+        [1, 8, 1, 8]
     """
     if server_ms is not None:
         require("mlperf_loadgen")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.runners.base import Runner
+from alexdeploy.specs import Progress
 
 BOUNDARIES = ("host", "device", "end_to_end")
 _SHARES = {"host": 2, "device": 1, "end_to_end": 1}  # of the time: the ratios are of host to host
@@ -23,7 +24,7 @@ Timings = dict[tuple[int, int, str], Rounds]
 
 
 class _Group(NamedTuple):
-    """What takes turns: one call of each candidate, on the same images within the same boundary."""
+    """Calls that take turns: one of each candidate, on the same images within the same boundary."""
 
     batch: int
     boundary: str
@@ -36,7 +37,7 @@ def time_runners(
     contract: Contract,
     batches: Sequence[int],
     deadline: float,
-    progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> Timings:
     """Rounds by (index of the runner, batch, boundary), finished at ``deadline`` (``time.perf_counter``) if it can be.
 

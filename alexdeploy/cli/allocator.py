@@ -1,4 +1,4 @@
-"""How glibc's allocator treats large arrays: a choice for the whole process, so only commands make it."""
+"""glibc's allocator and large arrays: a setting for the whole process, so only commands make it."""
 
 from __future__ import annotations
 

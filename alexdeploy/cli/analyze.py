@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
 from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress
+from alexdeploy.specs import DEFAULT_METHOD, Method
 
 if TYPE_CHECKING:
     from alexdeploy.quantize.search import Sensitivity
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 @click.option("--ranges", type=FILE, required=True, metavar="ranges.json", help="What calibrate wrote.")
 @click.option(
     "--method",
-    type=click.Choice(["minmax", "entropy", "percentile", "mse"]),
-    default="mse",
+    type=click.Choice(get_args(Method)),
+    default=DEFAULT_METHOD,
     show_default=True,
     help="How the clipping range was chosen.",
 )

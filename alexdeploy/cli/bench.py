@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -12,25 +12,17 @@ from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, 
 from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress, terminal_width
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import check_output
+from alexdeploy.specs import Runtime
 
 if TYPE_CHECKING:
     from alexdeploy.bench.results import BenchReport
 
-RUNTIMES = (
-    "pytorch",
-    "onnxruntime-cpu",
-    "openvino",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "tensorrt",
-    "tensorrt-rtx",
-)
 _MAX_DROP = 1.0
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report goes beside the terminal, and whether its table shows every column."""
+    """Files to write beside the terminal, and the width of the table."""
 
     html: Path | None
     markdown: Path | None
@@ -59,8 +51,8 @@ report_options = option_group(
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice(["auto", *RUNTIMES]),
-    help="Only these; auto measures all that apply and chooses.  [default: the usual one for each file]",
+    type=click.Choice(["auto", *get_args(Runtime)]),
+    help="Runtimes to measure; auto tries all that can run the files and chooses.  [default: the usual one of each]",
 )
 @click.option(
     "--max-drop",
@@ -132,7 +124,7 @@ def command(
             artifacts,
             dataset,
             batches=sizes,
-            runtimes=[name for name in runtimes if name != "auto"] or (RUNTIMES if auto else ()),
+            runtimes=[name for name in runtimes if name != "auto"] or (get_args(Runtime) if auto else ()),
             seconds=seconds,
             max_drop=(_MAX_DROP if max_drop is None else max_drop) if auto else None,
             server_ms=server_ms,

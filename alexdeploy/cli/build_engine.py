@@ -37,7 +37,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class _Precision:
-    """What ``--fp16``, ``--int8`` and what goes with them ask for."""
+    """The precision that the options name: ``--fp16``, ``--int8`` and theirs."""
 
     fp16: bool
     lrn: str

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from alexdeploy.specs import Method
+from alexdeploy.specs import DEFAULT_METHOD, Method, Split
 
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
@@ -72,7 +72,7 @@ class DataChoice:
     root: Path | None
     skip_bad_images: bool
 
-    def open(self, split: Literal["train", "val"]) -> ImageDataset:
+    def open(self, split: Split) -> ImageDataset:
         """One split of it."""
         from alexdeploy.data.sources import load_dataset
 
@@ -112,7 +112,7 @@ def method_option(*more: str) -> Callable[[Command], Command]:
     return click.option(
         "--method",
         type=click.Choice([*get_args(Method), *more]),
-        help=f"How the clipping range is chosen{also}.  [default: mse]",
+        help=f"How the clipping range is chosen{also}.  [default: {DEFAULT_METHOD}]",
     )
 
 

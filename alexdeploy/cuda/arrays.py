@@ -35,7 +35,7 @@ class DeviceArray:
 
 
 def is_on_device(array: object) -> bool:
-    """Whether it lies on a CUDA device; False for anything in host memory."""
+    """True if it lies on a CUDA device; False for anything in host memory."""
     if hasattr(array, "__dlpack_device__"):
         return int(array.__dlpack_device__()[0]) == _CUDA
     return hasattr(array, "__cuda_array_interface__")

@@ -67,11 +67,11 @@ class Stream(ABC):
 
     @abstractmethod
     def follow(self, other: int) -> None:
-        """What is enqueued from now on waits for what ``other`` (a ``CUstream``) holds now."""
+        """Work enqueued from now on waits for the work that ``other`` (a ``CUstream``) holds now."""
 
     @abstractmethod
     def lead(self, other: int) -> None:
-        """What is enqueued on ``other`` from now on waits for what this stream holds now."""
+        """Work enqueued on ``other`` from now on waits for the work that this stream holds now."""
 
     @abstractmethod
     def capture(self, enqueue: Callable[[], bool]) -> Graph | None:
@@ -109,7 +109,7 @@ class Device(ABC):
 
 
 def twice(call: Callable[[], object]) -> None:
-    """Push or pop a context, trying once more after a failure, which may report an error of earlier work.
+    """Push or pop a context, retrying once: the first failure may be a deferred error of an earlier call.
 
     A context that cannot be pushed leaks what was to be released in it, and PyCUDA aborts the process when a thread
     ends with one left.
@@ -121,5 +121,5 @@ def twice(call: Callable[[], object]) -> None:
 
 
 def has_cuda_python() -> bool:
-    """Whether ``cuda.bindings.driver`` is installed."""
+    """True if ``cuda.bindings.driver`` is installed."""
     return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None

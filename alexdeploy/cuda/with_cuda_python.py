@@ -105,7 +105,7 @@ class Order:
         self._event: Any = None
 
     def wait(self, waiting: int, ahead: int) -> None:
-        """What is enqueued on ``waiting`` from now on waits for what ``ahead`` holds now."""
+        """Work enqueued on ``waiting`` from now on waits for the work that ``ahead`` holds now."""
         if self._event is None:
             self._event = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
         check(driver.cuEventRecord(self._event, ahead))

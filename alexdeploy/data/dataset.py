@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the tool: named, labelled images that can be read one at a time."""
+"""Data sets: named, labelled images that can be read one at a time."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class ImageDataset:
 
 
 def split_by_name(names: Sequence[str], held_out: float = 0.2) -> list[bool]:
-    """Whether each name belongs to the held-out part: the ``held_out`` share with the smallest SHA-256 of its name.
+    """True for each name of the held-out part: the ``held_out`` share with the smallest SHA-256 of its name.
 
     The choice depends on the names alone, neither on their order nor on the machine. At least one name is held out
     and one kept when there are two or more.

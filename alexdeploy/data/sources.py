@@ -1,4 +1,4 @@
-"""Where data sets come from: scikit-learn's digits, the files of MNIST, Fashion-MNIST and CIFAR-10, image folders.
+"""The sources of data sets: scikit-learn's digits, the files of MNIST, Fashion-MNIST and CIFAR-10, image folders.
 
 They are read with NumPy rather than torchvision so that a build server can calibrate without installing torch.
 """
@@ -9,7 +9,6 @@ import gzip
 import os
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,8 @@ from PIL import Image
 from alexdeploy.data.dataset import ImageDataset, split_by_name
 from alexdeploy.errors import InputError
 from alexdeploy.pickled import load_arrays
+from alexdeploy.specs import Split
 
-Split = Literal["train", "val"]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 NAMED = ("digits", "mnist", "fashion-mnist", "cifar10")
 _DIGITS = tuple("0123456789")

@@ -146,7 +146,7 @@ class Execution:
             raise self._failed("the engine could not be enqueued")
 
     def layer_times_ms(self, batch: npt.NDArray[np.float32], runs: int) -> dict[str, list[float]]:
-        """What TensorRT's profiler measures of each layer, run by run, in a context of its own."""
+        """The time of each layer by TensorRT's profiler, run by run, in a context of its own."""
         shape = self.load(batch)
         context = self._new_context(graph=False)
         context.profiler = profiler = layer_profiler(self._engine.library)

@@ -1,4 +1,4 @@
-"""What a running build tells, and how it is stopped."""
+"""Progress of a running build, and its interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to build an engine: the settings that a caller chooses, beside what the graph says."""
+"""The settings of a build that a caller chooses. Everything else is in the graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alexdeploy.specs import DEFAULT_BATCHES, Builder, Profile
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """What the builder itself is given.
+    """Settings of the builder itself.
 
     Attributes:
         workspace_bytes: largest scratch memory a kernel may take; None leaves it to TensorRT (all of the device's).
@@ -32,7 +32,7 @@ class BuilderOptions:
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How to build. Precision is not among them: it is in the graph.
+    """Settings of ``build_engine``. Precision is not among them: it is in the graph.
 
     Attributes:
         builder: the library; ``auto`` is TensorRT where it is installed and a GPU answers, else TensorRT-RTX.

@@ -28,7 +28,7 @@ from alexdeploy.specs import BuilderName, Precision, Profile, TensorSpec
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an engine; the ``details`` of its sidecar, and what ``build-engine --json`` prints.
+    """Everything known of an engine: the ``details`` of its sidecar, and the JSON of ``build-engine``.
 
     Of an engine that is trusted without a sidecar only ``builder`` is known; its ``version`` is empty.
 

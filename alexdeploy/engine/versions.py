@@ -28,7 +28,7 @@ _NOT_RTX = (9, 10, 11)  # major compute capabilities without an RTX GPU
 
 
 class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
-    """Where else than on the machine that builds it an engine may run.
+    """The other machines on which an engine may run.
 
     Attributes:
         hardware: TensorRT: on GPUs of the same model, of the same compute capability, or on Ampere and newer.
@@ -48,7 +48,7 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
         return built <= here and here[0] - built[0] <= 1
 
     def takes_gpu(self, builder: BuilderName, built_on: Gpu | None, here: Gpu) -> bool:
-        """Whether an engine built on one GPU (None: on a machine without) runs on another."""
+        """True if an engine built on one GPU (None: on a machine without) runs on another."""
         capability = _numbers(here.compute_capability)
         if builder == "tensorrt-rtx":
             portable = capability >= (8,) and capability[0] not in _NOT_RTX
@@ -81,7 +81,7 @@ class Library:
 
     @property
     def reports_kernels(self) -> bool:
-        """Whether a build prints which kernels it chose; of TensorRT's engines only a running one can be asked."""
+        """True if a build prints which kernels it chose. TensorRT reports them only for a running engine."""
         return self.name == "tensorrt-rtx"
 
     def network_flags(self, *, implicit: bool = False) -> int:
@@ -93,7 +93,7 @@ class Library:
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether CUDA graphs are ours to capture; TensorRT-RTX, which specializes kernels as it runs, has its own."""
+        """True if we capture CUDA graphs. TensorRT-RTX specializes kernels as it runs, and captures its own."""
         return self.name == "tensorrt"
 
     def create_context(self, engine: trt.ICudaEngine, *, graph: bool = True) -> trt.IExecutionContext | None:

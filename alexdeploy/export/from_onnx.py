@@ -25,7 +25,7 @@ from alexdeploy.specs import Progress
 
 @dataclass(frozen=True)
 class AdoptResult:
-    """What the written file holds by operator, the LRN nodes put back, and how close it is to the original."""
+    """Operators of the written file, the LRN nodes put back, and its distance from the original."""
 
     ops: dict[str, int]
     fused: list[str]
@@ -52,8 +52,9 @@ def adopt_onnx(
         >>> from pathlib import Path
         >>> from alexdeploy import adopt_onnx
         >>> from alexdeploy.recipe import load_contract
-        >>> adopt_onnx(Path("foreign.onnx"), load_contract("alexnet-mnist"), Path("adopted.onnx")).fused
-        ['lrn1', 'lrn2']
+        >>> adopted = adopt_onnx(Path("foreign.onnx"), load_contract("alexnet-mnist"), Path("adopted.onnx"))
+        >>> adopted.ops["LRN"]
+        2
     """
     files.check_output(output, path)
     original = load_onnx(path)

@@ -32,7 +32,7 @@ _LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on bey
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What the written file holds, operator by operator, and how close it is to PyTorch."""
+    """Operators of the written file, and its distance from PyTorch."""
 
     ops: dict[str, int]
     parity: Parity

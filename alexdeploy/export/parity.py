@@ -22,7 +22,7 @@ Batch = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far ONNX Runtime is from the original: max|difference| / max|original|, the largest over all batches tried.
+    """ONNX Runtime's distance from the original: max|difference| / max|original|, the largest over all batches.
 
     ``real_inputs`` is None where there were no real images to try.
     """

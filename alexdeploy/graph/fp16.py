@@ -33,8 +33,8 @@ def largest_values(model: ir.Model) -> dict[str, ir.Value]:
     """The values whose largest magnitude decides whether FP16 is safe, each with the value to measure it at.
 
     They are the outputs of operators that can enlarge their input, and for an LRN, as its node's name, its sum of
-    squares, which the graph does not show. What only a ReLU reads is measured behind it, where it is in memory: below
-    FP16's range it becomes -inf, and then 0 all the same.
+    squares, which the graph does not show. A value that only a ReLU reads is measured after the
+    ReLU: a negative overflow becomes -inf and then 0, which is still correct.
     """
     found = {}
     for node in model.graph:
@@ -49,7 +49,7 @@ def largest_values(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def headroom(largest: Mapping[str, float]) -> dict[str, float]:
-    """How many times each value fits below 65504; inf for a value that was always zero."""
+    """65504 over the largest magnitude of each value; inf for a value that was always zero."""
     return {name: LIMIT / value if value > 0 else float("inf") for name, value in largest.items()}
 
 
@@ -114,7 +114,7 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
 
 
 def _overflows(node: ir.Node) -> bool:
-    """Whether a constant of the node leaves FP16's range (±65504)."""
+    """True if a constant of the node leaves FP16's range (±65504)."""
     for value in node.inputs:
         if value is not None and value.const_value is not None and value.dtype == _FLOAT:
             array = value.const_value.numpy()

@@ -1,4 +1,4 @@
-"""How much device memory a graph will need, from its shapes alone."""
+"""The device memory that a graph will need, from its shapes alone."""
 
 from __future__ import annotations
 

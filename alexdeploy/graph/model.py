@@ -186,8 +186,8 @@ def contract_of(model: ir.Model, origin: str) -> Contract:
     text = model.metadata_props.get(METADATA_KEY)
     if text is None:
         raise InputError(
-            f"{origin}: carries no preprocessing contract (metadata '{METADATA_KEY}'); give it one: "
-            "alexdeploy adopt MODEL.onnx --contract NETWORK -o out.onnx"
+            f"{origin}: carries no preprocessing contract (metadata '{METADATA_KEY}'); adopt the file with "
+            "the `contract` of its network (alexdeploy adopt)"
         )
     return Contract.from_json(text, origin)
 

@@ -52,7 +52,7 @@ def quantize_weight(
 
 @dataclass(frozen=True)
 class TensorRange:
-    """What quantization must represent of an activation: |x| up to ``amax``, and whether x is ever negative."""
+    """The range of an activation: |x| up to ``amax``, and if x is ever negative."""
 
     amax: float
     nonnegative: bool = False
@@ -96,8 +96,8 @@ def insert_qdq(
     opset = model.opset_imports.get("", 0)
     if opset < _FIRST_OPSET:
         raise InputError(
-            f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file with "
-            "alexdeploy adopt MODEL.onnx --contract NETWORK -o out.onnx, which raises it"
+            f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file "
+            "(alexdeploy adopt), which raises it"
         )
     model = name_unnamed(model)  # what is written is named after the nodes
     nodes = weighted_nodes(model)
@@ -227,7 +227,7 @@ class _Writer:
 
 
 def _output_of(weighted: WeightedNode) -> ir.Value | None:
-    """Where the node's output can be quantized: behind its ReLU when that is its only user; None at a graph output."""
+    """The value to quantize as the node's output: that of its ReLU if nothing else reads it; None at a graph output."""
     output = weighted.node.outputs[0]
     users = output.consumers()
     if len(users) == 1 and users[0].op_type == "Relu" and not output.is_graph_output():

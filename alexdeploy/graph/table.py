@@ -60,7 +60,7 @@ def _window(node: ir.Node) -> Window | None:
 
 
 def _whole_map(node: ir.Node) -> Window:
-    """What flattens a map, or averages it, sees all of it at once."""
+    """A layer that flattens or averages a map sees all of it at once."""
     before, after = (value.shape if value is not None else None for value in (node.inputs[0], node.outputs[0]))
     if (
         before is None

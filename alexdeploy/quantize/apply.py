@@ -16,10 +16,9 @@ from alexdeploy.graph.model import PreparedGraph, load_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.specs import Dialect, Method
+from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method
 
 Ranges = RangeFile | tensorrt_cache.CalibrationCache
-DEFAULT_METHOD: Method = "mse"
 
 
 @dataclass(frozen=True)

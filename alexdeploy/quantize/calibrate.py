@@ -173,7 +173,7 @@ def _check_shape(name: str, shape: tuple[int, ...], count: int, first: int) -> N
 
 
 def _measured(model: ir.Model) -> dict[str, tuple[str, Callable[[float], float]]]:
-    """Where the lowered graph shows each of ``largest_values``: (tensor, function of its largest magnitude)."""
+    """The tensor of the lowered graph for each of ``largest_values``, and the function of its largest magnitude."""
     lowered = {str(value.name) for node in lower_lrn(model).graph for value in node.outputs}
     measured: dict[str, tuple[str, Callable[[float], float]]] = {}
     for name, value in largest_values(model).items():

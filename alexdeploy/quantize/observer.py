@@ -1,4 +1,4 @@
-"""What is remembered of an activation while calibrating: a constant amount, whatever the number of images."""
+"""The statistics of one activation during calibration, in constant memory for any number of images."""
 
 from __future__ import annotations
 

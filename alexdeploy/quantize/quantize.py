@@ -32,7 +32,7 @@ from alexdeploy.specs import Dialect, Method, Progress
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """How to quantize.
+    """Settings of ``quantize_onnx``.
 
     Attributes:
         method: which of the range file's methods, or ``auto``: measured on images, then per tensor. None: mse, or
@@ -58,7 +58,7 @@ class QuantizeSettings:
 
     @property
     def precision(self) -> PrecisionSettings:
-        """What every layer that is quantized gets."""
+        """The precision of every layer that is quantized."""
         return PrecisionSettings(int8=True, fp16=self.fp16, lrn_fp16=self.lrn_fp16, dialect=self.dialect)
 
 

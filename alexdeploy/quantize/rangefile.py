@@ -1,8 +1,9 @@
-"""The range file: what calibration saw, with the receipt that nothing was lost and the hashes of what it is for."""
+"""The range file: the result of calibration, the receipt that no image was lost, the hashes of model and contract."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from alexdeploy.graph.qdq import TensorRange
 from alexdeploy.quantize.methods import METHODS, PERCENTILE
 
 SCHEMA = 1
+_NO_OPTIONS: Mapping[str, Any] = {}
 
 
 class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,7 +57,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What an engine's sidecar says of its ranges."""
+        """The origin of the ranges, for an engine's sidecar."""
         return self.dataset | {"samples": self.samples}
 
     def check_receipt(self) -> None:
@@ -98,10 +100,12 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise GateError(f"the ranges were calibrated with other preprocessing than {path} names; calibrate again")
 
 
-def save_ranges(path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...], options: dict[str, Any]) -> None:
+def save_ranges(
+    path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...] = (), options: Mapping[str, Any] = _NO_OPTIONS
+) -> None:
     """Write the file, indented and sorted, with its sidecar."""
     data = msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n"
-    files.write_artifact(path, data, "ranges", parents=parents, options=options)
+    files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
 
 
 def load_ranges(path: Path) -> RangeFile:

@@ -1,4 +1,4 @@
-"""What quantization costs, measured: layer by layer, method against method, and down to an accuracy budget.
+"""The measured cost of quantization: layer by layer, method by method, and down to an accuracy budget.
 
 Every answer here comes from running the quantized graph on images and comparing its logits with the float model's.
 """
@@ -40,7 +40,7 @@ TensorRanges = Mapping[str, TensorRange]
 
 @dataclass(frozen=True)
 class Score:
-    """How close a quantized model is to the float one on the same images.
+    """The distance of a quantized model from the float one on the same images.
 
     Attributes:
         sqnr_db: power of the float logits over power of the error, in dB; more is better.
@@ -127,7 +127,7 @@ class QuantizationScorer:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantizing one layer alone costs; ``macs_share`` is its part of the multiply-accumulates."""
+    """The cost of quantizing one layer alone; ``macs_share`` is its part of the multiply-accumulates."""
 
     layer: str
     score: Score
@@ -220,7 +220,7 @@ def _attempt(scorer: QuantizationScorer, ranges: TensorRanges, kept: tuple[str, 
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """What was chosen, and the scores that tell why.
+    """The choice, and the scores that it was made by.
 
     Attributes:
         ranges: by tensor.

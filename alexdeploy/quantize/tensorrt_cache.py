@@ -48,7 +48,7 @@ class CalibrationCache(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What an engine's sidecar says of its ranges."""
+        """The origin of the ranges, for an engine's sidecar."""
         return {"cache": self.name, "sha256": self.sha256, "calibrator": self.calibrator}
 
     def of(self, method: str) -> dict[str, TensorRange]:
@@ -151,7 +151,7 @@ def read_cache(text: str, origin: str) -> dict[str, float]:
 
 
 def is_cache(path: Path) -> bool:
-    """Whether a file begins as a cache does; False where it cannot be read."""
+    """True if a file begins as a cache does; False if it cannot be read."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -324,14 +324,14 @@ def kind_of(path: Path) -> Kind:
     return kind
 
 
-def open_artifact(path: Path) -> Artifact:
-    """Open a file that carries a preprocessing contract; nothing is run and no engine is deserialised.
+def open_artifact(source: Path | str | bytes | Artifact) -> Artifact:
+    """Open what carries a preprocessing contract; nothing is run and no engine is deserialised.
 
     Raises:
         InputError: not such a file, or without a preprocessing contract.
         GateError: an engine without its sidecar, or with one that does not match.
     """
-    artifact = _CLASSES[kind_of(path)](path)
+    artifact = _artifact_of(source)
     _ = artifact.contract
     return artifact
 
@@ -361,13 +361,16 @@ def load(
         ...     runner.infer(numpy.zeros((3, 1, 28, 28), numpy.float32)).shape
         (3, 10)
     """
+    return _artifact_of(source, runtime, trust=trust).runner(runtime, **options)
+
+
+def _artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = None, *, trust: bool = False) -> Artifact:
     if isinstance(source, Artifact):
-        return source.runner(runtime, **options)
+        return source
     if isinstance(source, str):
         source = Path(source)
     kind = kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
-    artifact = EngineArtifact(source, trust=trust) if kind == "engine" else _CLASSES[kind](source)
-    return artifact.runner(runtime, **options)
+    return EngineArtifact(source, trust=trust) if kind == "engine" else _CLASSES[kind](source)
 
 
 def _kind_of_bytes(content: bytes, runtime: str | None) -> Kind:

@@ -1,4 +1,4 @@
-"""What every runner is: open once, ``infer`` many times, ``close``."""
+"""The interface of every runner: open once, ``infer`` many times, ``close``."""
 
 from __future__ import annotations
 

@@ -29,18 +29,30 @@ class Classifier:
     """An engine, an ONNX file or a checkpoint that labels images. Threads may share it.
 
     Args:
-        artifact: the file, or what ``open_artifact`` gave.
+        artifact: the file, its bytes, or what ``open_artifact`` gave.
         runtime, options: as for ``load``.
         ten_crop: average over the four corners and the centre of each image and their mirror images.
 
     Raises:
         InputError, GateError, UnavailableError: as for ``load``; also a file without a preprocessing contract.
+
+    Example:
+        >>> from alexdeploy import Classifier
+        >>> with Classifier("model.onnx") as classifier:
+        ...     [(label, probability)] = classifier(["digit.png"])
+        >>> label
+        '0'
     """
 
     def __init__(
-        self, artifact: Path | str | Artifact, *, runtime: str | None = None, ten_crop: bool = False, **options: Any
+        self,
+        artifact: Path | str | bytes | Artifact,
+        *,
+        runtime: str | None = None,
+        ten_crop: bool = False,
+        **options: Any,
     ) -> None:
-        opened = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
+        opened = open_artifact(artifact)
         self.contract = opened.contract
         self.runner = opened.runner(runtime, **options)
         self._ten_crop = ten_crop
@@ -140,12 +152,20 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     return found
 
 
-def predict(artifact: Artifact, images: Sequence[Path], *, ten_crop: bool = False) -> Iterator[Prediction]:
+def predict(
+    artifact: Path | str | bytes | Artifact, images: Sequence[Path | str], *, ten_crop: bool = False
+) -> Iterator[Prediction]:
     """One prediction per image, in order; the last partial batch too.
 
     Raises:
         UnavailableError: nothing on this machine can run the artifact.
         InputError: an image that cannot be read.
+
+    Example:
+        >>> from alexdeploy import predict
+        >>> [prediction] = predict("model.onnx", ["digit.png"])
+        >>> prediction.label
+        '0'
     """
     with Classifier(artifact, ten_crop=ten_crop) as classifier:
         for path, (label, probability) in zip(images, classifier(images), strict=True):

@@ -23,7 +23,7 @@ Weights = Mapping[str, npt.NDArray[np.generic]]
 
 
 def with_fast_lrn(model: ir.Model, origin: str) -> tuple[bytes, Weights]:
-    """What ONNX Runtime is to load: the graph with its LRN lowered and without its large weights, and those.
+    """The graph with its LRN lowered and without its large weights, and those weights: for ONNX Runtime to load.
 
     Where the fast form does not give the native kernel's answers, a warning says so and the kernel stays.
     """
@@ -41,7 +41,7 @@ def warn_of_slow_lrn(source: Path | bytes, origin: str, cause: Exception) -> Non
 
 
 def _is_proven(model: ir.Model, lowered: ir.Model, origin: str) -> bool:
-    """Whether each LRN that was lowered gives the kernel's answers, alone, on small and on large values."""
+    """True if each LRN that was lowered gives the kernel's answers, alone, on small and on large values."""
     from alexdeploy.graph.lrn.lower import lower_lrn, lrn_alone
     from alexdeploy.graph.model import model_bytes
 

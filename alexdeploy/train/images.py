@@ -39,15 +39,15 @@ class Pixels:
             InputError: an image cannot be read and the data set does not skip such images.
         """
         self._dataset, self._contract, self._cropped = dataset, contract, cropped
-        room_bytes = _MEMORY_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        budget_bytes = _MEMORY_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._kept: list[Tensor] | Tensor | None = []
         self._good: list[int] = []
         for index, image in dataset.images():
             self._good.append(index)
             if isinstance(self._kept, list):
                 self._kept.append(self._prepare(image))
-                room_bytes -= self._kept[-1].nbytes
-                if room_bytes < 0:
+                budget_bytes -= self._kept[-1].nbytes
+                if budget_bytes < 0:
                     self._kept = None
                     if not dataset.skip_bad:  # otherwise go on, to find the bad ones
                         self._good = list(range(len(dataset)))
@@ -61,7 +61,7 @@ class Pixels:
 
     @property
     def are_stacked(self) -> bool:
-        """Whether all images lie in one array."""
+        """True if all images lie in one array."""
         return isinstance(self._kept, Tensor)
 
     def __getitem__(self, indices: Tensor) -> Tensor | list[Tensor]:
@@ -106,7 +106,7 @@ class Augmentation:
 
     @property
     def is_instant(self) -> bool:
-        """Whether a batch takes no work on single images."""
+        """True if a batch takes no work on single images."""
         return self._augment == "none" and self._pixels.are_stacked
 
     def batch(self, indices: Tensor, places: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:

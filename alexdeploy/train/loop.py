@@ -80,6 +80,16 @@ def train_network(
             ``path`` would overwrite.
         UnavailableError: ``cuda`` without a GPU.
         TrainingDivergedError: NaN or infinite loss.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import train_network
+        >>> from alexdeploy.data.sources import load_dataset
+        >>> from alexdeploy.recipe import load_recipe
+        >>> learn, judge = (load_dataset("digits", split).subset(64) for split in ("train", "val"))
+        >>> result = train_network(load_recipe("mnist-cnn"), learn, judge, Path("mnist-cnn.safetensors"))
+        >>> Path("mnist-cnn.safetensors").exists()
+        True
     """
     files.check_output(path, *([weights] if weights is not None else []))
     if learn.classes != judge.classes:

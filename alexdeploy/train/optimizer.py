@@ -1,4 +1,4 @@
-"""How weights begin, which of them learn, and how fast: initialisation, fine-tuning, optimizer and schedule."""
+"""Initialisation, fine-tuning, optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Processes:
                 signal.signal(number, handler)
 
     def any_signalled(self) -> bool:
-        """Whether any process has been told to stop; all of them hear the same answer at the same step."""
+        """True if any process was told to stop; the same answer in all of them at the same step."""
         return self.total(len(self.signalled))[0] > 0
 
     def obey_signal(self) -> NoReturn:
@@ -101,15 +101,15 @@ def join_processes(device: str) -> Iterator[Processes]:
         UsageError: a launcher that was asked for several processes has started one.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
+        raise UnavailableError("`device` cuda: PyTorch finds no CUDA device; use cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         launched = "MASTER_ADDR" in os.environ and any(name.startswith("ACCELERATE_") for name in os.environ)
         if launched and "WORLD_SIZE" not in os.environ:
             raise UsageError(
-                "accelerate launch was asked for several processes and started one; give it --multi_gpu, or start them "
-                "with torchrun --nproc_per_node N -m alexdeploy train ..."
+                "accelerate launch was to start several processes and started one; see its option multi_gpu, or "
+                "start them with torchrun"
             )
         yield Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
         return

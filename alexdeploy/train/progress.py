@@ -1,4 +1,4 @@
-"""What a training run shows of itself, and keeps beside the checkpoint: a log and its curves."""
+"""Progress of a training run: a log and its curves, beside the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alexdeploy import files
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch showed.
+    """The figures of one epoch.
 
     ``train_loss`` is the mean over its images, with augmentation, dropout and label smoothing; ``val_loss`` (plain
     cross entropy) and ``top1`` are over the held-out split.

@@ -30,7 +30,7 @@ class TrainingDivergedError(GateError):
 
 
 def uses_bf16(precision: str, processes: Processes) -> bool:
-    """Whether to train in bfloat16 autocast; all processes hear the same answer.
+    """True if training uses bfloat16 autocast; the same answer in all processes.
 
     ``auto`` asks the hardware: of the CPUs that have bfloat16 some compute it more slowly than float32.
     """
@@ -123,7 +123,9 @@ class Stepper:
             logits = self._model(images.to(device, non_blocking=True))
         smoothing = self._settings.label_smoothing
         losses = cross_entropy(logits.float(), labels.to(device), reduction="none", label_smoothing=smoothing)
-        local = losses[:counted].sum() + 0 * losses.sum()  # the second term: an image that does not count
+        local = (
+            losses[:counted].sum() + 0 * losses.sum()
+        )  # the second term keeps padding images in the graph: every rank runs backward
         (loss,) = self._processes.total(float(local.detach()) / size)
         if not math.isfinite(loss):
             raise TrainingDivergedError(self._advice(number, loss, bf16))
@@ -135,7 +137,7 @@ class Stepper:
     def _advice(self, number: int, loss: float, bf16: bool) -> str:
         rate = float(self._optimizer.param_groups[0]["lr"])
         text = (
-            f"the training loss became {loss} at step {number + 1}, learning rate {rate:.2g}; try --lr {rate / 5:.2g}"
+            f"the training loss became {loss} at step {number + 1}, learning rate {rate:.2g}; try `lr` {rate / 5:.2g}"
         )
         return f'{text}, or precision = "fp32" in the recipe' if bf16 else text
 

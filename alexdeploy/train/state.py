@@ -18,7 +18,7 @@ from alexdeploy.train.progress import Epoch
 
 @dataclass
 class State:
-    """How far a run is.
+    """The position of a run.
 
     Random choices are functions of seed and step, so no generator needs saving.
 
@@ -57,7 +57,7 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, A
         UsageError: it belongs to a run with other settings or other images (named).
     """
     if not path.exists():
-        raise InputError(f"{path}: no such file, so there is no run to resume; start one without --resume")
+        raise InputError(f"{path}: no such file, so there is no run to resume; start one without `resume`")
     files.check_input(path)
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)

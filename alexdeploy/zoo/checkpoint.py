@@ -79,10 +79,10 @@ def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
         contract = Contract.from_json(metadata[_CONTRACT], str(path))
         metrics = _decode(metadata.get(_METRICS, "{}"), dict[str, float], f"{path}: the metrics")
         if network not in (None, recipe.network.name):
-            raise UsageError(f"{path} holds '{recipe.network.name}', not '{network}'; leave --network out")
+            raise UsageError(f"{path} holds '{recipe.network.name}', not '{network}'; leave `network` out")
     elif network is None:
         raise UsageError(
-            f"{path}: a bare state dict does not say which network it is; alexdeploy export takes it with --network"
+            f"{path}: a bare state dict does not say which network it is; name it with `network` when exporting"
         )
     else:
         recipe = load_recipe(network)

@@ -41,7 +41,7 @@ def read_weights(path: Path, network: ConvNet) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself; nothing for the other kinds.
+    """The metadata of a safetensors file; empty for the other kinds.
 
     Raises:
         InputError: missing, empty or damaged.
@@ -170,7 +170,7 @@ def _from_caffe(layers: dict[str, list[np.ndarray[Any, Any]]], network: ConvNet)
 
 
 def _problems(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """What does not fit, in the order of the layers."""
+    """The mismatches, in the order of the layers."""
     expected = model.state_dict()
     problems = []
     for name, tensor in expected.items():

@@ -1,4 +1,4 @@
-"""The README's web service runs as printed, without torch, under several clients at once."""
+"""The web service of docs/guide/embed.md runs as printed, without torch, under several clients at once."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from PIL import Image
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import preprocess
+from tests.helpers.docs import ROOT, python_blocks
 from tests.helpers.graphs import conv_lrn_gemm, run
-from tests.helpers.readme import python_blocks
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=("ant", "bee", "cat", "dog"))
 PREAMBLE = "import sys\nfor name in ('torch', 'torchvision'): sys.modules[name] = None\n"
@@ -37,7 +37,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    _, block = python_blocks()
+    (block,) = (b for b in python_blocks(ROOT / "docs" / "guide" / "embed.md") if "serve_forever" in b)
     (tmp_path / "service.py").write_text(PREAMBLE + block.replace("8000", str(port)))
     with (tmp_path / "log").open("w") as log:
         service = subprocess.Popen([sys.executable, "service.py"], cwd=tmp_path, stdout=log, stderr=log)
@@ -54,7 +54,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         service.wait()
 
 
-def test_the_web_service_of_the_readme(address: str) -> None:
+def test_the_web_service_of_the_guide(address: str) -> None:
     pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)) for i in range(8)]
 
     def ask(picture: Image.Image) -> dict[str, object]:

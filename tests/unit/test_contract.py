@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from alexdeploy.contract import Contract
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, UsageError
 
 RGB = Contract(
     color="rgb", resize=256, crop=227, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), labels=("Löwenzahn", "b")
@@ -72,5 +72,5 @@ def test_text_that_is_no_json_of_a_contract_is_refused(text: str | bytes) -> Non
 
 
 def test_a_standard_deviation_that_is_not_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="std must be > 0"):
+    with pytest.raises(UsageError, match="std must be > 0"):
         Contract(color="gray", crop=28, mean=(0.0,), std=(float("nan"),))

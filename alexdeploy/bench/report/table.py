@@ -56,7 +56,7 @@ def ratio_text(ratio: Ratio) -> str:
 
 def _server_note(name: str, row: Row, server: Server) -> str:
     tried = f"best of {len(server.probes)} tried, random arrivals, up to {server.max_batch} images together"
-    tried += "" if server.searched else "; the search was cut off: give more --seconds"
+    tried += "" if server.searched else "; the search was cut off: give it more seconds"
     rate = f"{server.rate_per_s:.0f} images/s" if server.rate_per_s else "no rate tried stays"
     rate = rate if server.searched or not server.rate_per_s else f"at least {rate}"
     return f"server, {name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"

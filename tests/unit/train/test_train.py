@@ -187,7 +187,7 @@ def test_resume_refuses_other_settings_other_images_and_what_is_no_state(
 def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     recipe = _recipe(optimizer="sgd", learning_rate=1e6, schedule="step", augment="none")
     with pytest.raises(
-        TrainingDivergedError, match=r"loss became (nan|inf) at step \d+, learning rate 1e\+06; try --lr 2e"
+        TrainingDivergedError, match=r"loss became (nan|inf) at step \d+, learning rate 1e\+06; try `lr` 2e"
     ):
         _train(tmp_path, recipe)
     assert list(tmp_path.iterdir()) == []
