@@ -123,7 +123,7 @@ def _build(builder: BuilderName) -> str:
 
     library = load_library(builder)
     shapes = {"input": Profile.parse("1:2:2").with_sizes(_SHAPE)}
-    graph = BuilderInput(_lrn_model(), shapes, weighted=(), quantized=())
+    graph = BuilderInput(_lrn_model(), shapes, weighted=(), quantized={})
     plan, _ = EngineBuild(graph, BuilderOptions(), library).run()
     return f"{builder} {library.version}, LRN built into a plan of {len(plan)} bytes"
 

@@ -6,6 +6,10 @@ A message is one line that says what was found, what was expected and how to fix
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+_ALL_SHOWN = 20  # commands, recipes and options; layers may be more
+
 
 class AlexdeployError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -37,10 +41,22 @@ class GateError(AlexdeployError):
     exit_code = 5
 
 
+class InputWarning(UserWarning):
+    """A file that works and is not quite what it should be; one line, which the command line shows on stderr."""
+
+
+def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
+    """At most ``most`` entries on a line; of fifty layers it is "conv1, conv2, conv3 and 47 more"."""
+    found = list(names)
+    if len(found) <= most:
+        return separator.join(found)
+    return f"{separator.join(found[: most - 1])} and {len(found) - most + 1} more"
+
+
 def unknown_name(kind: str, found: str, valid: list[str]) -> str:
-    """One line for a misspelt name: what was found, the nearest valid name, all valid names."""
+    """One line for a misspelt name: what was found, the nearest valid name, all valid names where they fit a line."""
     import difflib
 
     near = difflib.get_close_matches(found, valid, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {kind} '{found}'; {hint}valid: {', '.join(sorted(valid))}"
+    return f"unknown {kind} '{found}'; {hint}valid: {few(sorted(valid), most=_ALL_SHOWN)}"

@@ -1,4 +1,4 @@
-"""What is inside a file or a network, in one form for all of them."""
+"""Describe a file or a network: layers, costs and precisions, in one form for all kinds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from alexdeploy.engine.record import read_engine
+from alexdeploy.engine.record import EngineRecord
 from alexdeploy.recipe import load_recipe
-from alexdeploy.runners.artifact import kind_of
+from alexdeploy.runners.artifact import CheckpointArtifact, EngineArtifact, OnnxArtifact, artifact_of
 from alexdeploy.specs import Layer
 
 
@@ -33,22 +33,17 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         >>> inspect_artifact(Path("model.onnx"))["ops"]["LRN"]
         2
     """
-    kind = kind_of(path)
-    if kind == "engine":
-        return _inspect_engine(path)
-    if kind == "onnx":
-        from alexdeploy.graph.model import load_onnx, op_counts
-        from alexdeploy.graph.table import layer_table
+    artifact = artifact_of(path)
+    if isinstance(artifact, EngineArtifact):
+        return _engine(artifact.record, artifact.size_bytes)
+    described = _described(artifact.kind, artifact.layers() or []) | {"size_bytes": artifact.size_bytes}
+    if isinstance(artifact, OnnxArtifact):
+        from alexdeploy.graph.model import op_counts
 
-        model = load_onnx(path)
-        return _described(kind, layer_table(model), op_counts(model)) | {"size_bytes": path.stat().st_size}
-    from alexdeploy.zoo.checkpoint import load_checkpoint
-    from alexdeploy.zoo.summary import summarize
-
-    checkpoint = load_checkpoint(path)
-    layers = summarize(checkpoint.model, checkpoint.contract.input_shape)
-    more = {"metrics": checkpoint.metrics, "contract": msgspec.to_builtins(checkpoint.contract)}
-    return _described(kind, layers) | {"size_bytes": path.stat().st_size} | more
+        return described | {"ops": op_counts(artifact.model)}
+    assert isinstance(artifact, CheckpointArtifact), "the third kind"
+    checkpoint = artifact.checkpoint
+    return described | {"metrics": checkpoint.metrics, "contract": msgspec.to_builtins(checkpoint.contract)}
 
 
 def inspect_network(name: str, classes: int) -> dict[str, Any]:
@@ -64,10 +59,10 @@ def inspect_network(name: str, classes: int) -> dict[str, Any]:
         return _described("network", summarize(model, recipe.preprocess.input_shape))
 
 
-def _described(kind: str, layers: list[Layer], ops: dict[str, int] | None = None) -> dict[str, Any]:
+def _described(kind: str, layers: list[Layer]) -> dict[str, Any]:
     return {
         "kind": kind,
-        "ops": ops or dict(sorted(Counter(layer.type for layer in layers).items())),
+        "ops": dict(sorted(Counter(layer.type for layer in layers).items())),
         "layers": [_row(layer) for layer in layers],
         **{
             total: sum(getattr(layer, total) for layer in layers)
@@ -82,17 +77,16 @@ def _row(layer: Layer) -> dict[str, Any]:
     return {**row, **(row.pop("window") or {})}
 
 
-def _inspect_engine(path: Path) -> dict[str, Any]:
-    details = read_engine(path).record
+def _engine(record: EngineRecord, size_bytes: int) -> dict[str, Any]:
     return {
         "kind": "engine",
-        "ops": dict(sorted(Counter(kernel.type for kernel in details.kernels).items())),
-        "layers": msgspec.to_builtins(details.kernels),
-        "size_bytes": path.stat().st_size,
-        "builder": details.builder,
-        "version": details.version,
-        "gpu": msgspec.to_builtins(details.gpu),
-        "profile": str(details.batches),
-        "precisions": details.precisions,
-        "layer_precisions": details.layer_precisions,
+        "ops": dict(sorted(Counter(kernel.type for kernel in record.kernels).items())),
+        "layers": msgspec.to_builtins(record.kernels),
+        "size_bytes": size_bytes,
+        "builder": record.builder,
+        "version": record.version,
+        "gpu": msgspec.to_builtins(record.gpu),
+        "profile": str(record.batches),
+        "precisions": record.precisions,
+        "layer_precisions": record.layer_precisions,
     }

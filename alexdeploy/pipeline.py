@@ -26,7 +26,7 @@ from alexdeploy.bench.run import run_bench
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.samples import real_images
 from alexdeploy.engine.options import BuildSettings
-from alexdeploy.engine.plan import build_engine, int8_verdict
+from alexdeploy.engine.plan import build_engine, precision_verdict
 from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.export.from_torch import export_onnx
@@ -341,7 +341,7 @@ class _Chain:
         def run(progress: Progress) -> str | None:
             settings = BuildSettings(builder=self._builder)
             record = build_engine(source, output, settings=settings, rebuild=self._rebuild, progress=progress)
-            return int8_verdict(record) if record.float_layers else None
+            return precision_verdict(record) if record.float_layers else None
 
         def is_of_this_builder() -> bool:
             with contextlib.suppress(UnavailableError):

@@ -32,13 +32,24 @@ class Precision(str, Enum):
     FP16 = "fp16"
     INT8 = "int8"
     INT8_FP16 = "int8+fp16"
+    FP8 = "fp8"
+    FP8_FP16 = "fp8+fp16"
 
     @classmethod
-    def of(cls, *, int8: bool, fp16: bool) -> Precision:
-        """``Precision.of(int8=True, fp16=False) is Precision.INT8``."""
-        if int8:
-            return cls.INT8_FP16 if fp16 else cls.INT8
-        return cls.FP16 if fp16 else cls.FP32
+    def of(cls, *, int8: bool, fp16: bool, fp8: bool = False) -> Precision:
+        """``Precision.of(int8=True, fp16=False) is Precision.INT8``; INT8 where there is FP8 too."""
+        quantized = "int8" if int8 else "fp8" if fp8 else ""
+        return cls("+".join(filter(None, (quantized, "fp16" if fp16 else ""))) or "fp32")
+
+    @property
+    def fp16(self) -> bool:
+        """FP16 where it is not quantized."""
+        return self in (Precision.FP16, Precision.INT8_FP16, Precision.FP8_FP16)
+
+    @property
+    def quantized(self) -> bool:
+        """INT8 or FP8 by Q/DQ."""
+        return self not in (Precision.FP32, Precision.FP16)
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class Field:
 class Layer:
     """One row of a layer table, for one image.
 
-    ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, INT8). ``output_shape`` excludes the batch;
+    ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, INT8, FP8). ``output_shape`` excludes the batch;
     ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without biases;
     ``memory_bytes`` are weights and output. A fully connected layer sees all of the maps before it.
     """

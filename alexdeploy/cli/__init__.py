@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import click
 
 from alexdeploy._version import __version__
-from alexdeploy.errors import AlexdeployError, UnavailableError, unknown_name
+from alexdeploy.cli.output import warn
+from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name
 from alexdeploy.optional import unavailable
 
 COMMANDS = (
@@ -83,12 +87,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; a user's mistake is one line on stderr, never a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that partial files are removed
-    code, message = _run(arguments)
+    with _warnings_in_one_line():
+        code, message = _run(arguments)
     if message:
         click.echo(f"error: {message}", err=True)
         if "--json" in arguments:
             click.echo(json.dumps({"error": message, "exit_code": code}))
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """The library's warnings on stderr, each once; those of other libraries as Python shows them."""
+    shown: set[str] = set()
+    with warnings.catch_warnings():
+        as_python_does = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, InputWarning):
+                as_python_does(message, category, filename, lineno, file, line)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                warn(_with_options(str(message)))
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", InputWarning)
+        yield
 
 
 def _with_options(message: str) -> str:

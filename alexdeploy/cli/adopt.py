@@ -8,6 +8,7 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
 from alexdeploy.cli.output import print_json, progress
+from alexdeploy.errors import few
 
 if TYPE_CHECKING:
     from alexdeploy.export.parity import Parity
@@ -56,7 +57,7 @@ def adopt(model: Path, name: str, data: DataChoice | None, output: Path, as_json
     if as_json:
         print_json({"model": str(output), "ops": result.ops, "fused_lrn": result.fused, "parity": result.parity})
         return
-    lrn = f"LRN put back: {', '.join(result.fused)}; " if result.fused else ""
+    lrn = f"LRN put back: {few(result.fused)}; " if result.fused else ""
     print_written(output, result.ops, result.parity, model.name, lrn)
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command("analyze")
 @click.argument("model", type=FILE)
-@click.option("--ranges", type=FILE, required=True, metavar="ranges.json", help="What calibrate wrote.")
+@click.option(
+    "--ranges", type=FILE, required=True, metavar="ranges.json", help="Range file from `alexdeploy calibrate`."
+)
 @click.option(
     "--method",
     type=click.Choice(get_args(Method)),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -37,7 +38,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class _Precision:
-    """The precision that the options name: ``--fp16``, ``--int8`` and theirs."""
+    """The values of ``--fp16``, ``--int8`` and the options that go with them."""
 
     fp16: bool
     lrn: str
@@ -126,7 +127,7 @@ _builder_options = option_group(
     ),
     click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too."),
     click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds."),
-    click.option("--strict", is_flag=True, help="Fail (exit 5) when an INT8 layer was built in float."),
+    click.option("--strict", is_flag=True, help="Fail (exit 5) when a quantized layer was built in float."),
 )
 
 
@@ -167,7 +168,7 @@ def command(
     implicit = None
     if precision.implicit:
         images = precision.ranges or (data.open("train").subset(samples) if data is not None else None)
-        assert images is not None, "_check has seen to it"
+        assert images is not None, "guaranteed by _check"
         implicit = ImplicitInt8(images, fp16=precision.fp16)
     dataset = data.open("train") if data is not None and implicit is None else None
     with progress(f"reading {model.name}") as bar:
@@ -207,12 +208,12 @@ def _with_precision(
 
 
 def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
-    from alexdeploy.engine.plan import build_planned, int8_verdict
+    from alexdeploy.engine.plan import build_planned, precision_verdict
 
     with progress("building") as bar:
         record = build_planned(plan, output, rebuild=rebuild, progress=bar)
     if record.float_layers:
-        warn(int8_verdict(record))
+        warn(precision_verdict(record))
     if as_json:
         import msgspec
 
@@ -241,7 +242,8 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
                 "builder": library.name,
                 "version": library.version,
                 "precision": precision,
-                "int8_layers": list(graph.quantized),
+                "int8_layers": [name for name, asked in graph.quantized.items() if asked == "INT8"],
+                "quantized": graph.quantized,
                 "shapes": shapes,
                 "options": plan.settings.options,
                 "memory": need,
@@ -249,7 +251,8 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
             }
         )
         return
-    quantized = f", {len(graph.quantized)} of {len(graph.weighted)} Conv/Gemm in INT8" if graph.quantized else ""
+    asked = Counter(graph.quantized.values())
+    quantized = "".join(f", {count} of {len(graph.weighted)} layers in {name}" for name, count in asked.items())
     inputs = "\n".join(f"input {name}: {shape}" for name, shape in shapes.items())
     free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
     click.echo(
@@ -262,10 +265,11 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
 
 
 def _show(output: Path, record: EngineRecord) -> None:
-    types = ", ".join(f"{count} {name}" for name, count in record.precisions.items() if count)
+    total = len(record.layer_precisions)
+    types = ", ".join(f"{count} of {total} layers in {name}" for name, count in record.precisions.items() if count)
     click.echo(
         f"{output}: {record.size_bytes / 1e6:.1f} MB in {record.build_seconds:.1f} s with {record.builder} "
-        f"{record.version}; Conv/Gemm kernels: {types or 'not reported by this builder'}"
+        f"{record.version}; {types or 'this builder does not report the types of its layers'}"
     )
 
 

@@ -29,7 +29,8 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     the same images, and the error is shown layer by layer.
 
     Exit code 5 when a layer's error is beyond what is normal for the precision. Where INT8 is wrong, the first
-    such layer has the wrong range on its input, or its own weights are at fault.
+    such layer has the wrong range on its input, or its own weights are at fault. The part of a layer's output that a
+    Relu or Clip removes does not count.
 
     \b
     Example: alexdeploy compare model.onnx int8.onnx --data digits
@@ -54,27 +55,31 @@ def show_divergence(result: Divergence) -> None:
     rows = result.layers
     columns = [
         Column("layer", [row.layer for row in rows], text=True, folds=True),
-        Column("type", [row.type for row in rows], text=True, rank=1),
+        Column("type", [row.type for row in rows], text=True, rank=2),
         Column("relative error", [f"{row.relative_l2:.2e}" for row in rows]),
-        Column("max error", [f"{row.max_abs:.2e}" for row in rows], rank=2),
-        Column("SQNR, dB", ["-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}" for row in rows], rank=3),
+        Column("max error", [f"{row.max_abs:.2e}" for row in rows], rank=3),
+        Column("SQNR, dB", ["-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}" for row in rows], rank=4),
     ]
+    if any(row.relative_l2 > result.band >= row.judged_l2 for row in rows):  # why such a layer is not red
+        judged = [f"{row.judged_l2:.2e}" if row.judged_at != row.layer else "" for row in rows]
+        columns.insert(3, Column("after activation", judged, rank=1))
     if result.first is not None:
         marks = ["<-- first beyond the band" if row.layer == result.first else "" for row in rows]
-        columns.append(Column("", marks, text=True, rank=4))
+        columns.append(Column("", marks, text=True, rank=5))
     title = f"{Path(result.b).name} against {Path(result.a).name}: {result.images} held-out images"
-    print_columns(columns, title=title, styles=["red" if row.relative_l2 > result.band else None for row in rows])
+    print_columns(columns, title=title, styles=["red" if row.judged_l2 > result.band else None for row in rows])
 
 
 def verdict(result: Divergence) -> str:
-    """What the table says, in words."""
+    """The result of the table in one sentence."""
     band = f"the {result.band:g} that is normal for {result.precision.value}"
     if result.first is None:
-        worst = max(result.layers, key=lambda row: row.relative_l2)
-        return f"every layer is within {band}; the largest error is {worst.relative_l2:.2g}, at {worst.layer}"
+        worst = max(result.layers, key=lambda row: row.judged_l2)
+        return f"every layer is within {band}; the largest error is {worst.judged_l2:.2g}, at {worst.judged_at}"
     found = next(row for row in result.layers if row.layer == result.first)
-    cause = "its input range, or its weights" if "int8" in result.precision.value else "its arithmetic and its weights"
+    cause = "its input range, or its weights" if result.precision.quantized else "its arithmetic and its weights"
+    after = f" after {found.judged_at}" if found.judged_at != found.layer else ""
     return (
         f"error: {Path(result.b).name} leaves {Path(result.a).name} at layer {found.layer}: its relative error "
-        f"{found.relative_l2:.2g} is beyond {band}; look at {cause}"
+        f"{found.judged_l2:.2g}{after} is beyond {band}; look at {cause}"
     )

@@ -11,13 +11,10 @@ import click
 
 from alexdeploy.cli.options import FILE, json_option
 from alexdeploy.cli.output import print_json, progress, terminal_width
-from alexdeploy.errors import GateError
+from alexdeploy.errors import GateError, few
 
 if TYPE_CHECKING:
     from alexdeploy.graph.lint import Finding
-
-
-_NAMES = 5  # of nodes with the same fault; --json has all
 
 
 @click.command("lint")
@@ -54,9 +51,8 @@ def show(findings: list[Finding]) -> None:
     for finding in findings:
         nodes.setdefault(dataclasses.replace(finding, node=""), []).append(finding.node)
     for fault, names in nodes.items():
-        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
         severity = click.style(fault.severity, fg={"error": "red", "warning": "yellow"}[fault.severity])
-        click.echo(f"{severity}: {', '.join(names[:_NAMES])}{more} ({fault.rule})")
+        click.echo(f"{severity}: {few(names)} ({fault.rule})")
         for name, text in (("found:", fault.found), ("fix:", fault.fix)):
             indent = f"  {name:<7}"
             click.echo(fill(text, terminal_width(), initial_indent=indent, subsequent_indent=" " * len(indent)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
+from alexdeploy.errors import few
 from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ def warn(text: str) -> None:
 def note_skipped(dataset: ImageDataset) -> None:
     """Say how many images were left out by ``--skip-bad-images``, and which."""
     if dataset.skipped:
-        shown = ", ".join(dataset.skipped[:5]) + (" …" if len(dataset.skipped) > 5 else "")
-        warn(f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {shown}")
+        warn(f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {few(dataset.skipped)}")
 
 
 @contextlib.contextmanager

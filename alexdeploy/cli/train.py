@@ -8,6 +8,7 @@ import click
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
+from alexdeploy.errors import few
 
 if TYPE_CHECKING:
     from alexdeploy.train import Epoch, Step, TrainResult
@@ -97,7 +98,7 @@ def command(
     note_skipped(learn)
     note_skipped(judge)
     if result.fresh:
-        note(f"{weights}: made for other classes; began anew: {', '.join(result.fresh)}")
+        note(f"{weights}: made for other classes; began anew: {few(result.fresh)}")
     _show_result(result, len(judge), as_json)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from alexdeploy.data.dataset import ImageDataset, split_by_name
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, few
 from alexdeploy.pickled import load_arrays
 from alexdeploy.specs import Split
 
@@ -186,4 +186,4 @@ def _check_same_classes(folder: Path) -> None:
     train, val = _class_folders(folder / "train"), _class_folders(folder / "val")
     if train != val:
         odd = sorted(set(train) ^ set(val))
-        raise InputError(f"{folder}: 'train' and 'val' hold different classes ({', '.join(odd[:5])})")
+        raise InputError(f"{folder}: 'train' and 'val' hold different classes ({few(odd)})")

@@ -46,13 +46,13 @@ class BuilderInput:
         source: the ONNX file, or a serialised, self-contained model.
         shapes: by input, the shapes to accept; an image input is (batch, C, H, W).
         weighted: names of its Conv, Gemm and MatMul nodes.
-        quantized: those of them that Q/DQ asks to run in INT8.
+        quantized: by name, the type that Q/DQ requests: INT8 or FP8.
     """
 
     source: bytes | Path
     shapes: Mapping[str, Profile]
     weighted: Sequence[str]
-    quantized: Sequence[str]
+    quantized: Mapping[str, str]
 
 
 class EngineBuild:
@@ -156,7 +156,7 @@ class EngineBuild:
     def _record(self, plan: memoryview, seconds: float) -> EngineRecord:
         kernels = parse_report(self._logger.kernels) if self._logger.kernels else []
         precisions = precisions_of_layers(kernels, self.graph.weighted)
-        quantized = self.graph.quantized if self.library.reports_kernels else ()
+        quantized = self.graph.quantized if self.library.reports_kernels else {}
         return EngineRecord(
             builder=self.library.name,
             version=self.library.version,
@@ -170,7 +170,8 @@ class EngineBuild:
             output=_spec(self._network.get_output(0), self.library),
             precisions=count_precisions(precisions),
             layer_precisions=precisions,
-            float_layers=tuple(name for name in quantized if precisions.get(name) != "INT8"),
+            quantized=dict(self.graph.quantized),
+            float_layers=tuple(name for name, asked in quantized.items() if precisions.get(name) != asked),
             kernels=tuple(kernels),
         )
 

@@ -26,7 +26,7 @@ class Kernel:
 
     Attributes:
         name, type: the builder's.
-        precision: type of the arithmetic, FLOAT, HALF or INT8: that of the first input, which decides.
+        precision: type of the arithmetic, FLOAT, HALF, INT8 or FP8: that of the first input, which decides.
         onnx_layers: names of the ONNX nodes it was made from.
         weighted: it multiplies with a weight matrix or filter (a constant with two or more dimensions over 1).
     """
@@ -47,8 +47,8 @@ def _kernel(match: re.Match[str]) -> Kernel:
     inputs = _TENSOR.findall(match["inputs"])
     constants = _TENSOR.findall(match["constants"])
     precision = inputs[0][1].upper() if inputs else "NONE"
-    if precision == "INT8" and match["type"] == "runtime_fusion":
-        precision = "FLOAT"  # it takes INT8 in, dequantizes, and multiplies in float
+    if precision in ("INT8", "FP8") and match["type"] == "runtime_fusion":
+        precision = "FLOAT"  # it takes 8 bits in, dequantizes, and multiplies in float
     return Kernel(
         name=match["name"],
         type=match["type"],
@@ -71,6 +71,6 @@ def precisions_of_layers(kernels: Iterable[Kernel], onnx_layers: Iterable[str]) 
 
 
 def count_precisions(precisions: dict[str, str]) -> dict[str, int]:
-    """``{"INT8": n, "HALF": n, "FLOAT": n}``, zeros included."""
+    """``{"INT8": n, "HALF": n, "FLOAT": n}``, zeros included; other types where there are any."""
     counts = Counter(precisions.values())
     return {name: counts.pop(name, 0) for name in ("INT8", "HALF", "FLOAT")} | dict(counts)

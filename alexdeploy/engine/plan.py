@@ -21,7 +21,7 @@ from alexdeploy.engine.options import BuildSettings
 from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.engine.shapes import input_profiles
 from alexdeploy.engine.versions import Library, load_library
-from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.errors import GateError, InputError, UsageError, few
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import (
@@ -33,7 +33,7 @@ from alexdeploy.graph.model import (
     model_bytes,
     precision_of,
 )
-from alexdeploy.graph.weighted import is_weighted, quantized_nodes
+from alexdeploy.graph.weighted import is_weighted, quantized_type
 from alexdeploy.machine import free_memory_bytes
 from alexdeploy.specs import Precision, Profile, Progress
 
@@ -53,7 +53,7 @@ class ImplicitInt8:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be built: everything that is known, and has been checked, before the builder runs.
+    """A build that was checked and is ready to run.
 
     ``free_bytes`` is None without a GPU; ``options`` end up in the engine's sidecar.
     """
@@ -113,13 +113,13 @@ def plan_engine(
         source=graph.path if isinstance(source, Path) else model_bytes(graph.model),
         shapes=input_profiles(graph.model, str(graph.path), settings),
         weighted=[_in_reports(node) for node in graph.model.graph if is_weighted(node)],
-        quantized=[_in_reports(node) for node in quantized_nodes(graph.model)],
+        quantized={_in_reports(node): asked for node in graph.model.graph if (asked := quantized_type(node))},
     )
     feed = _calibration(graph, implicit, library) if implicit is not None else None
     precision = precision_of(graph.model)
     if implicit is not None:
         if built_from.quantized:
-            raise UsageError(f"{graph.path} has Q/DQ, which says what is INT8; build it without `implicit`")
+            raise UsageError(f"{graph.path} has Q/DQ, which decides what is quantized; build it without `implicit`")
         precision = Precision.of(int8=True, fp16=implicit.fp16)
     build = EngineBuild(built_from, settings.options, library, feed)
     largest = {name: shape.max for name, shape in settings.shapes.items()}
@@ -172,7 +172,7 @@ def build_engine(
 
     Raises:
         InputError, UnavailableError, UsageError: see ``plan_engine``.
-        GateError: ``strict``, and a layer was built in another type than its Q/DQ asks for.
+        GateError: ``strict``, and a layer was built in another type than its Q/DQ requests.
 
     Example:
         >>> from pathlib import Path
@@ -195,7 +195,7 @@ def build_planned(
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
     if plan.settings.strict and built.float_layers:
-        raise GateError(f"`strict`: {int8_verdict(built)}; nothing was written")
+        raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model
     contract = contract_of(model, str(plan.graph.path)) if METADATA_KEY in model.metadata_props else None
     record = msgspec.structs.replace(
@@ -228,14 +228,16 @@ def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, Engi
     return built
 
 
-def int8_verdict(record: EngineRecord) -> str:
-    """``8 of 8 Conv/Gemm kernels are INT8``, and which are not."""
-    verdict = f"{record.precisions['INT8']} of {len(record.layer_precisions)} Conv/Gemm kernels are INT8"
+def precision_verdict(record: EngineRecord) -> str:
+    """``8 of 8 layers in INT8``, for each type requested by Q/DQ, and the layers built in another type."""
+    total = len(record.layer_precisions)
+    asked = sorted(set(record.quantized.values()))
+    verdict = ", ".join(f"{record.precisions.get(name, 0)} of {total} layers in {name}" for name in asked)
     if record.float_layers:
-        verdict += f"; quantized in the graph but built in float: {', '.join(record.float_layers)}"
+        verdict += f"; quantized in the graph but built in float: {few(record.float_layers)}"
     return verdict
 
 
 def _in_reports(node: ir.Node) -> str:
-    """What TensorRT's parser calls the node."""
+    """The node's name in TensorRT's reports."""
     return str(node.name or f"node_of_{node.outputs[0].name}")

@@ -49,7 +49,8 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         kernels: the fused kernels; empty where the builder does not report them (TensorRT).
         layer_precisions: by Conv/Gemm node, the type that its kernel computes in.
         precisions: how many of them compute in each type.
-        float_layers: nodes whose Q/DQ asks for another type than they were built in.
+        quantized: by Conv/Gemm node, the type that its Q/DQ requests.
+        float_layers: nodes built in another type than their Q/DQ requests.
     """
 
     builder: BuilderName
@@ -69,6 +70,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     contract_sha256: str | None = None
     precisions: dict[str, int] = {}
     layer_precisions: dict[str, str] = {}
+    quantized: dict[str, str] = {}
     float_layers: tuple[str, ...] = ()
     kernels: tuple[Kernel, ...] = ()
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, few
 from alexdeploy.export.parity import PARITY_BATCHES, Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
@@ -125,7 +125,7 @@ def _check_parity(path: Path, original: ir.Model, model: ir.Model, contract: Con
     if fused and not parity.worst <= parity.tolerance:
         unfused = _rewritten(original, fuse=False)[0]
         blamed = distance(unfused, inputs, lambda batch: expected[len(batch)]) <= parity.tolerance
-    cause = f"; fusing the LRN ({', '.join(fused)}) is what broke it" if blamed else ""
+    cause = f"; fusing the LRN ({few(fused)}) is what broke it" if blamed else ""
     parity.check(f"adopted, {path} differs from the original", cause)
     return parity
 

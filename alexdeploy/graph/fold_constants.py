@@ -6,16 +6,14 @@ nor TensorRT's parser looks through them.
 
 from __future__ import annotations
 
-import logging
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from alexdeploy.graph.infer import contained_logs
+
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # their types are the ones to compute in
 _MOST_VALUES = 1 << 18  # that a result may add to the file: 1 MiB of float32
-
-logging.getLogger("onnxscript").addHandler(logging.NullHandler())  # without one, what it skips appears on stderr
 
 
 def fold_constants(model: ir.Model) -> ir.Model:
@@ -25,7 +23,8 @@ def fold_constants(model: ir.Model) -> ir.Model:
     1 MiB to the file stay.
     """
     model = model.clone()
-    optimizer.fold_constants(model, output_size_limit=_MOST_VALUES, should_fold=_foldable)
+    with contained_logs():
+        optimizer.fold_constants(model, output_size_limit=_MOST_VALUES, should_fold=_foldable)
     common.RemoveUnusedNodesPass()(model)
     return model
 

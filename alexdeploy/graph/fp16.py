@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import GateError, InputError
+from alexdeploy.graph.infer import infer_shapes
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 # Cast keeps the type it names; Resize takes its scales as float32.
@@ -85,7 +86,7 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
         InputError: the graph already holds FP16 values.
     """
     model = model.clone()
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     graph = model.graph
     if any(value.dtype == _HALF for value in graph.initializers.values()):
         raise InputError("the graph already holds FP16 weights; convert the float model instead")

@@ -1,8 +1,8 @@
 """An ONNX graph judged by TensorRT's rules before its parser does, with node, rule and fix for each breach.
 
-Errors are what the parser or the builder refuses, or silently reads otherwise than ONNX means it. Warnings are what
-builds and costs speed or accuracy, such as a layer that Q/DQ asks to run in INT8 and that stays float. The verdicts
-are those of TensorRT-RTX 1.7.1, which the tests ask again.
+An error is refused by the parser or the builder, or silently read in another sense than ONNX gives it. A warning
+builds, and costs speed or accuracy: a quantized layer that stays in float, for example. The verdicts are those of
+TensorRT-RTX 1.7.1; tests build the same graphs to confirm them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.weighted import dequantize_of, is_weighted
 
 Severity = Literal["error", "warning"]
-Breach = tuple[str, str] | None  # what is wrong, said of the node, and how to fix it
+Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
 
 LRN_MAX_SIZE = 15
 _LRN_RANGES = {"alpha": (1e-4, -1e20, 1e20), "beta": (0.75, 0.01, 1e5), "bias": (1.0, 1e-5, 1e10)}  # default first
@@ -47,7 +47,7 @@ def lint(model: ir.Model) -> list[Finding]:
     inferred = model
     if any(value.shape is None or value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
         inferred = model.clone()
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+        infer_shapes(inferred)
     pairs = zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True)
     # a clone has invented names for nameless nodes
     return [finding for node, judged in pairs for finding in _judge(judged, str(node.name or node.outputs[0].name))]

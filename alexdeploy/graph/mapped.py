@@ -45,6 +45,7 @@ class MappedModel:
 
     Attributes:
         proto: the model; of a mapped weight it holds name, type and dimensions, and no data.
+        places: of each mapped weight, the bytes at which it begins and ends.
 
     Raises:
         DecodeError: not protobuf.
@@ -58,11 +59,11 @@ class MappedModel:
                 self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         else:
             self._buffer = source
-        self._places: dict[str, tuple[int, int]] = {}
+        self.places: dict[str, tuple[int, int]] = {}
         try:
             light = self._without_weights()
         except (IndexError, ValueError):
-            light, self._places = bytes(self._buffer), {}  # let protobuf say what is wrong
+            light, self.places = bytes(self._buffer), {}  # let protobuf say what is wrong
         self.proto = onnx.load_model_from_string(light)
 
     def checkable(self) -> onnx.ModelProto:
@@ -70,7 +71,7 @@ class MappedModel:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         for tensor in proto.graph.initializer:
-            if tensor.name in self._places:
+            if tensor.name in self.places:
                 del tensor.dims[:]
                 tensor.raw_data = bytes(8)
         return proto
@@ -83,8 +84,8 @@ class MappedModel:
         """
         found: dict[str, npt.NDArray[np.generic]] = {}
         for tensor in self.proto.graph.initializer:
-            if tensor.name in self._places:
-                start, end = self._places[tensor.name]
+            if tensor.name in self.places:
+                start, end = self.places[tensor.name]
                 dtype = ir.DataType(tensor.data_type).numpy()
                 count = int(np.prod(tensor.dims))
                 if count * dtype.itemsize != end - start:
@@ -120,7 +121,7 @@ class MappedModel:
         names = [field for field in fields if field.number == _NAME]
         elsewhere = any(field.number in _ELSEWHERE for field in fields)
         if len(raw) == len(names) == 1 and not elsewhere and onnx.TensorProto.FromString(kept).data_type in MAPPABLE:
-            self._places[self._buffer[names[0].content : names[0].end].decode()] = raw[0].content, raw[0].end
+            self.places[self._buffer[names[0].content : names[0].end].decode()] = raw[0].content, raw[0].end
             return kept
         return self._buffer[tensor.content : tensor.end]
 

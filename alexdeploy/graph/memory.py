@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes import common
+
+from alexdeploy.graph.infer import infer_shapes
 
 # Fused with their neighbour or only another shape of it: the result takes no memory of its own.
 _IN_PLACE = frozenset(
@@ -75,7 +76,7 @@ def _with_shapes(model: ir.Model, largest: Mapping[str, Sequence[int]]) -> ir.Mo
             value.shape = ir.Shape(largest[str(value.name)])
     for value in (value for node in model.graph if largest for value in node.outputs):
         value.shape = None  # to be inferred anew
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from onnx_ir.passes import common
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
+from alexdeploy.graph.weighted import type_of_levels
 from alexdeploy.specs import Precision, TensorSpec
 
 
@@ -40,6 +43,7 @@ class PreparedGraph:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+_PLACE = "place"  # of a tensor: the bytes of the file at which it begins and ends
 _NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
 
 
@@ -71,25 +75,32 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     try:
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
-        model = ir.from_proto(proto)
+        with contained_logs():
+            model = ir.from_proto(proto)
     except (onnx.checker.ValidationError, ValueError, EncodeError, ir.serde.SerdeError) as error:
         raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
     for name, array in weights.items():
         value = model.graph.initializers[name]
         described = value.const_value.doc_string if value.const_value is not None else None
         value.const_value = ir.tensor(array, name=name, doc_string=described)
-    return _prepared(model)
+        value.const_value.meta[_PLACE] = mapped.places[name]
+    problem = _prepare(model)
+    if problem is not None:
+        warnings.warn(f"{path}: {problem}", InputWarning, stacklevel=2)
+    return model
 
 
 def parse_onnx(model: bytes) -> ir.Model:
     """A serialised model as ``load_onnx`` gives it, unchecked."""
-    return _prepared(ir.from_proto(onnx.load_model_from_string(model)))
+    parsed = ir.from_proto(onnx.load_model_from_string(model))
+    _prepare(parsed)
+    return parsed
 
 
-def _prepared(model: ir.Model) -> ir.Model:
+def _prepare(model: ir.Model) -> str | None:
+    """Returns what is wrong with the shapes that the file declares."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.ShapeInferencePass()(model)
-    return model
+    return infer_shapes(model)
 
 
 def _check_text(message: Message, origin: str) -> None:
@@ -132,22 +143,27 @@ def model_bytes(model: ir.Model) -> bytes:
         raise InputError(f"the model does not fit one ONNX file of 2 GiB: {_one_line(error)}") from error
 
 
-def split_weights(model: ir.Model) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
+def split_weights(model: ir.Model, origin: Path | None = None) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
     """The model as a protobuf without its large weights, and those by name; nothing is copied.
 
-    ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``).
+    ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``). Weights that lie in ``origin``,
+    the file that the model was read from, are external data of that file instead: ONNX Runtime maps each, and unmaps
+    it once it is packed, so that the weights are not twice in memory.
     """
-    weights = {
-        name: value.const_value.numpy()
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.dtype in MAPPABLE and value.const_value.nbytes > LARGE
-    }
+    weights = {}
     light = model.clone()
-    for name, array in weights.items():
-        value = light.graph.initializers[name]
-        assert value.dtype is not None, "it is in MAPPABLE"
-        shape = ir.Shape(array.shape)
-        value.const_value = ir.ExternalTensor("in memory", 0, array.nbytes, value.dtype, shape=shape, name=name)
+    for name, value in light.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or value.dtype not in MAPPABLE or tensor.nbytes <= LARGE:
+            continue
+        where, start = "in memory", 0
+        if origin is not None and _PLACE in tensor.meta:
+            where, (start, _) = origin.name, tensor.meta[_PLACE]
+        else:
+            weights[name] = tensor.numpy()
+        value.const_value = ir.ExternalTensor(
+            where, start, tensor.nbytes, value.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
     return model_bytes(light), weights
 
 
@@ -198,10 +214,10 @@ def op_counts(model: ir.Model) -> dict[str, int]:
 
 
 def precision_of(model: ir.Model) -> Precision:
-    """INT8 when the graph dequantizes, FP16 when it holds half-precision weights; both, or neither (FP32)."""
-    int8 = any(node.op_type == "DequantizeLinear" for node in model.graph)
+    """INT8 or FP8 when the graph dequantizes, FP16 when it holds half-precision weights; both, or neither (FP32)."""
+    levels = {type_of_levels(node) for node in model.graph if node.op_type == "DequantizeLinear"}
     fp16 = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
-    return Precision.of(int8=int8, fp16=fp16)
+    return Precision.of(int8=bool(levels - {"FP8"}), fp8="FP8" in levels, fp16=fp16)
 
 
 def image_input(model: ir.Model, origin: str) -> TensorSpec:

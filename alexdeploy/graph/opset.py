@@ -6,6 +6,8 @@ import onnx_ir as ir
 from onnx import version_converter
 from onnx_ir.passes import common
 
+from alexdeploy.graph.infer import infer_shapes
+
 MIN_OPSET = 13  # the first with per-channel DequantizeLinear
 MIN_IR = 7  # opset 13's; before 4, initializers had to be inputs as well
 
@@ -18,5 +20,5 @@ def modernised(model: ir.Model) -> ir.Model:
     if model.opset_imports.get("", MIN_OPSET) < MIN_OPSET:
         model = ir.from_proto(version_converter.convert_version(ir.to_proto(model), MIN_OPSET))
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     return model

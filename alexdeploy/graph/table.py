@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from alexdeploy.contract import METADATA_KEY
+from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.model import contract_of
-from alexdeploy.graph.weighted import dequantize_of, is_weighted
+from alexdeploy.graph.weighted import TENSORRT_NAMES, dequantize_of, is_weighted, quantized_type
 from alexdeploy.specs import Field, Layer, Window
-
-_TRT_NAMES = {ir.DataType.FLOAT: "FLOAT", ir.DataType.FLOAT16: "HALF", ir.DataType.INT8: "INT8"}
 
 
 def layer_table(model: ir.Model) -> list[Layer]:
@@ -24,7 +22,7 @@ def layer_table(model: ir.Model) -> list[Layer]:
     if METADATA_KEY in model.metadata_props:
         for value in model.graph.inputs:
             value.shape = ir.Shape(["batch", *contract_of(model, "the model").input_shape])
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     hidden = ("QuantizeLinear", "DequantizeLinear", "Cast")
     fields: dict[ir.Value, Field] = dict.fromkeys(model.graph.inputs, Field())
     layers = []
@@ -116,8 +114,6 @@ def _macs(node: ir.Node, output_shape: tuple[int, ...], constants: list[ir.Tenso
 
 
 def _precision(node: ir.Node) -> str:
-    """INT8 when both inputs of a weighted node are dequantized; otherwise the type of its first output."""
-    if is_weighted(node) and all(dequantize_of(value) is not None for value in node.inputs[:2]):
-        return "INT8"
-    dtype = node.outputs[0].dtype
-    return _TRT_NAMES.get(dtype, dtype.name) if dtype is not None else "FLOAT"
+    """The type that Q/DQ requests; without it, the type of the first output."""
+    dtype = node.outputs[0].dtype or ir.DataType.FLOAT
+    return quantized_type(node) or TENSORRT_NAMES.get(dtype, dtype.name)

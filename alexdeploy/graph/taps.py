@@ -8,6 +8,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.infer import infer_shapes
+
+_CLIPPING = frozenset({"Clip", "Relu"})
+_ELEMENTWISE = frozenset({"BatchNormalization", "Cast", "DequantizeLinear", "QuantizeLinear"})  # seen through
 
 
 def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[str] = ()) -> ir.Model:
@@ -22,7 +26,7 @@ def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[
         InputError: a name that the graph does not have.
     """
     model = model.clone()
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     values = {str(output.name): output for node in model.graph for output in node.outputs}
     missing = [name for name in (*names, *magnitudes) if name not in values]
     if missing:
@@ -31,6 +35,21 @@ def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[
     model.graph.outputs[:] = [*(values[name] for name in names), *largest]
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def clipped_by(node: ir.Node) -> ir.Node | None:
+    """The last Relu or Clip that removes part of what ``node`` gives before anything else reads it; None without one.
+
+    Batch normalisation, Q/DQ and Cast may stand between them.
+    """
+    found = None
+    while len(node.outputs) == 1 and not node.outputs[0].is_graph_output():
+        uses = tuple(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].idx != 0 or uses[0].node.op_type not in _CLIPPING | _ELEMENTWISE:
+            break
+        node = uses[0].node
+        found = node if node.op_type in _CLIPPING else found
+    return found
 
 
 def _largest(graph: ir.Graph, value: ir.Value) -> ir.Value:

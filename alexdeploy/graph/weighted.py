@@ -1,4 +1,4 @@
-"""The nodes that multiply activations with constant weights: what quantization is about."""
+"""The nodes that multiply activations with constant weights, which are the ones to quantize."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+TENSORRT_NAMES = {  # as its reports have them
+    ir.DataType.FLOAT: "FLOAT",
+    ir.DataType.FLOAT16: "HALF",
+    ir.DataType.INT8: "INT8",
+    ir.DataType.UINT8: "INT8",
+    ir.DataType.FLOAT8E4M3FN: "FP8",
+}
 
 
 @dataclass(frozen=True)
@@ -27,18 +35,18 @@ class WeightedNode:
     @property
     def activation(self) -> ir.Value:
         value = self.node.inputs[0]
-        assert value is not None  # the checker has seen to it
+        assert value is not None  # guaranteed by the checker
         return value
 
     @property
     def weight(self) -> ir.Value:
         value = self.node.inputs[1]
-        assert value is not None  # weighted_nodes() has seen to it
+        assert value is not None  # guaranteed by weighted_nodes()
         return value
 
     def weight_array(self) -> npt.NDArray[np.floating]:
         tensor = self.weight.const_value
-        assert tensor is not None  # weighted_nodes() has seen to it
+        assert tensor is not None  # guaranteed by weighted_nodes()
         return tensor.numpy()
 
 
@@ -52,12 +60,27 @@ def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
 
 
 def quantized_nodes(model: ir.Model) -> list[ir.Node]:
-    """Conv, Gemm and MatMul whose activation *and* weight come from a DequantizeLinear (through a Cast at most)."""
-    return [
-        node
-        for node in model.graph
-        if is_weighted(node) and all(dequantize_of(value) is not None for value in node.inputs[:2])
-    ]
+    """Conv, Gemm and MatMul that Q/DQ requests in a type of 8 bits."""
+    return [node for node in model.graph if quantized_type(node) is not None]
+
+
+def quantized_type(node: ir.Node) -> str | None:
+    """TensorRT's name of the type that Q/DQ requests for a Conv, Gemm or MatMul; None where it is not quantized.
+
+    Both activation and weight come from a DequantizeLinear, through a Cast at most.
+    """
+    if not is_weighted(node):
+        return None
+    types = [type_of_levels(dequantize) for value in node.inputs[:2] if (dequantize := dequantize_of(value))]
+    return types[0] if len(types) == 2 else None
+
+
+def type_of_levels(dequantize: ir.Node) -> str:
+    """TensorRT's name of the type that a DequantizeLinear reads, INT8 where the graph does not say."""
+    for value in (*dequantize.inputs[2:], dequantize.inputs[0]):  # the zero point has it even before shape inference
+        if value is not None and value.dtype is not None:
+            return TENSORRT_NAMES.get(value.dtype, value.dtype.name)
+    return "INT8"
 
 
 def dequantize_of(value: ir.Value | None) -> ir.Node | None:

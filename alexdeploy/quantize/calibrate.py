@@ -28,7 +28,7 @@ from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-from alexdeploy.specs import Precision, Progress
+from alexdeploy.specs import Progress
 
 BATCH = 8
 _MOST_WORKERS = 8  # each holds the activations of one batch
@@ -154,7 +154,7 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
         InputError: one that cannot be calibrated.
     """
     model = load_onnx(path)
-    if precision_of(model) in (Precision.FP16, Precision.INT8_FP16):
+    if precision_of(model).fp16:
         raise InputError(f"{path}: holds FP16 weights; calibrate the FP32 model it was made from")
     if quantized_nodes(model):
         raise InputError(f"{path}: is quantized already; calibrate the float model it was made from")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError
+from alexdeploy.errors import GateError, few
 from alexdeploy.graph.equalize import equalizable, equalize
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
@@ -155,7 +155,7 @@ class Attempt:
     int8_macs: float
 
     def __str__(self) -> str:
-        kept = ", ".join(self.kept_float) or "nothing"
+        kept = few(self.kept_float) or "nothing"
         return (
             f"float: {kept} · drop {self.score.drop:+.2f} points · SQNR {self.score.sqnr_db:.1f} dB · "
             f"{self.int8_macs:.1%} of MACs in INT8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from alexdeploy import files
 from alexdeploy.contract import Contract
@@ -238,23 +237,32 @@ class OnnxArtifact(Artifact):
     def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:
         opened: Runner
         if runtime == "onnxruntime-cpu":
-            opened = runner(*self._for_onnxruntime(), **options)
+            opened = self._with_fast_lrn(runner, options)
         elif runtime == "openvino":
             opened = runner(self.source, **options)
         else:
             opened = runner(self.source, self.precision, **options)
         return opened
 
-    def _for_onnxruntime(self) -> tuple[Path | bytes, Mapping[str, npt.NDArray[np.generic]]]:
-        """The graph and its weights; where the ``onnx`` libraries are not installed, the file as it is."""
+    def _with_fast_lrn(self, runner: type[Any], options: dict[str, Any]) -> Runner:
+        """The graph with its LRN lowered; where the ``onnx`` libraries are not installed, the file as it is."""
         from alexdeploy.runners.fast_lrn import warn_of_slow_lrn, with_fast_lrn
 
+        opened: Runner
+        file = self.source.resolve() if isinstance(self.source, Path) else None  # ONNX Runtime leaves no folder
+        before = file.stat() if file is not None else None
         try:
             model = self.model
         except UnavailableError as missing:
             warn_of_slow_lrn(self.source, self.origin, missing)
-            return self.source, {}
-        return with_fast_lrn(model, self.origin)
+            opened = runner(self.source, **options)
+            return opened
+        graph, weights = with_fast_lrn(model, file, self.origin)
+        opened = runner(graph, weights, folder=file.parent if file is not None else None, **options)
+        if file is not None and before is not None and not os.path.samestat(before, file.stat()):
+            opened.close()
+            raise InputError(f"{self.origin}: was replaced while it was being loaded; load it again")
+        return opened
 
 
 class EngineArtifact(Artifact):
@@ -311,12 +319,7 @@ _CLASSES: Mapping[Kind, type[Artifact]] = {
 }
 
 
-def kind_of(path: Path) -> Kind:
-    """The kind of a file, by its suffix.
-
-    Raises:
-        InputError: missing or empty, or a suffix of none of these.
-    """
+def _kind_of(path: Path) -> Kind:
     files.check_input(path)
     kind = _KIND_OF_SUFFIX.get(path.suffix)
     if kind is None:
@@ -331,7 +334,7 @@ def open_artifact(source: Path | str | bytes | Artifact) -> Artifact:
         InputError: not such a file, or without a preprocessing contract.
         GateError: an engine without its sidecar, or with one that does not match.
     """
-    artifact = _artifact_of(source)
+    artifact = artifact_of(source)
     _ = artifact.contract
     return artifact
 
@@ -361,15 +364,21 @@ def load(
         ...     runner.infer(numpy.zeros((3, 1, 28, 28), numpy.float32)).shape
         (3, 10)
     """
-    return _artifact_of(source, runtime, trust=trust).runner(runtime, **options)
+    return artifact_of(source, runtime, trust=trust).runner(runtime, **options)
 
 
-def _artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = None, *, trust: bool = False) -> Artifact:
+def artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = None, *, trust: bool = False) -> Artifact:
+    """The file or bytes as one of its kind, whether or not it carries a contract; see ``load`` for the arguments.
+
+    Raises:
+        InputError: missing or empty, or not one of these.
+        GateError: an engine without its sidecar, or with one that does not match.
+    """
     if isinstance(source, Artifact):
         return source
     if isinstance(source, str):
         source = Path(source)
-    kind = kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
+    kind = _kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
     return EngineArtifact(source, trust=trust) if kind == "engine" else _CLASSES[kind](source)
 
 

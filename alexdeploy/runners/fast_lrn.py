@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.errors import InputWarning
 from alexdeploy.metrics import relative_error
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
@@ -22,8 +23,8 @@ _LRN_NODE = b"\x22\x03LRN"  # how NodeProto.op_type is stored: field 4, three by
 Weights = Mapping[str, npt.NDArray[np.generic]]
 
 
-def with_fast_lrn(model: ir.Model, origin: str) -> tuple[bytes, Weights]:
-    """The graph with its LRN lowered and without its large weights, and those weights: for ONNX Runtime to load.
+def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[bytes, Weights]:
+    """The graph with its LRN lowered and without its large weights, and those that do not lie in ``source``.
 
     Where the fast form does not give the native kernel's answers, a warning says so and the kernel stays.
     """
@@ -31,13 +32,13 @@ def with_fast_lrn(model: ir.Model, origin: str) -> tuple[bytes, Weights]:
     from alexdeploy.graph.model import split_weights
 
     lowered = lower_lrn(model)
-    return split_weights(lowered if _is_proven(model, lowered, origin) else model)
+    return split_weights(lowered if _is_proven(model, lowered, origin) else model, source)
 
 
 def warn_of_slow_lrn(source: Path | bytes, origin: str, cause: Exception) -> None:
     """Warn where a file that cannot be read without the ``onnx`` libraries seems to hold an LRN."""
     if _LRN_NODE in (source.read_bytes() if isinstance(source, Path) else source):
-        warnings.warn(f"{origin}: its LRN runs slowly: {cause}", stacklevel=2)
+        warnings.warn(f"{origin}: its LRN runs slowly: {cause}", InputWarning, stacklevel=2)
 
 
 def _is_proven(model: ir.Model, lowered: ir.Model, origin: str) -> bool:
@@ -55,6 +56,7 @@ def _is_proven(model: ir.Model, lowered: ir.Model, origin: str) -> bool:
             warnings.warn(
                 f"{origin}: the fast form of LRN '{node.outputs[0].name}' is {distance:.1e} away from ONNX "
                 f"Runtime's own (relative, at most {_TOLERANCE:.0e}); the slow one is used",
+                InputWarning,
                 stacklevel=2,
             )
             return False

@@ -37,6 +37,7 @@ class OnnxRuntimeRunner(Runner):
     Args:
         model: a file, or a serialised model.
         weights: initializers that a serialised model refers to and does not hold; not copied.
+        folder: holds the file that a serialised model names as the place of its other weights.
         threads: that one call uses; None for as many as there are cores.
 
     Raises:
@@ -45,14 +46,17 @@ class OnnxRuntimeRunner(Runner):
 
     runtime = "onnxruntime-cpu"
     _provider, _device = "CPUExecutionProvider", "cpu"
+    _folder: Path | None = None
 
     def __init__(
         self,
         model: Path | bytes,
         weights: Mapping[str, npt.NDArray[np.generic]] = MappingProxyType({}),
         *,
+        folder: Path | None = None,
         threads: int | None = None,
     ) -> None:
+        self._folder = folder
         options = session_options()
         options.intra_op_num_threads = threads or 0
         self._start_with(model, weights, options, {})
@@ -72,6 +76,8 @@ class OnnxRuntimeRunner(Runner):
 
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:
         source = str(self._model) if isinstance(self._model, Path) else self._model
+        if self._folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
         if self._weights:
             options.add_external_initializers([*self._weights], [*self._weights.values()])
         try:

@@ -55,12 +55,12 @@ class CudaRunner(OnnxRuntimeRunner):
         """Provider options for a graph of that precision.
 
         Raises:
-            UnavailableError: INT8.
+            UnavailableError: INT8 or FP8.
         """
-        if precision in (Precision.INT8, Precision.INT8_FP16):
+        if precision.quantized:
             raise UnavailableError(
-                "ONNX Runtime's CUDA provider has no INT8 convolution: it would dequantize and compute in float; use "
-                "`runtime` onnxruntime-tensorrt, or build an engine"
+                "ONNX Runtime's CUDA provider has no INT8 or FP8 convolution: it would dequantize and compute in float;"
+                " use `runtime` onnxruntime-tensorrt, or build an engine"
             )
         return {"use_tf32": "0"}
 
@@ -101,6 +101,6 @@ class TensorRtProviderRunner(CudaRunner):
     @staticmethod
     def defaults(precision: Precision) -> dict[str, str]:
         return {
-            "trt_fp16_enable": str(int(precision in (Precision.FP16, Precision.INT8_FP16))),
+            "trt_fp16_enable": str(int(precision.fp16)),
             "trt_int8_enable": str(int(precision in (Precision.INT8, Precision.INT8_FP16))),
         }

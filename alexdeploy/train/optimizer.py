@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from alexdeploy.errors import UsageError
+from alexdeploy.errors import UsageError, few
 from alexdeploy.recipe import TrainSettings
 from alexdeploy.zoo.convnet import ConvNet, layer_paths
 
@@ -43,7 +43,7 @@ def freeze(model: ConvNet, train_layers: tuple[str, ...]) -> None:
     for entry in train_layers:
         wanted = [path for name, path in paths.items() if entry in (name, name.rstrip("0123456789"))]
         if not wanted:
-            raise UsageError(f"no layer '{entry}' to train; this network has {', '.join(paths)}")
+            raise UsageError(f"no layer '{entry}' to train; this network has {few(paths, most=20)}")
         for path in wanted:
             model.get_submodule(path).requires_grad_(True)
 

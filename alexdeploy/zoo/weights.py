@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alexdeploy import files
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, few
 from alexdeploy.pickled import load_arrays
 from alexdeploy.zoo.convnet import ConvNet, layer_paths
 
@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
     """
     problems = _problems(model, weights)
     if problems:
-        raise InputError(f"cannot load {what}: {_shown(problems)}")
+        raise InputError(f"cannot load {what}: {few(problems, separator='; ')}")
     model.load_state_dict(weights)
 
 
@@ -179,8 +179,3 @@ def _problems(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
         elif weights[name].shape != tensor.shape:
             problems.append(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
     return problems + [f"{name} is not part of the network" for name in weights if name not in expected]
-
-
-def _shown(problems: list[str]) -> str:
-    more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-    return "; ".join(problems[:4]) + more

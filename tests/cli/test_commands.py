@@ -253,7 +253,7 @@ def test_build_engine_says_before_a_build_what_it_would_be(run: Run, int8: Path,
     told = run(*line)
     assert told.code == 0
     assert "would build" in told.out
-    assert "8 of 8 Conv/Gemm in INT8" in told.out
+    assert "8 of 8 layers in INT8" in told.out
     result = json_of(run(*line, "--json"))
     assert (result["dry_run"], result["precision"], result["int8_layers"]) == (True, "int8", WEIGHTED)
     assert result["memory"]["batch"] == 4

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Run
 
 MARK = "<-- first beyond the band"
+LAYER_KEYS = {"layer", "type", "relative_l2", "max_abs", "sqnr_db", "judged_l2", "judged_at"}
 KEYS = {"a", "b", "precision", "band", "images", "first", "layers"}
 
 
@@ -56,7 +57,7 @@ def test_json_is_one_object_whatever_the_verdict(run: Run, model: Path, int8: Pa
         assert (shown["a"], shown["b"], shown["first"]) == (str(model), str(path), first)
         assert (shown["precision"], shown["band"], shown["images"]) == ("int8", 0.15, 8)
         assert len(shown["layers"]) == 20
-        assert all(row.keys() == {"layer", "type", "relative_l2", "max_abs", "sqnr_db"} for row in shown["layers"])
+        assert all(row.keys() == LAYER_KEYS for row in shown["layers"])
         errors = {row["layer"]: row["relative_l2"] for row in shown["layers"]}
         assert errors["pool2"] < 0.15
         assert (errors["conv3"] > 0.15) == (first is not None)
@@ -71,7 +72,7 @@ def test_a_checkpoint_and_its_export_are_the_same(run: Run, checkpoint: Path, mo
 def test_an_engine_has_no_inner_tensors(run: Run, model: Path, engine: Path) -> None:
     result = run("compare", model, engine, "--data", "digits", "--samples", 1)
     assert result.code == 2
-    assert "compare the ONNX file behind it" in result.err
+    assert "compare the ONNX file it was built from" in result.err
 
 
 @pytest.mark.parametrize(

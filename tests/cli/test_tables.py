@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 
@@ -23,7 +24,11 @@ Capture = pytest.CaptureFixture[str]
 
 
 def show_compare(names: list[str]) -> None:
-    rows = [LayerError(name, "GlobalAveragePool", 1.23e-2 * (i + 1), 4.56e3, 12.3) for i, name in enumerate(names)]
+    errors = [1.23e-2 * number for number in range(1, len(names) + 1)]
+    rows = [
+        LayerError(name, "GlobalAveragePool", error, 4.56e3, 12.3, error, name)
+        for name, error in zip(names, errors, strict=True)
+    ]
     compare.show_divergence(Divergence("a.onnx", "b.onnx", Precision.INT8, 0.1, 64, names[8], rows))
 
 
@@ -126,6 +131,18 @@ def test_a_wide_terminal_shows_all_and_a_narrow_one_says_what_it_left_out(
     assert wide.err == ""
 
 
+def test_compare_shows_the_error_that_counts_where_it_decides(capsys: Capture) -> None:
+    rows = [
+        LayerError("conv1", "Conv", 0.3, 1.0, 10.5, 0.024, "clip1"),
+        LayerError("clip1", "Clip", 0.024, 1.0, 32.4, 0.024, "clip1"),
+    ]
+    divergence = Divergence("a.onnx", "b.onnx", Precision.INT8, 0.15, 64, None, rows)
+    compare.show_divergence(divergence)
+    assert re.search(r"conv1 .* 3\.00e-01 │ +2\.40e-02 ", capsys.readouterr().out)
+    compare.show_divergence(dataclasses.replace(divergence, layers=rows[1:]))
+    assert "after activation" not in capsys.readouterr().out
+
+
 def test_in_a_file_the_table_is_whole(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     print_columns([Column("name", ["x" * 300], text=True, folds=True), Column("n", ["1,234"], rank=1)])
@@ -156,7 +173,7 @@ def test_lint_names_nodes_of_one_fault_together(width: int, monkeypatch: pytest.
     )
     out = shown_at(width, lambda: lint.show(findings), monkeypatch, capsys)
     assert [line for line in out.splitlines() if not line.startswith(" ")] == [
-        "error: conv1, conv2, conv3, conv4, conv5 and 2 more (unsigned)",
+        "error: conv1, conv2, conv3 and 4 more (unsigned)",
         "warning: lrn1 (qdq-before-lrn)",
     ]
     assert " ".join(out.split()).count(f"found: {found} fix: {fix}") == 1

@@ -22,7 +22,7 @@ def test_tensorrt_builds_the_graph_that_rtx_builds() -> None:
     pytest.importorskip("tensorrt", reason="tensorrt is not installed")
     data = model_bytes(ir.from_proto(conv_lrn_gemm()))
     shapes = {"input": Profile.parse("1:2:4").with_sizes((3, 8, 8))}
-    graph = BuilderInput(data, shapes, weighted=("conv1", "fc2"), quantized=())
+    graph = BuilderInput(data, shapes, weighted=("conv1", "fc2"), quantized={})
     plan, report = EngineBuild(graph, BuilderOptions(), load_library("tensorrt")).run()
     assert report.size_bytes == len(plan) > 0
 

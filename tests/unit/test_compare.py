@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from alexdeploy.errors import InputError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.equalize import equalizable, equalize, scale_factors
 from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.model import load_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import weighted_nodes
+from alexdeploy.inspect import inspect_artifact
 from alexdeploy.specs import Precision
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
-from tests.helpers.graphs import Array, conv_lrn_gemm, make_model, run
+from tests.helpers.graphs import Array, as_fp8, conv_lrn_gemm, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -151,10 +154,86 @@ def test_a_range_wrong_by_100_blames_the_first_layer_computed_from_it(
     assert len(blamed) >= 2
 
 
+def clipping(activation: str) -> onnx.ModelProto:
+    """conv1, the activation, conv2, all 1×1; conv1's last channel is far beyond what the activation lets through."""
+    limits = {"low": np.float32(0), "high": np.float32(6)} if activation == "Clip" else {}
+    weights = {
+        "w1": 2 * np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1),
+        "b1": np.array([1, 1, 100 if limits else -100], np.float32),
+        "w2": np.ones((4, 3, 1, 1), np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w1", "b1"], ["conv1_out"], "conv1"),
+        helper.make_node(activation, ["conv1_out", *limits], ["act1_out"], "act1"),
+        helper.make_node("Conv", ["act1_out", "w2"], ["logits"], "conv2"),
+    ]
+    return make_model(nodes, weights | {name: np.asarray(value) for name, value in limits.items()})
+
+
+def with_bias(model: onnx.ModelProto, added: list[float]) -> onnx.ModelProto:
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    (bias,) = [tensor for tensor in other.graph.initializer if tensor.name == "b1"]
+    array = onnx.numpy_helper.to_array(bias) + np.array(added, np.float32)
+    bias.CopyFrom(onnx.numpy_helper.from_array(array, "b1"))
+    return other
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+@pytest.mark.parametrize("between", ["", "Cast", "Q/DQ"])
+def test_an_error_that_the_activation_removes_does_not_count(activation: str, between: str, tmp_path: Path) -> None:
+    case = case_of(clipping(activation))
+    if between:
+        case = dataclasses.replace(case, model=read_through(case.model, between))
+    beyond = with_bias(case.model, [0, 0, 50 if activation == "Clip" else -50])
+    result = case.against(beyond, tmp_path)
+    rows = {row.layer: row for row in result.layers}
+    assert rows["conv1"].relative_l2 > 0.3, "its own output is far off"
+    assert (rows["conv1"].judged_l2, rows["conv1"].judged_at) == (0.0, "act1")
+    assert (rows["conv2"].judged_l2, rows["conv2"].judged_at) == (0.0, "conv2")
+    assert result.first is None
+    result = case.against(with_bias(case.model, [3, 3, 0]), tmp_path)
+    assert result.first == "conv1", "what the activation lets through is still conv1's fault"
+
+
+def read_through(model: onnx.ModelProto, between: str) -> onnx.ModelProto:
+    """The same with Q/DQ, or Casts, before the activation."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    conv, activation, last = other.graph.node
+    scale = [("scale", np.float32(1.5)), ("zero", np.int8(0))]
+    other.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in scale)
+    chain = [
+        helper.make_node("QuantizeLinear", ["conv1_out", "scale", "zero"], ["levels"], "q"),
+        helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["between"], "dq"),
+    ]
+    if between != "Q/DQ":
+        chain = [
+            helper.make_node("Cast", ["conv1_out"], ["double"], "to64", to=onnx.TensorProto.DOUBLE),
+            helper.make_node("Cast", ["double"], ["between"], "to32", to=onnx.TensorProto.FLOAT),
+        ]
+    activation.input[0] = "between"
+    nodes = [conv, *chain, activation, last]
+    del other.graph.node[:]
+    other.graph.node.extend(nodes)
+    return other
+
+
+def test_a_layer_that_something_else_reads_too_is_judged_by_its_own_output(tmp_path: Path) -> None:
+    model = clipping("Clip")
+    model.graph.node[-1].input[0] = "sum_out"
+    model.graph.node.insert(2, helper.make_node("Add", ["act1_out", "conv1_out"], ["sum_out"], "sum"))
+    case = case_of(model)
+    result = case.against(with_bias(case.model, [0, 0, 50]), tmp_path)
+    assert result.first == "conv1"
+    assert result.layers[0].judged_at == "conv1"
+
+
 @pytest.mark.parametrize("form", Precision)
 def test_a_healthy_graph_stays_within_the_band_of_its_precision(case: Case, form: Precision, tmp_path: Path) -> None:
-    graph = insert_qdq(case.graph, case.ranges()) if "int8" in form.value else case.graph
-    result = case.against(to_fp16(graph) if "fp16" in form.value else graph, tmp_path)
+    graph = insert_qdq(case.graph, case.ranges()) if form.quantized else case.graph
+    graph = as_fp8(graph) if "fp8" in form.value else graph
+    result = case.against(to_fp16(graph) if form.fp16 else graph, tmp_path)
     assert (result.precision, result.band, result.first) == (form, BANDS[form], None)
     assert result.images == len(case.dataset)
     assert {row.type for row in result.layers} <= {"Conv", "Relu", "LRN", "MaxPool", "Gemm"}
@@ -347,3 +426,23 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert peaks[2] < 1.5 * peaks[1], (
         "how many batches are on their way at once varies; the images are ten times as many"
     )
+
+
+def test_each_file_is_read_once(mnist: tuple[Path, Path], digits: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counting(load: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def counted(path: Path) -> Any:
+            read.append(path)
+            return load(path)
+
+        return counted
+
+    monkeypatch.setattr("alexdeploy.graph.model.load_onnx", counting(load_onnx))
+    monkeypatch.setattr("alexdeploy.zoo.checkpoint.load_checkpoint", counting(load_checkpoint))
+    compare_layers(*mnist, digits.dataset)
+    assert sorted(read) == sorted(mnist)
+    for path in mnist:
+        read.clear()
+        inspect_artifact(path)
+        assert read == [path]

@@ -7,11 +7,21 @@ from alexdeploy.specs import Precision, Profile
 
 
 @pytest.mark.parametrize(
-    ("int8", "fp16", "name"),
-    [(False, False, "fp32"), (False, True, "fp16"), (True, False, "int8"), (True, True, "int8+fp16")],
+    ("int8", "fp8", "fp16", "name"),
+    [
+        (False, False, False, "fp32"),
+        (False, False, True, "fp16"),
+        (True, False, False, "int8"),
+        (True, False, True, "int8+fp16"),
+        (False, True, False, "fp8"),
+        (False, True, True, "fp8+fp16"),
+        (True, True, False, "int8"),
+    ],
 )
-def test_precision_is_named_by_its_two_switches(int8: bool, fp16: bool, name: str) -> None:
-    assert Precision.of(int8=int8, fp16=fp16).value == name
+def test_precision_is_named_by_its_switches(int8: bool, fp8: bool, fp16: bool, name: str) -> None:
+    precision = Precision.of(int8=int8, fp16=fp16, fp8=fp8)
+    assert precision.value == name
+    assert (precision.quantized, precision.fp16) == (int8 or fp8, fp16)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1:8:64", (1, 8, 64)), ("8", (8, 8, 8)), ("2:2:3", (2, 2, 3))])

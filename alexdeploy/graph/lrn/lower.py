@@ -16,6 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from alexdeploy.graph.infer import infer_shapes
+
 
 def lower_lrn(model: ir.Model) -> ir.Model:
     """Replace every float32 LRN whose channel count is known; the others stay."""
@@ -56,7 +58,7 @@ def lrn_alone(node: ir.Node) -> ir.Model:
     result.name, result.type, result.shape = "output", ir.TensorType(ir.DataType.FLOAT), shape
     graph = ir.Graph([start], [result], nodes=nodes, initializers=constants, opset_imports={"": 20}, name="lrn")
     model = ir.Model(graph, ir_version=10)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     return model
 
 

@@ -19,16 +19,17 @@ from alexdeploy.engine import timing_cache
 from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
 from alexdeploy.engine.options import BuilderOptions
+from alexdeploy.engine.plan import precision_verdict
 from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.versions import Compatibility, Library, load_library
 from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.graph.weighted import quantized_type
 from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.specs import Profile
-from tests.helpers.graphs import conv_lrn_gemm
+from tests.helpers.graphs import as_fp8, conv_lrn_gemm
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
@@ -46,7 +47,7 @@ def graph_of(model: ir.Model, weighted: Sequence[str] = ("conv1", "fc2")) -> Bui
         source=model_bytes(model),
         shapes=SHAPES,
         weighted=weighted,
-        quantized=[str(node.name) for node in quantized_nodes(model)],
+        quantized={str(node.name): asked for node in model.graph if (asked := quantized_type(node))},
     )
 
 
@@ -64,6 +65,39 @@ def test_kernels_compute_in_the_type_the_graph_says(int8: bool, fp16: bool, expe
     assert report.size_bytes == len(plan) > 0
     sums_of_squares = [k for k in report.kernels if "lrn1" in k.onnx_layers and k.type == "avgpool"]
     assert [kernel.precision for kernel in sums_of_squares] == ["FLOAT"]
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_fp8_is_judged_as_fp8(fp16: bool) -> None:
+    model = as_fp8(insert_qdq(ir.from_proto(conv_lrn_gemm()), AMAX))
+    _, report = build(graph_of(to_fp16(model) if fp16 else model))
+    assert report.quantized == report.layer_precisions == {"conv1": "FP8", "fc2": "FP8"}
+    assert report.precisions == {"INT8": 0, "HALF": 0, "FLOAT": 0, "FP8": 2}
+    assert report.float_layers == ()
+    assert precision_verdict(report) == "2 of 2 layers in FP8"
+
+
+def test_each_layer_is_judged_by_the_type_that_its_own_qdq_asks_for() -> None:
+    int8 = insert_qdq(ir.from_proto(conv_lrn_gemm()), AMAX)
+    graph = graph_of(int8)
+    wrong = BuilderInput(**{**graph.__dict__, "quantized": {"conv1": "FP8", "fc2": "INT8"}})
+    _, report = build(wrong)
+    assert report.float_layers == ("conv1",)
+    assert precision_verdict(report).startswith("0 of 2 layers in FP8, 2 of 2 layers in INT8; ")
+
+
+def test_the_verdict_on_fifty_layers_is_a_count_and_three_names() -> None:
+    names = [f"conv{number}" for number in range(1, 51)]
+    record = EngineRecord(
+        builder="tensorrt-rtx",
+        precisions={"INT8": 0, "HALF": 0, "FLOAT": 50},
+        layer_precisions=dict.fromkeys(names, "FLOAT"),
+        quantized=dict.fromkeys(names, "INT8"),
+        float_layers=tuple(names),
+    )
+    assert precision_verdict(record) == (
+        "0 of 50 layers in INT8; quantized in the graph but built in float: conv1, conv2, conv3 and 47 more"
+    )
 
 
 def test_a_layer_quantized_on_its_activation_only_is_reported_as_float() -> None:
@@ -93,7 +127,7 @@ def test_what_the_parser_refuses_is_named_with_node_and_operator() -> None:
     proto = conv_lrn_gemm()
     proto.graph.node[1].CopyFrom(helper.make_node("Swirl", ["conv1"], ["relu1"], "swirl", domain="my.ops"))
     proto.opset_import.append(helper.make_opsetid("my.ops", 1))
-    graph = BuilderInput(proto.SerializeToString(), SHAPES, (), ())
+    graph = BuilderInput(proto.SerializeToString(), SHAPES, (), {})
     with pytest.raises(InputError, match=r"node 'swirl' \(Swirl\)"):
         build(graph)
 

@@ -286,7 +286,7 @@ def int8_layers(proto: onnx.ModelProto) -> set[str]:
     model = ir.from_proto(proto)
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
     shapes = {"input": Profile.parse("1:2:4").with_sizes(tuple(shape))}
-    graph = BuilderInput(model_bytes(model), shapes, (), ())
+    graph = BuilderInput(model_bytes(model), shapes, (), {})
     _, report = EngineBuild(graph, BuilderOptions(), load_library("tensorrt-rtx")).run()
     kernels = [k for k in report.kernels if k.type in ("correlation", "gemm") and k.precision == "INT8"]
     return {layer for kernel in kernels for layer in kernel.onnx_layers}

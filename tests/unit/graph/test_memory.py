@@ -49,7 +49,7 @@ def test_close_to_what_tensorrt_rtx_reports(int8: bool, monkeypatch: pytest.Monk
     if int8:
         model = to_fp16(insert_qdq(model, dict.fromkeys(calibration_tensors(model), TensorRange(1.0))))
     shapes = {"input": Profile.parse(f"1:8:{batch}").with_sizes((3, 8, 8))}
-    graph = BuilderInput(model_bytes(model), shapes, (), ())
+    graph = BuilderInput(model_bytes(model), shapes, (), {})
     words: list[str] = []
     monkeypatch.setattr(type(process_logger(library)), "log", lambda _, severity, text: words.append(text))
     EngineBuild(graph, BuilderOptions(), library).run()

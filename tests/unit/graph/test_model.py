@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import onnx_ir as ir
@@ -9,12 +10,14 @@ from onnx import helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError
+from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import class_count, contract_of, image_input, load_onnx, op_counts, precision_of, save_onnx
 from alexdeploy.graph.names import rename
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.table import layer_table
 from alexdeploy.graph.taps import with_outputs
-from alexdeploy.specs import Precision
-from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
+from alexdeploy.specs import Dialect, Precision
+from tests.helpers.graphs import as_fp8, conv_lrn_gemm, images, make_model, run
 
 
 def test_round_trip_keeps_the_function_and_the_contract(tmp_path: Path) -> None:
@@ -84,6 +87,23 @@ def test_layer_table_counts_by_the_formulas() -> None:
     assert conv.connections == 8 * 8 * (3 * 3 * 3 + 1) * 8
     assert (fc.parameters, fc.macs, fc.connections) == (128 * 4 + 4, 128 * 4, 128 * 4 + 4)
     assert layers["lrn1"].parameters == 0
+
+
+@pytest.mark.parametrize("dialect", get_args(Dialect))
+def test_the_type_of_a_quantized_layer_is_that_of_its_own_levels(dialect: Dialect) -> None:
+    amax = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
+    model = insert_qdq(ir.from_proto(conv_lrn_gemm()), amax, dialect=dialect)
+    for graph, layer, whole in ((model, "INT8", "int8"), (as_fp8(model), "FP8", "fp8")):
+        found = {row.name: row.precision for row in layer_table(graph)}
+        assert (found["conv1"], found["fc2"], found["relu1"]) == (layer, layer, "FLOAT")
+        assert precision_of(graph).value == whole
+
+
+def test_fp8_with_fp16_between_the_layers_is_both() -> None:
+    model = as_fp8(
+        insert_qdq(ir.from_proto(conv_lrn_gemm()), {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)})
+    )
+    assert precision_of(to_fp16(model)) is Precision.FP8_FP16
 
 
 def test_taps_show_inner_tensors_and_drop_what_follows() -> None:

@@ -23,6 +23,7 @@ from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
 from alexdeploy.quantize.search import (
+    Attempt,
     QuantizationScorer,
     Score,
     _clearly_better,
@@ -265,3 +266,10 @@ def test_a_drop_of_just_the_budget_meets_it(stored: Stored, monkeypatch: pytest.
     judge.top1 = 0.5
     monkeypatch.setattr("alexdeploy.quantize.search.topk_accuracy", lambda *_: 0.497)
     assert meet_budget(judge, seen.of("minmax"), 0.3).chosen.kept_float == ()
+
+
+def test_an_attempt_names_few_layers_and_counts_many() -> None:
+    score = Score(30.0, 30.0, 0.99, 0.1)
+    assert str(Attempt((), score, 1.0)).startswith("float: nothing · ")
+    many = tuple(f"conv{number}" for number in range(1, 51))
+    assert str(Attempt(many, score, 0.0)).startswith("float: conv1, conv2, conv3 and 47 more · drop +0.10 points")

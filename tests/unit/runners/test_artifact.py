@@ -80,6 +80,45 @@ def test_the_weights_are_handed_over_where_they_lie(model: onnx.ModelProto, tmp_
         np.testing.assert_array_equal(runner.infer(images(3)), stock(model, images(3)))
 
 
+def test_onnxruntime_maps_the_weights_of_a_file_itself(model: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    light, weights = split_weights(load_onnx(path), path)
+    assert weights == {}
+    assert len(light) < 20_000
+    with OnnxRuntimeRunner(light, folder=tmp_path) as runner:
+        np.testing.assert_array_equal(runner.infer(images(3)), stock(model, images(3)))
+
+
+def test_a_link_to_a_file_elsewhere_is_loaded(model: onnx.ModelProto, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    onnx.save(model, tmp_path / "blobs" / "0f3a")
+    (tmp_path / "model.onnx").symlink_to(tmp_path / "blobs" / "0f3a")
+    with load(tmp_path / "model.onnx") as runner:
+        np.testing.assert_allclose(runner.infer(images(3)), stock(model, images(3)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded_is_refused(
+    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    artifact = OnnxArtifact(path)
+    _ = artifact.model
+    onnx.save(wide(lrn=False), tmp_path / "other.onnx")
+    start = OnnxRuntimeRunner._start
+
+    def replaced_meanwhile(runner: OnnxRuntimeRunner, options: ort.SessionOptions) -> ort.InferenceSession:
+        session = start(runner, options)
+        if runner._folder is not None and (tmp_path / "other.onnx").exists():
+            (tmp_path / "other.onnx").replace(path)
+        return session
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "_start", replaced_meanwhile)
+    with pytest.raises(InputError, match="was replaced while it was being loaded"):
+        artifact.runner()
+
+
 def test_weights_may_lie_in_another_order_in_memory(tmp_path: Path) -> None:
     onnx.save(wide(lrn=True), tmp_path / "model.onnx")
     light, weights = split_weights(load_onnx(tmp_path / "model.onnx"))
@@ -133,7 +172,6 @@ def test_an_onnx_file_is_opened_once_to_be_described_and_run(
     artifact = open_artifact(tmp_path / "model.onnx")
     assert artifact.precision == Precision.FP32
     assert artifact.layers()
-    (tmp_path / "model.onnx").unlink()  # so that nothing else can open it, whatever it opens files with
     with artifact.runner() as runner:
         runner.infer(images(2))
     assert reads["model.onnx"] == 1

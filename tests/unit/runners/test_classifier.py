@@ -65,9 +65,9 @@ def test_a_runtime_gets_its_own_options_and_no_others(model: Path, monkeypatch: 
     asked: list[int | None] = []
     start = onnxruntime.OnnxRuntimeRunner.__init__
 
-    def remember(self: Any, *model: Any, threads: int | None = None) -> None:
+    def remember(self: Any, *model: Any, threads: int | None = None, **more: Any) -> None:
         asked.append(threads)
-        start(self, *model, threads=threads)
+        start(self, *model, threads=threads, **more)
 
     monkeypatch.setattr(onnxruntime.OnnxRuntimeRunner, "__init__", remember)
     alexdeploy.load(model, threads=1).close()

@@ -80,8 +80,8 @@ def test_a_session_that_started_elsewhere_is_an_error(monkeypatch: pytest.Monkey
 
 
 def test_options_follow_the_precision_and_int8_on_cuda_is_refused() -> None:
-    for precision in (Precision.INT8, Precision.INT8_FP16):
-        with pytest.raises(UnavailableError, match=r"no INT8 convolution.*onnxruntime-tensorrt"):
+    for precision in (Precision.INT8, Precision.INT8_FP16, Precision.FP8):
+        with pytest.raises(UnavailableError, match=r"no INT8 or FP8 convolution.*onnxruntime-tensorrt"):
             CudaRunner(MODEL.SerializeToString(), precision)
     assert CudaRunner.defaults(Precision.FP16) == {"use_tf32": "0"}
     assert TensorRtProviderRunner.defaults(Precision.INT8_FP16) == {"trt_fp16_enable": "1", "trt_int8_enable": "1"}
