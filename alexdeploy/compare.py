@@ -117,7 +117,7 @@ def compare_layers(
         for layer, reference, actual in zip(layers, run_a(batch), run_b(batch), strict=True):
             layer.add(reference, actual)
         images += len(batch)
-        progress("images", images / len(subset))
+        progress(f"{images} of {len(subset)} images", images / len(subset))
     by_output = {layer.output: layer for layer in layers}
     errors = [layer.error(by_output.get(layer.clipped or layer.output, layer)) for layer in layers]
     precision = max(left.precision, right.precision, key=BANDS.__getitem__)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from alexdeploy.errors import AlexdeployError, UnavailableError
 from alexdeploy.optional import require, unavailable
-from alexdeploy.specs import BuilderName, Profile
+from alexdeploy.specs import BuilderName, Profile, Progress
 
 _SHAPE = (5, 4, 4)  # C, H, W of the probe: LRN over 5 channels
 
@@ -27,7 +27,7 @@ class Finding:
     detail: str
 
 
-def examine() -> list[Finding]:
+def examine(*, progress: Progress = lambda what, share: None) -> list[Finding]:
     """Try every backend; never raises."""
     probes: dict[str, Callable[[], str]] = {
         "pytorch": _pytorch,
@@ -37,7 +37,11 @@ def examine() -> list[Finding]:
         "tensorrt (build)": lambda: _build("tensorrt"),
         "cuda device": _cuda,
     }
-    return [_try(name, probe) for name, probe in probes.items()]
+    findings: list[Finding] = []
+    for name, probe in probes.items():
+        progress(f"trying {name}", len(findings) / len(probes))
+        findings.append(_try(name, probe))
+    return findings
 
 
 def _try(name: str, probe: Callable[[], str]) -> Finding:

@@ -308,11 +308,11 @@ class _Chain:
         if not self._is_current(self._training()):
             start()
 
-    def _export(self, progress: Progress) -> None:  # noqa: ARG002
+    def _export(self, progress: Progress) -> None:
         loaded = load_checkpoint(self._checkpoint)
         images = real_images(loaded.contract, self._judge)
         origin = self._origin(self._checkpoint)
-        export_onnx(loaded.model, loaded.contract, self._onnx, real_images=images, parents=origin)
+        export_onnx(loaded.model, loaded.contract, self._onnx, real_images=images, parents=origin, progress=progress)
 
     def _to_fp16(self, progress: Progress) -> None:  # noqa: ARG002
         save_onnx(to_fp16(load_onnx(self._onnx)), self._file("-fp16.onnx"), parents=self._origin(self._onnx))

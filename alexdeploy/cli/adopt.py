@@ -7,7 +7,7 @@ import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
-from alexdeploy.cli.output import print_json
+from alexdeploy.cli.output import print_json, progress
 from alexdeploy.errors import few
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def adopt(model: Path, name: str, data: DataChoice | None, output: Path, as_json
     contract = load_contract(name)
     if data is not None:
         contract = msgspec.structs.replace(contract, labels=data.open("val").classes)
-    result = adopt_onnx(model, contract, output)
+    with progress(f"reading {model.name}") as bar:
+        result = adopt_onnx(model, contract, output, progress=bar)
     if as_json:
         print_json({"model": str(output), "ops": result.ops, "fused_lrn": result.fused, "parity": result.parity})
         return

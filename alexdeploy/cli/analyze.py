@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress
 from alexdeploy.specs import DEFAULT_METHOD, Method
+
+if TYPE_CHECKING:
+    from alexdeploy.quantize.search import Sensitivity
 
 
 @click.command("analyze")
@@ -43,8 +46,6 @@ def command(
     Example: alexdeploy analyze model.onnx --ranges ranges.json --data digits
     """
     files.check_input(model)
-    from rich.table import Table
-
     from alexdeploy.graph.model import class_count, contract_of, load_onnx
     from alexdeploy.quantize.rangefile import load_ranges
     from alexdeploy.quantize.search import QuantizationScorer, analyze
@@ -55,20 +56,26 @@ def command(
     contract = contract_of(loaded, str(model))
     dataset.check_labels(contract, class_count(loaded), str(model))
     chosen = dataset.subset(samples)
-    with progress() as bar:
+    with progress("the float model's answers") as bar:
         scorer = QuantizationScorer(loaded, contract, chosen)
+        bar("every layer in INT8", 0.0)
         whole = scorer.score(seen.of(method))
         found = analyze(scorer, seen.of(method), progress=bar)
     note_skipped(dataset)
     if as_json:
         print_json({"model": str(model), "method": method, "images": scorer.images, "all": whole, "layers": found})
         return
-    table = Table(title=f"each layer alone in INT8, {scorer.images} held-out images")
-    for name in ("layer", "SQNR dB", "agreement", "top-1 drop", "MACs"):
-        table.add_column(name, justify="left" if name == "layer" else "right")
-    for row in found:
-        score = row.score
-        cells = f"{score.sqnr_db:.1f}", f"{score.agreement:.2%}", f"{score.drop:+.2f}", f"{row.macs_share:.1%}"
-        table.add_row(row.layer, *cells)
-    print_table(table)
+    show(found, scorer.images)
     note(f"all layers in INT8: SQNR {whole.sqnr_db:.1f} dB, agreement {whole.agreement:.2%}, drop {whole.drop:+.2f}")
+
+
+def show(rows: list[Sensitivity], images: int) -> None:
+    """One line per layer, the most harmful first."""
+    columns = [
+        Column("layer", [row.layer for row in rows], text=True, folds=True),
+        Column("SQNR dB", [f"{row.score.sqnr_db:.1f}" for row in rows]),
+        Column("agreement", [f"{row.score.agreement:.2%}" for row in rows]),
+        Column("top-1 drop", [f"{row.score.drop:+.2f}" for row in rows]),
+        Column("MACs", [f"{row.macs_share:.1%}" for row in rows]),
+    ]
+    print_columns(columns, title=f"each layer alone in INT8, {images} held-out images")

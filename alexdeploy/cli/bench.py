@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
-from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress, terminal_width
+from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress, terminal_width
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import check_output
 from alexdeploy.specs import Runtime
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from alexdeploy.bench.results import BenchReport
 
 _MAX_DROP = 1.0
-_WIDE = 260  # room for every column
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,14 @@ def command(
     auto = "auto" in runtimes
     if max_drop is not None and not auto:
         raise UsageError("--max-drop says what --runtime auto may choose; add that, or leave --max-drop out")
-    for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
-        require(module)
+    with progress("loading SciPy and scikit-learn"):
+        for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
+            require(module)
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
         check_comparable(earlier, artifacts, sizes)
     dataset = data.open("val")
-    with progress() as bar:
+    with progress("opening the artifacts") as bar:
         report = run_bench(
             artifacts,
             dataset,
@@ -174,41 +172,33 @@ def show_bench(report: BenchReport, *, wide: bool = False) -> None:
 
     from alexdeploy.bench.report.table import notes
 
-    width = terminal_width()
+    title = f"{report.dataset}: {report.images} held-out images"
     if wide:
-        print_table(_wide_table(report), width=_WIDE)
+        _show_wide(report, title)
     else:
-        _show_compact(report, width)
+        _show_compact(report, title)
     for line in notes(report):
-        note(fill(line, width, subsequent_indent="  "))
+        note(fill(line, terminal_width(), subsequent_indent="  "))
 
 
-def _show_compact(report: BenchReport, width: int) -> None:
+def _show_compact(report: BenchReport, title: str) -> None:
     """A line per artifact and runtime."""
-    from rich.table import Table
-
     from alexdeploy.bench.report.columns import compact_table
 
+    width = terminal_width()
     compact = compact_table(report, width)
-    table = Table(title=f"{report.dataset}: {report.images} held-out images")
-    for column in compact.columns:
-        table.add_column(column.header, justify="left" if column.text else "right", no_wrap=True)
-    for index, skipped in enumerate(compact.skipped):
-        table.add_row(*(column.cells[index] for column in compact.columns), style="dim" if skipped else None)
-    print_table(table, width=max(width, sum(column.width + 3 for column in compact.columns) + 1))
+    columns = [Column(column.header, column.cells, text=column.text) for column in compact.columns]
+    print_columns(columns, title=title, styles=["dim" if skipped else None for skipped in compact.skipped], width=width)
     for letter, name in compact.legend.items():
         click.echo(f"{letter}  {name}")
 
 
-def _wide_table(report: BenchReport) -> Table:
+def _show_wide(report: BenchReport, title: str) -> None:
     """One line per artifact, runtime and batch size, with every column."""
-    from rich.table import Table
-
     from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells
 
-    table = Table(title=f"{report.dataset}: {report.images} held-out images")
-    for index, header in enumerate(HEADERS):
-        table.add_column(header, justify="left" if index < TEXT_COLUMNS else "right", no_wrap=True)
-    for row, line in zip(report.rows, cells(report), strict=True):
-        table.add_row(*line, style="dim" if row.status == "skipped" else None)
-    return table
+    columns = [
+        Column(header, column, text=index < TEXT_COLUMNS)
+        for index, (header, column) in enumerate(zip(HEADERS, zip(*cells(report), strict=True), strict=True))
+    ]
+    print_columns(columns, title=title, styles=["dim" if row.status == "skipped" else None for row in report.rows])

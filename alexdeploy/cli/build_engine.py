@@ -23,9 +23,10 @@ from alexdeploy.cli.options import (
 )
 from alexdeploy.cli.output import note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import Builder, Hardware, Method, Profile
+from alexdeploy.specs import Builder, Hardware, Method, Profile, Progress
 
 if TYPE_CHECKING:
+    from alexdeploy.data.dataset import ImageDataset
     from alexdeploy.engine.options import BuildSettings
     from alexdeploy.engine.plan import Plan
     from alexdeploy.engine.record import EngineRecord
@@ -169,8 +170,13 @@ def command(
         images = precision.ranges or (data.open("train").subset(samples) if data is not None else None)
         assert images is not None, "guaranteed by _check"
         implicit = ImplicitInt8(images, fp16=precision.fp16)
-    graph = model if implicit is not None else _with_precision(model, precision, data, samples)
-    plan = plan_engine(graph, settings=settings, implicit=implicit)
+    dataset = data.open("train") if data is not None and implicit is None else None
+    with progress(f"reading {model.name}") as bar:
+        graph = model if implicit is not None else _with_precision(model, precision, dataset, samples, bar)
+        bar("planning", 0.0)
+        plan = plan_engine(graph, settings=settings, implicit=implicit)
+    if dataset is not None:
+        note_skipped(dataset)
     _warn_of_memory(plan)
     if dry_run:
         _show_plan(output, plan, as_json)
@@ -179,7 +185,9 @@ def command(
         _build(plan, output, rebuild, as_json)
 
 
-def _with_precision(model: Path, precision: _Precision, data: DataChoice | None, samples: int) -> Path | PreparedGraph:
+def _with_precision(
+    model: Path, precision: _Precision, dataset: ImageDataset | None, samples: int, progress: Progress
+) -> Path | PreparedGraph:
     if not (precision.int8 or precision.fp16):
         return model
     from alexdeploy.quantize.apply import PrecisionSettings, with_precision
@@ -189,14 +197,20 @@ def _with_precision(model: Path, precision: _Precision, data: DataChoice | None,
     )
     if precision.ranges is not None:
         note_cache(precision.ranges)
-    ranges = _calibrated(model, data, samples) if data is not None else precision.ranges
+    ranges: Path | RangeFile | None = precision.ranges
+    if dataset is not None:
+        from alexdeploy.quantize.calibrate import calibrate
+
+        keep_freed_memory()
+        ranges = calibrate(model, dataset, samples=samples, progress=progress)
+    progress("writing the precision into the graph", 0.0)
     return with_precision(model, ranges, settings=settings)
 
 
 def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
     from alexdeploy.engine.plan import build_planned, precision_verdict
 
-    with progress() as bar:
+    with progress("building") as bar:
         record = build_planned(plan, output, rebuild=rebuild, progress=bar)
     if record.float_layers:
         warn(precision_verdict(record))
@@ -299,14 +313,3 @@ def _check_implicit(precision: _Precision, settings: BuildSettings) -> None:
         raise UsageError(
             f"--implicit takes a calibration cache of TensorRT as --ranges, which {precision.ranges} is not"
         )
-
-
-def _calibrated(model: Path, data: DataChoice, samples: int) -> RangeFile:
-    from alexdeploy.quantize.calibrate import calibrate
-
-    keep_freed_memory()
-    dataset = data.open("train")
-    with progress() as bar:
-        seen = calibrate(model, dataset, samples=samples, progress=bar)
-    note_skipped(dataset)
-    return seen

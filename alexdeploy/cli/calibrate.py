@@ -58,7 +58,7 @@ def command(
 
     keep_freed_memory()
     dataset = data.open("train")
-    with progress() as bar:
+    with progress(f"reading {model.name}") as bar:
         ranges = calibrate(model, dataset, samples=samples, percentile=percentile, progress=bar)
     options = {"data": data.name, "samples": samples, "percentile": percentile}
     save_ranges(output, ranges, (ranges.model_parent(model),), options)

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_json, print_table, progress
+from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress
 from alexdeploy.errors import GateError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from alexdeploy.compare import Divergence
 
 
@@ -40,37 +38,36 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     dataset = data.open("val")
     from alexdeploy.compare import compare_layers
 
-    with progress() as bar:
+    with progress(f"opening {a.name} and {b.name}") as bar:
         result = compare_layers(a, b, dataset, samples=samples, progress=bar)
     note_skipped(dataset)
     if as_json:
         print_json(result)
     else:
-        print_table(divergence_table(result))
+        show_divergence(result)
     note(verdict(result))
     if result.first is not None:
         sys.exit(GateError.exit_code)
 
 
-def divergence_table(result: Divergence) -> Table:
+def show_divergence(result: Divergence) -> None:
     """One line per layer, those beyond the band in red, the first of them with an arrow."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"{Path(result.b).name} against {Path(result.a).name}: {result.images} held-out images")
-    for name in ("layer", "type"):
-        table.add_column(name, no_wrap=True)
-    for name in ("relative error", "max error", "SQNR, dB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    marks = iter(["<-- first beyond the band"])
-    for row in result.layers:
-        beyond = row.judged_l2 > result.band
-        sqnr = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
-        cells = (row.layer, row.type, f"{row.relative_l2:.2e}", f"{row.max_abs:.2e}", sqnr)
-        mark = next(marks, "") if beyond else ""
-        table.add_row(*map(Text, (*cells, mark)), style="red" if beyond else None)
-    return table
+    rows = result.layers
+    columns = [
+        Column("layer", [row.layer for row in rows], text=True, folds=True),
+        Column("type", [row.type for row in rows], text=True, rank=2),
+        Column("relative error", [f"{row.relative_l2:.2e}" for row in rows]),
+        Column("max error", [f"{row.max_abs:.2e}" for row in rows], rank=3),
+        Column("SQNR, dB", ["-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}" for row in rows], rank=4),
+    ]
+    if any(row.relative_l2 > result.band >= row.judged_l2 for row in rows):  # why such a layer is not red
+        judged = [f"{row.judged_l2:.2e}" if row.judged_at != row.layer else "" for row in rows]
+        columns.insert(3, Column("after activation", judged, rank=1))
+    if result.first is not None:
+        marks = ["<-- first beyond the band" if row.layer == result.first else "" for row in rows]
+        columns.append(Column("", marks, text=True, rank=5))
+    title = f"{Path(result.b).name} against {Path(result.a).name}: {result.images} held-out images"
+    print_columns(columns, title=title, styles=["red" if row.judged_l2 > result.band else None for row in rows])
 
 
 def verdict(result: Divergence) -> str:

@@ -5,7 +5,7 @@ import sys
 import click
 
 from alexdeploy.cli.options import json_option
-from alexdeploy.cli.output import print_json, print_table
+from alexdeploy.cli.output import Column, print_columns, print_json, progress
 from alexdeploy.errors import UnavailableError
 
 
@@ -21,21 +21,19 @@ def command(as_json: bool) -> None:
     \b
     Example: alexdeploy doctor
     """
-    from rich.table import Table
-
     from alexdeploy.doctor import examine
 
-    findings = examine()
+    with progress("trying every backend") as bar:
+        findings = examine(progress=bar)
     if as_json:
         print_json({"findings": findings})
     else:
-        table = Table()
-        for name in ("backend", "status", "detail"):
-            table.add_column(name, overflow="fold")
-        colours = {"ok": "green", "missing": "yellow", "broken": "red"}
-        for finding in findings:
-            colour = colours[finding.status]
-            table.add_row(finding.backend, f"[{colour}]{finding.status}[/]", finding.detail.replace("[", "\\["))
-        print_table(table)
+        colours = {"ok": None, "missing": "yellow", "broken": "red"}
+        columns = [
+            Column("backend", [finding.backend for finding in findings], text=True),
+            Column("status", [finding.status for finding in findings], text=True),
+            Column("detail", [finding.detail for finding in findings], text=True, folds=True),
+        ]
+        print_columns(columns, styles=[colours[finding.status] for finding in findings])
     if any(finding.status == "broken" for finding in findings):
         sys.exit(UnavailableError.exit_code)

@@ -9,10 +9,13 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.adopt import adopt, print_written
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
-from alexdeploy.cli.output import note_skipped, print_json
+from alexdeploy.cli.output import note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
+from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
+    from alexdeploy.data.dataset import ImageDataset
+    from alexdeploy.export.from_torch import ExportResult
     from alexdeploy.zoo.checkpoint import Checkpoint
 
 
@@ -85,26 +88,39 @@ def command(
         raise UsageError("--contract is for a foreign .onnx file; a checkpoint and a network have their own")
     files.check_output(output, *([checkpoint] if checkpoint is not None else []))
     dataset = data.open("val") if data else None
+    with progress("loading PyTorch") as bar:
+        result = _export(checkpoint, fresh, dataset, output, fully_convolutional=fully_convolutional, progress=bar)
+    if dataset is not None:
+        note_skipped(dataset)
+    if as_json:
+        print_json({"model": str(output), "ops": result.ops, "parity": result.parity})
+    else:
+        print_written(output, result.ops, result.parity, "PyTorch")
+
+
+def _export(
+    checkpoint: Path | None,
+    fresh: _Network,
+    dataset: ImageDataset | None,
+    output: Path,
+    *,
+    fully_convolutional: bool,
+    progress: Progress,
+) -> ExportResult:
     loaded = _load(checkpoint, fresh)
     from alexdeploy.data.samples import real_images
     from alexdeploy.export.from_torch import export_onnx
     from alexdeploy.zoo import convnet
 
-    images = real_images(loaded.contract, dataset)
-    if dataset is not None:
-        note_skipped(dataset)
-    result = export_onnx(
+    return export_onnx(
         convnet.fully_convolutional(loaded.model) if fully_convolutional else loaded.model,
         loaded.contract,
         output,
-        real_images=images,
+        real_images=real_images(loaded.contract, dataset),
         any_size=fully_convolutional,
         parents=(files.parent(checkpoint),) if checkpoint is not None else (),
+        progress=progress,
     )
-    if as_json:
-        print_json({"model": str(output), "ops": result.ops, "parity": result.parity})
-    else:
-        print_written(output, result.ops, result.parity, "PyTorch")
 
 
 def _load(checkpoint: Path | None, fresh: _Network) -> Checkpoint:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import print_json, print_table
+from alexdeploy.cli.output import Column, print_columns, print_json, progress
 from alexdeploy.errors import UsageError
 
 
@@ -29,38 +29,38 @@ def command(artifact: Path | None, network: str | None, classes: int, as_json: b
 
     if (artifact is None) == (network is None):
         raise UsageError("name either an ARTIFACT or --network NAME")
-    result = inspect_artifact(artifact) if artifact is not None else inspect_network(str(network), classes)
+    with progress(f"reading {artifact or network}"):
+        result = inspect_artifact(artifact) if artifact is not None else inspect_network(str(network), classes)
     if as_json:
         print_json(result)
     else:
-        _show(str(artifact or network), result)
+        show(str(artifact or network), result)
 
 
-_COLUMNS = {
-    "name": "name",
-    "type": "type",
-    "precision": "precision",
-    "output_shape": "output",
-    "kernel": "kernel",
-    "receptive_field": "sees",
-    "parameters": "parameters",
-    "connections": "connections",
-    "macs": "MACs",
-    "memory_bytes": "bytes",
+_COLUMNS = {  # key: header, rank
+    "name": ("name", 0),
+    "type": ("type", 0),
+    "precision": ("precision", 0),
+    "output_shape": ("output", 0),
+    "kernel": ("kernel", 2),
+    "receptive_field": ("sees", 4),
+    "parameters": ("parameters", 1),
+    "connections": ("connections", 5),
+    "macs": ("MACs", 1),
+    "memory_bytes": ("bytes", 3),
 }
 
 
-def _show(title: str, result: dict[str, Any]) -> None:
-    from rich.table import Table
-
+def show(title: str, result: dict[str, Any]) -> None:
+    """The layers as a table, and the totals."""
     layers = result["layers"]
-    table = Table(title=f"{title} ({result['kind']})")
-    columns = [key for key in _COLUMNS if any(key in layer for layer in layers)]
-    for key in columns:
-        table.add_column(_COLUMNS[key], justify="right" if isinstance(layers[0].get(key), int) else "left")
-    for layer in layers:
-        table.add_row(*(_window(layer) if key == "kernel" else _cell(layer.get(key)) for key in columns))
-    print_table(table)
+    columns = []
+    for key, (header, rank) in _COLUMNS.items():
+        if any(key in layer for layer in layers):
+            cells = [_window(layer) if key == "kernel" else _cell(layer.get(key)) for layer in layers]
+            text = not isinstance(layers[0].get(key), int)
+            columns.append(Column(header, cells, text=text, folds=key in ("name", "type"), rank=rank))
+    print_columns(columns, title=f"{title} ({result['kind']})")
     totals = ("parameters", "connections", "macs", "memory_bytes", "precisions", "builder", "size_bytes")
     click.echo(" · ".join(f"{key.replace('_', ' ')} {_cell(result[key])}" for key in totals if key in result))
 

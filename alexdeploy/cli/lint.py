@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import print_json, print_table
-from alexdeploy.errors import GateError
+from alexdeploy.cli.output import print_json, progress, terminal_width
+from alexdeploy.errors import GateError, few
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from alexdeploy.graph.lint import Finding
 
 
@@ -32,28 +32,27 @@ def command(model: Path, as_json: bool) -> None:
     from alexdeploy.graph.lint import lint
     from alexdeploy.graph.model import load_onnx
 
-    findings = lint(load_onnx(model))
+    with progress(f"checking {model}"):
+        findings = lint(load_onnx(model))
     counts = Counter(finding.severity for finding in findings)
     if as_json:
         totals = {"errors": counts["error"], "warnings": counts["warning"]}
         print_json({"model": str(model), "findings": findings, **totals})
     else:
-        if findings:
-            print_table(_table(findings))
+        show(findings)
         click.echo(f"{model}: {counts['error']} errors, {counts['warning']} warnings")
     if counts["error"]:
         sys.exit(GateError.exit_code)
 
 
-def _table(findings: list[Finding]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table()
-    for name in ("severity", "node", "rule", "found", "fix"):
-        table.add_column(name, overflow="fold")
-    colours = {"error": "red", "warning": "yellow"}
+def show(findings: list[Finding]) -> None:
+    """What was found and the fix, as wide as the terminal; nodes with the same fault together."""
+    nodes: dict[Finding, list[str]] = {}
     for finding in findings:
-        texts = (finding.node, finding.rule, finding.found, finding.fix)
-        table.add_row(f"[{colours[finding.severity]}]{finding.severity}[/]", *map(escape, texts))
-    return table
+        nodes.setdefault(dataclasses.replace(finding, node=""), []).append(finding.node)
+    for fault, names in nodes.items():
+        severity = click.style(fault.severity, fg={"error": "red", "warning": "yellow"}[fault.severity])
+        click.echo(f"{severity}: {few(names)} ({fault.rule})")
+        for name, text in (("found:", fault.found), ("fix:", fault.fix)):
+            indent = f"  {name:<7}"
+            click.echo(fill(text, terminal_width(), initial_indent=indent, subsequent_indent=" " * len(indent)))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -15,9 +19,38 @@ from alexdeploy.errors import few
 from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from alexdeploy.data.dataset import ImageDataset
+
+
+_BORDER = 3  # characters of a cell's padding and its border
+_LEAST = 26  # characters of a column that folds: a layer's name of three or four parts
+
+
+@dataclass(frozen=True)
+class Column:
+    """Cells from top to bottom.
+
+    Attributes:
+        text: aligned left.
+        folds: where the terminal is narrow, a long cell takes more than one line.
+        rank: where there is still no room the column of the highest rank is left out first; 0: never.
+    """
+
+    header: str
+    cells: Sequence[str]
+    text: bool = False
+    folds: bool = False
+    rank: int = 0
+
+    @property
+    def width(self) -> int:
+        """Characters of the longest cell."""
+        return max(map(len, (self.header, *self.cells)))
+
+    @property
+    def least(self) -> int:
+        """Characters below which it cannot be read."""
+        return min(self.width, _LEAST) if self.folds else self.width
 
 
 def print_json(result: Any) -> None:
@@ -31,11 +64,50 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((120, 24)).columns
 
 
-def print_table(table: Table, *, width: int | None = None) -> None:
-    """A table on stdout, as wide as the terminal, or as wide as it needs where stdout is a file."""
-    from rich.console import Console
+def print_columns(
+    columns: Sequence[Column], *, title: str = "", styles: Sequence[str | None] = (), width: int | None = None
+) -> None:
+    """A table on stdout that fits the terminal; whole where stdout is a file.
 
-    Console(width=width if width is not None or sys.stdout.isatty() else 240).print(table)
+    ``styles``: a colour for each row. ``width``: room in characters in place of the terminal's.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if width is None and (sys.stdout.isatty() or "COLUMNS" in os.environ):
+        width = terminal_width()
+    shown = _fitting(columns, width) if width is not None else list(columns)
+    table = Table()
+    for column in shown:
+        justify: Literal["left", "right"] = "left" if column.text else "right"
+        table.add_column(column.header, justify=justify, no_wrap=not column.folds, overflow="fold")
+    rows = zip(*(column.cells for column in shown), strict=True)
+    for cells, style in zip_longest(rows, styles):
+        table.add_row(*map(Text, cells), style=style)
+    whole = _total(column.width for column in shown)
+    least = _total(column.least for column in shown)  # a line that is too long is better than half a number
+    console = Console(width=max(width, least) if width is not None else max(whole, len(title)))
+    if title:
+        console.print(Text(title, "bold"))
+    console.print(table)
+    left_out = [column.header for column in columns if column.header and column not in shown]
+    if left_out:
+        text = f"left out at {width} characters: {', '.join(left_out)}; a wider terminal and --json show them"
+        note(fill(text, terminal_width(), subsequent_indent="  "))
+
+
+def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
+    """The columns for which there is room, in order."""
+    shown = list(columns)
+    for column in sorted(columns, key=lambda column: column.rank, reverse=True):
+        if column.rank and _total(column.least for column in shown) > width:
+            shown.remove(column)
+    return shown
+
+
+def _total(widths: Iterable[int]) -> int:
+    return sum(width + _BORDER for width in widths) + 1
 
 
 def note(text: str) -> None:
@@ -55,8 +127,8 @@ def note_skipped(dataset: ImageDataset) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Progress]:
-    """A bar on stderr while the block runs, where stderr is a terminal; called with (what, share done)."""
+def progress(what: str) -> Iterator[Progress]:
+    """A bar on stderr while the block runs, where stderr is a terminal; ``what`` is done first."""
     if not sys.stderr.isatty():
         yield lambda what, share: None
         return
@@ -64,9 +136,9 @@ def progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<24}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
+        task = bar.add_task(what, total=None)  # it moves to and fro until a share is known
         last = 0.0
 
         def update(what: str, share: float) -> None:
@@ -74,6 +146,6 @@ def progress() -> Iterator[Progress]:
             if share < last:  # the next piece of work: times are its own, and a full bar would stand still
                 bar.reset(task)
             last = share
-            bar.update(task, description=what, completed=share)
+            bar.update(task, description=what, total=1.0, completed=share)
 
         yield update

@@ -9,7 +9,7 @@ import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import note, print_json
+from alexdeploy.cli.output import note, print_json, progress
 from alexdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,11 +52,15 @@ def command(
     from alexdeploy.runners.artifact import open_artifact
     from alexdeploy.runners.classifier import find_images, predict
 
-    opened = open_artifact(artifact)
-    if labels is not None:
-        opened = opened.with_labels(read_class_indices(labels))
-    found = find_images(images, opened.contract.labels)
-    predictions = list(predict(opened, [image.path for image in found], ten_crop=ten_crop))
+    predictions: list[Prediction] = []
+    with progress(f"opening {artifact.name}") as bar:
+        opened = open_artifact(artifact)
+        if labels is not None:
+            opened = opened.with_labels(read_class_indices(labels))
+        found = find_images(images, opened.contract.labels)
+        for prediction in predict(opened, [image.path for image in found], ten_crop=ten_crop):
+            predictions.append(prediction)
+            bar(f"{len(predictions)} of {len(found)} images", len(predictions) / len(found))
     right = [p.label == image.truth for p, image in zip(predictions, found, strict=True) if image.truth is not None]
     if out is not None:
         files.write_bytes(out, _encoded(predictions, out.suffix.lower() == ".jsonl"))

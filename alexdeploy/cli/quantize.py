@@ -106,7 +106,7 @@ def command(
     note_cache(ranges)
     selection = data.open("train").subset(samples) if data is not None and auto else None
     validation = data.open("val") if data is not None and budget else None
-    with progress() as bar:
+    with progress(f"quantizing {model.name}") as bar:
         result = quantize_onnx(
             model,
             ranges,

@@ -46,11 +46,11 @@ def command(recipe: str, data: DataChoice, epochs: int | None, samples: int, out
 
 def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, builder: Builder, as_json: bool) -> None:
     """Run the chain and show its report."""
-    from alexdeploy.pipeline import run_pipeline
-
     learn, judge = data.open("train"), data.open("val")
     rebuild = shlex.join(["alexdeploy", *click.get_current_context().obj])
     with _step_by_step() as show:
+        from alexdeploy.pipeline import run_pipeline
+
         report = run_pipeline(
             recipe, learn, judge, out, samples=samples, builder=builder, rebuild=rebuild, progress=show
         )
@@ -99,7 +99,7 @@ def _percent(share: float) -> str:
 def _step_by_step() -> Iterator[Progress]:
     """A bar where stderr is a terminal, else one line per step."""
     if sys.stderr.isatty():
-        with progress() as bar:
+        with progress("loading PyTorch") as bar:
             yield bar
         return
     begun: set[str] = set()

@@ -11,7 +11,7 @@ from alexdeploy.cli.output import note, note_skipped, print_json, progress
 from alexdeploy.errors import few
 
 if TYPE_CHECKING:
-    from alexdeploy.train import TrainResult
+    from alexdeploy.train import Epoch, Step, TrainResult
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
@@ -69,9 +69,6 @@ def command(
     from alexdeploy.recipe import load_recipe, with_train_options
 
     loaded = with_train_options(load_recipe(recipe), **changes)
-    from alexdeploy.data.labels import write_class_indices
-    from alexdeploy.train import Epoch, Step, train_network
-
     keep_freed_memory()
     learn = data.open("train")
     judge = data.open("val")
@@ -79,16 +76,19 @@ def command(
 
     def show(epoch: Epoch) -> None:
         note(
-            f"epoch {epoch.epoch}/{loaded.train.epochs}  loss {epoch.train_loss:.4f}  held out: loss "
-            f"{epoch.val_loss:.4f}, top-1 {epoch.top1:.2%}  {epoch.images_per_s:.0f} images/s  {epoch.seconds:.1f} s"
+            f"epoch {epoch.epoch}/{loaded.train.epochs}: loss {epoch.train_loss:.4f}, held out {epoch.val_loss:.4f}, "
+            f"top-1 {epoch.top1:.2%}, {epoch.images_per_s:.0f} images/s, {epoch.seconds:.1f} s"
         )
 
-    with progress() as bar:
+    with progress("loading PyTorch") as bar:
+        from alexdeploy.data.labels import write_class_indices
+        from alexdeploy.train import train_network
 
         def tick(step: Step) -> None:
             what = f"epoch {step.epoch}/{loaded.train.epochs}  loss {step.loss:.3f}  {step.images_per_s:.0f} images/s"
             bar(what, step.done / step.total)
 
+        bar("preparing", 0.0)
         result = train_network(
             loaded, learn, judge, path, device=device, weights=weights, resume=resume, on_epoch=show, on_step=tick
         )

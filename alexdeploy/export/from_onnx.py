@@ -20,6 +20,7 @@ from alexdeploy.graph.model import class_count, image_input, load_onnx, model_by
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.specs import Progress
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,16 @@ class AdoptResult:
     parity: Parity
 
 
-def adopt_onnx(path: Path, contract: Contract, output: Path) -> AdoptResult:
+def adopt_onnx(
+    path: Path, contract: Contract, output: Path, *, progress: Progress = lambda what, share: None
+) -> AdoptResult:
     """Write ``path`` with its decomposed LRN fused, unnamed nodes named and ``contract`` in its metadata.
 
     Args:
         path: any ONNX image classifier with one float32 input (batch, C, H, W) and (batch, classes) first.
         contract: the preprocessing it was trained with, and its labels or none.
         output: written atomically with its sidecar; untouched when anything fails.
+        progress: called with what is being done and the share that is done before.
 
     Raises:
         UsageError: ``output`` is ``path``.
@@ -55,9 +59,12 @@ def adopt_onnx(path: Path, contract: Contract, output: Path) -> AdoptResult:
     files.check_output(output, path)
     original = load_onnx(path)
     _check_interface(original, contract, path)
+    progress("putting the LRN back", 0.2)
     model, fused = _rewritten(original)
     model.metadata_props[METADATA_KEY] = contract.to_json()
+    progress("comparing it with the original", 0.4)
     parity = _check_parity(path, original, model, contract, fused)
+    progress(f"writing {output.name}", 0.8)
     save_onnx(
         model,
         output,

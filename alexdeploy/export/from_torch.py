@@ -24,6 +24,7 @@ from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
+from alexdeploy.specs import Progress
 
 OPSET = 20
 _LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
@@ -45,6 +46,7 @@ def export_onnx(
     real_images: npt.NDArray[np.float32],
     any_size: bool = False,
     parents: tuple[files.Parent, ...] = (),
+    progress: Progress = lambda what, share: None,
 ) -> ExportResult:
     """Write ``module`` as ONNX opset 20: native LRN, dynamic batch, contract in the metadata; only if parity holds.
 
@@ -56,6 +58,7 @@ def export_onnx(
         any_size: height and width are dynamic too, from the contract's size upwards; the module is fully convolutional
             and returns (N, classes, h, w). Parity is checked at a larger size as well.
         parents: files the module's weights came from.
+        progress: called with what is being done and the share that is done before.
 
     Raises:
         InputError: a local response normalisation with an even window.
@@ -74,9 +77,12 @@ def export_onnx(
     """
     files.check_output(path)
     module = module.eval()
+    progress("tracing the network", 0.1)
     model = trace(module, contract, any_size=any_size)
     model.metadata_props[METADATA_KEY] = contract.to_json()
+    progress("comparing ONNX Runtime with PyTorch", 0.4)
     parity = check_parity(module, model, contract, real_images, any_size=any_size)
+    progress(f"writing {path.name}", 0.8)
     save_onnx(
         model,
         path,

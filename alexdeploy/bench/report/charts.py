@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 4.6, 3.4  # inches; narrow, so that the letters stay readable on a phone
 _MAX_MATRIX = 20
 _MOST_LAYERS = 12
+_LEGEND, _LAYER, _CLASS = 56, 28, 14  # characters of a name, so that its chart has room
 _COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d")
 
 
@@ -57,6 +59,11 @@ def figures(report: BenchReport) -> list[Figure]:
 
 def _name(report: BenchReport, measured: Row | Accuracy) -> str:
     return f"{report.name(measured.artifact)} on {measured.runtime}"
+
+
+def _short(name: str, most: int) -> str:
+    """At most so many characters: the beginning and the end."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - most // 2 - 1) :]}"
 
 
 def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
@@ -114,7 +121,12 @@ def _distributions(axes: Axes, rows: list[tuple[str, Row]], color: dict[str, str
 
 def _legend(axes: Axes) -> None:
     """Above the axes, where it hides nothing."""
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
+    lines, names = axes.get_legend_handles_labels()
+    long = len(names) > 1 and max(map(len, names)) > _LEGEND
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    same = len(list(alike)) if long else 0
+    names = [_short(f"…{name[same:]}" if same > 1 else name, _LEGEND) for name in names]
+    axes.legend(lines, names, fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
     axes.grid(alpha=0.25)
 
 
@@ -133,7 +145,8 @@ def _layers(axes: Axes, row: Row, color: str) -> None:
     rest = ranked[_MOST_LAYERS:]
     if rest:
         bars.append((f"{len(rest)} others", sum(ms for _, ms in rest)))
-    axes.barh([name for name, _ in bars], [ms for _, ms in bars], color=color)
+    axes.barh(range(len(bars)), [ms for _, ms in bars], color=color)
+    axes.set_yticks(range(len(bars)), [_short(name, _LAYER) for name, _ in bars])
     axes.invert_yaxis()
     axes.set(xlabel="ms, in order of execution")
 
@@ -149,6 +162,7 @@ def _confusion(axes: Axes, accuracy: Accuracy, classes: list[str]) -> None:
                 answered, true, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black"
             )
     positions = range(len(classes))
+    classes = [_short(name, _CLASS) for name in classes]
     axes.set_xticks(
         positions,
         classes,

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from alexdeploy import files
+from alexdeploy.bench.report.columns import compact_table
 from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells, notes
 from alexdeploy.bench.results import BenchReport
 
+_PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 pixels and a forge have room
+
 
 def write_markdown(report: BenchReport, path: Path) -> None:
-    """Table and notes."""
+    """The compact table, the notes, and the table of every figure."""
+    compact = compact_table(report, _MARKDOWN)
+    columns = [column.cells for column in compact.columns]
+    text = [True] * TEXT_COLUMNS + [False] * (len(HEADERS) - TEXT_COLUMNS)
     lines = [
         f"# Bench on {report.dataset}, {report.images} held-out images",
         "",
-        f"| {' | '.join(HEADERS)} |",
-        f"|{' --- |' * TEXT_COLUMNS}{' --: |' * (len(HEADERS) - TEXT_COLUMNS)}",
-        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells(report)),
+        *_table([c.header for c in compact.columns], [c.text for c in compact.columns], [*zip(*columns, strict=True)]),
         "",
+        *(f"- {letter}: {name}" for letter, name in compact.legend.items()),
         *(f"- {text}" for text in notes(report)),
+        "",
+        "## Every figure, a line for each batch size",
+        "",
+        *_table(HEADERS, text, cells(report)),
     ]
     files.write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
+def _table(headers: Sequence[str], text: Sequence[bool], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headers)} |"
+    yield f"|{'|'.join(' --- ' if left else ' --: ' for left in text)}|"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
 def write_html(report: BenchReport, path: Path) -> None:
-    """Table, notes, pictures and per-class accuracy on a page without scripts, fonts or pictures from elsewhere.
+    """Both tables, notes, pictures and per-class accuracy on a page without scripts, fonts or pictures from elsewhere.
 
     Raises:
         UnavailableError: Jinja2 or Matplotlib is not installed.
@@ -36,6 +53,7 @@ def write_html(report: BenchReport, path: Path) -> None:
     template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
     page = template.render(
         report=report,
+        compact=compact_table(report, _PAGE),
         headers=HEADERS,
         lines=cells(report),
         text_columns=TEXT_COLUMNS,

@@ -1,0 +1,152 @@
+"""The HTML page and the Markdown of a bench: wide tables in their own box, and no page that scrolls sideways."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from alexdeploy.bench.accuracy import Accuracy
+from alexdeploy.bench.report.page import write_html, write_markdown
+from alexdeploy.bench.results import BenchReport
+from tests.unit.bench.test_columns import report as rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CLASSES = ["a", "a-class-with-a-very-long-name"]
+LAYERS = {f"/blocks.{number}/0/conv_dw_expansion/Conv": 0.1 * number for number in range(1, 9)}
+
+
+@pytest.fixture(scope="module")
+def report() -> BenchReport:
+    """Long names of files, classes and layers, four batch sizes, every third artifact skipped."""
+    found = rows_of(5, (1, 8, 32, 64))
+    for row in found.rows:
+        row.samples_ms["host"] = [[123.4, 125.6], [122.2, 124.1]]
+        if row.batch == 1 and row.status == "ok":
+            row.layers_ms.update(LAYERS)
+    first = found.rows[0]
+    shares = [0.9, 0.9]
+    found.accuracy.append(Accuracy(first.artifact, first.runtime, shares, shares, [[9, 1], [1, 9]], [0], None))
+    found.classes[:] = CLASSES
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(report: BenchReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_html(report, path)
+    return path
+
+
+class Tables(HTMLParser):
+    """For each table the classes of the elements around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.around: list[list[str]] = []
+        self._open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.around.append([*self._open])
+        if tag in ("div", "details", "table", "figure"):
+            self._open.append(dict(attrs).get("class") or tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("div", "details", "table", "figure"):
+            self._open.pop()
+
+
+def test_every_table_scrolls_in_its_own_box_and_pictures_have_no_fixed_width(page: Path) -> None:
+    text = page.read_text()
+    tables = Tables()
+    tables.feed(text)
+    assert len(tables.around) == 3  # compact, every figure, by class
+    assert all(around[-1] == "wide" for around in tables.around)
+    assert tables.around[1] == ["details", "wide"], "the wide table is folded in"
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert re.search(r"\.wide \{[^}]*overflow-x: auto", style)
+    assert re.search(r"figure svg \{[^}]*width: 100%", style)
+    assert not re.search(r"[{;]\s*(min-)?width: *\d+px", style)
+
+
+def test_the_markdown_has_a_compact_table_and_every_figure(report: BenchReport, tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    write_markdown(report, path)
+    compact, every = (
+        [line for line in part.splitlines() if line.startswith("|")]
+        for part in path.read_text().split("## Every figure")
+    )
+    assert len(compact) == 2 + 5, "a line per artifact"
+    assert len(every) == 2 + 5 * 4, "a line per batch size"
+    for table in (compact, every):
+        assert len({line.count("|") for line in table}) == 1
+        assert "…" not in "".join(table)
+    assert all(f"ms b{batch} " in compact[0] for batch in (1, 8, 32, 64))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to lay the page out")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_does_not_scroll_sideways(page: Path, width: int, tmp_path: Path) -> None:
+    """The page in a frame of the width (a window of Chromium is never below 500 pixels), every fold open."""
+    frame = tmp_path / "frame.html"
+    script = (
+        "const page = document.querySelector('iframe').contentDocument;"
+        "page.querySelectorAll('details').forEach(fold => fold.open = true);"
+        "document.body.dataset.found = page.documentElement.scrollWidth;"
+    )
+    inner = tmp_path / "page.html"
+    shutil.copy(page, inner)
+    frame.write_text(f'<iframe src="page.html" width={width} height=900 style="border:0" onload="{script}"></iframe>')
+    assert CHROMIUM is not None
+    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", *quiet, "--allow-file-access-from-files"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = re.search(r'data-found="(\d+)"', done.stdout)
+    assert found is not None, done.stdout[-500:]
+    assert int(found[1]) <= width
+
+
+def test_long_names_leave_room_for_the_charts(report: BenchReport) -> None:
+    """Matplotlib warns where labels leave an axis no room; the ends of names, which differ, are still there."""
+    pytest.importorskip("matplotlib")
+    from alexdeploy.bench.report import charts
+
+    long = "efficientnet-lite4-quantized-" * 3
+    rows = [dataclasses.replace(row, artifact=f"{long}{row.artifact[-20:]}") for row in report.rows]
+    drawn: dict[str, list[str]] = {}
+
+    add_legend = charts._legend
+
+    def keep(axes: Axes) -> None:
+        add_legend(axes)
+        legend = axes.get_legend()
+        drawn["legend"] = [text.get_text() for text in legend.get_texts()] if legend is not None else []
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(charts, "_legend", keep)
+            found = charts.figures(dataclasses.replace(report, rows=rows))
+    assert len(found) == 2 * 4 + 4 + 1  # two a batch size, layers of each row that ran at batch 1, confusion
+    assert len(set(drawn["legend"])) == 4, "a name for each artifact that ran"
