@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib
 import json
-import re
 import signal
 import sys
 import warnings
@@ -16,7 +15,7 @@ from typing import TextIO
 import click
 
 from alexdeploy._version import __version__
-from alexdeploy.cli.output import warn
+from alexdeploy.cli.output import warn, with_options
 from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name
 from alexdeploy.optional import unavailable
 
@@ -38,15 +37,6 @@ COMMANDS = (
     "doctor",
     "demo",
 )
-_OPTION_OF = {  # settings whose options have other names
-    "batches": "--batch",
-    "dialect": "--for",
-    "lrn_fp16": "--lrn fp16",
-    "newer_versions": "--version-compatible",
-    "shapes": "--profile",
-    "targets": "--target",
-    "workspace_bytes": "--workspace",
-}
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -115,16 +105,11 @@ def _warnings_in_one_line() -> Iterator[None]:
                 as_python_does(message, category, filename, lineno, file, line)
             elif str(message) not in shown:
                 shown.add(str(message))
-                warn(_with_options(str(message)))
+                warn(str(message))
 
         warnings.showwarning = show
         warnings.simplefilter("always", InputWarning)
         yield
-
-
-def _with_options(message: str) -> str:
-    """A library's message names settings in backquotes, as Python has them; here they become options."""
-    return re.sub(r"`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
 
 
 def _run(arguments: list[str]) -> tuple[int, str | None]:
@@ -132,7 +117,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     try:
         cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=arguments)
     except AlexdeployError as error:
-        return error.exit_code, _with_options(str(error))
+        return error.exit_code, with_options(str(error))
     except ModuleNotFoundError as error:
         missing = unavailable(error)
         if missing is None:

@@ -5,7 +5,7 @@ import sys
 import click
 
 from alexdeploy.cli.options import json_option
-from alexdeploy.cli.output import Column, print_columns, print_json, progress
+from alexdeploy.cli.output import Column, print_columns, print_json, progress, with_options
 from alexdeploy.errors import UnavailableError
 
 
@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
         columns = [
             Column("backend", [finding.backend for finding in findings], text=True),
             Column("status", [finding.status for finding in findings], text=True),
-            Column("detail", [finding.detail for finding in findings], text=True, folds=True),
+            Column("detail", [with_options(finding.detail) for finding in findings], text=True, folds=True),
         ]
         print_columns(columns, styles=[colours[finding.status] for finding in findings])
     if any(finding.status == "broken" for finding in findings):

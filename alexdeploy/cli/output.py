@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 _BORDER = 3  # characters of a cell's padding and its border
 _LEAST = 26  # characters of a column that folds: a layer's name of three or four parts
+
+
+_OPTION_OF = {  # settings whose options have other names
+    "batches": "--batch",
+    "dialect": "--for",
+    "lrn_fp16": "--lrn fp16",
+    "newer_versions": "--version-compatible",
+    "shapes": "--profile",
+    "targets": "--target",
+    "workspace_bytes": "--workspace",
+}
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,19 @@ def _total(widths: Iterable[int]) -> int:
     return sum(width + _BORDER for width in widths) + 1
 
 
+def with_options(message: str) -> str:
+    """A library's message names settings in backquotes, as Python has them; here they become options."""
+    return re.sub(r"`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
+
+
 def note(text: str) -> None:
     """One line on stderr."""
-    click.echo(text, err=True)
+    click.echo(with_options(text), err=True)
 
 
 def warn(text: str) -> None:
     """One line on stderr that should not be missed."""
-    click.secho(f"warning: {text}", err=True, fg="yellow", bold=True)
+    click.secho(f"warning: {with_options(text)}", err=True, fg="yellow", bold=True)
 
 
 def note_skipped(dataset: ImageDataset) -> None:
