@@ -101,6 +101,18 @@ def check_input(path: Path) -> Path:
     return path
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none; its parent must exist.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make folder {path}: {error.strerror}; name another") from error
+
+
 def check_output(path: Path, *inputs: Path) -> Path:
     """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 

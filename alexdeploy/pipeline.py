@@ -157,10 +157,7 @@ def run_pipeline(
     """
     for module in ("matplotlib", "scipy", "sklearn"):  # needed late: better missed now than after the training
         require(module)
-    try:
-        out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make folder {out}: {error.strerror}; name another") from error
+    files.make_folder(out)
     chain = _Chain(recipe, learn, judge, out, samples, builder, rebuild)
     reports = [chain.report(step, progress) for step in chain.steps()]
     skipped = {report.name for report in reports if report.status == "skipped"}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
 from alexdeploy.cli.output import note, note_skipped, print_json, progress
@@ -115,6 +116,7 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
 
 def _checkpoint_path(out: Path | None, network: str) -> Path:
     if out is None:
+        files.make_folder(Path("models"))
         out = Path("models") / network
-        out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     return out / f"{network}.safetensors"

@@ -89,7 +89,7 @@ USAGE = {
     "run lenett --data digits --out {out}": "did you mean 'lenet'?",
     "inspect --network alexnet-mnits": "did you mean 'alexnet-mnist'?",
     # an output that cannot be
-    "train alexnet-mnist --data digits --out {out}/missing": "does not exist",
+    "train alexnet-mnist --data digits --out {out}/missing/deeper": "cannot make folder",
     "export {checkpoint} -o {out}/missing/x.onnx": "does not exist",
     "calibrate {model} --data digits -o {out}/missing/x.json": "does not exist",
     "quantize {model} --ranges {ranges} -o {out}/missing/x.onnx": "does not exist",
