@@ -1,8 +1,8 @@
 """The CUDA device behind one narrow interface: memory, pinned arrays, streams with copies, graphs and ordering.
 
-PyCUDA when it is installed, else cuda-python (``cuda.bindings.driver``). Both work in the *primary* context, the one
-that PyTorch, ONNX Runtime and TensorRT use, and only while ``Device.current`` has made it current on the thread.
-CUDA graphs and ordering between streams need cuda-python; PyCUDA alone goes without graphs and orders by waiting.
+PyCUDA when it is installed, else cuda-python (``cuda.bindings.driver``), which both need for graphs and ordering. Both
+work in the *primary* context, the one that PyTorch, ONNX Runtime and TensorRT use, and only while ``Device.current``
+has made it current on the thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy.typing as npt
@@ -118,8 +117,3 @@ def twice(call: Callable[[], object]) -> None:
         call()
     except Exception:
         call()
-
-
-def has_cuda_python() -> bool:
-    """True if ``cuda.bindings.driver`` is installed."""
-    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None

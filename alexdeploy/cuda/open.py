@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
-from alexdeploy.cuda.device import Device, has_cuda_python
-from alexdeploy.errors import UnavailableError
+from alexdeploy.cuda.device import Device
 from alexdeploy.optional import require
 
 
@@ -15,18 +14,14 @@ def open_device() -> Device:
     """The device of this process, its primary context retained for good.
 
     Raises:
-        UnavailableError: neither PyCUDA nor cuda-python is installed, or CUDA cannot be initialised.
+        UnavailableError: cuda-python is not installed, or CUDA cannot be initialised.
     """
+    require("cuda.bindings.driver")
     if find_spec("pycuda") is not None:
         require("pycuda.driver")
         from alexdeploy.cuda.with_pycuda import PyCudaDevice
 
         return PyCudaDevice()
-    if has_cuda_python():
-        from alexdeploy.cuda.with_cuda_python import CudaPythonDevice
+    from alexdeploy.cuda.with_cuda_python import CudaPythonDevice
 
-        return CudaPythonDevice()
-    raise UnavailableError(
-        "running an engine needs cuda-python or PyCUDA; install one with: pip install cuda-bindings, or "
-        "pip install pycuda"
-    )
+    return CudaPythonDevice()

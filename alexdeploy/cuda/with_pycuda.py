@@ -1,20 +1,18 @@
-"""The device through PyCUDA, with cuda-python for what PyCUDA lacks, where that is installed too."""
+"""The device through PyCUDA, with cuda-python for the order between streams and CUDA graphs, which PyCUDA lacks."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 import pycuda.driver as cuda
 
-from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, has_cuda_python, twice
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, twice
+from alexdeploy.cuda.with_cuda_python import Order, capture
 from alexdeploy.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from alexdeploy.cuda.with_cuda_python import Order
 
 
 class PyCudaDevice(Device):
@@ -50,16 +48,12 @@ class PyCudaDevice(Device):
 
 
 class PyCudaStream(Stream):
-    """A PyCUDA stream; without cuda-python it orders by waiting and captures nothing."""
+    """A PyCUDA stream."""
 
     def __init__(self) -> None:
         self._stream: Any = cuda.Stream(NON_BLOCKING)
         self.handle = int(self._stream.handle)
-        self._order: Order | None = None
-        if has_cuda_python():
-            from alexdeploy.cuda.with_cuda_python import Order
-
-            self._order = Order()
+        self._order = Order()
 
     def upload(self, pointer: int, array: npt.NDArray[Any]) -> None:
         cuda.memcpy_htod_async(pointer, array, self._stream)
@@ -71,28 +65,17 @@ class PyCudaStream(Stream):
         self._stream.synchronize()
 
     def follow(self, other: int) -> None:
-        if self._order is None:
-            cuda.Context.synchronize()
-        else:
-            self._order.wait(self.handle, other)
+        self._order.wait(self.handle, other)
 
     def lead(self, other: int) -> None:
-        if self._order is None:
-            self.synchronize()
-        else:
-            self._order.wait(other, self.handle)
+        self._order.wait(other, self.handle)
 
     def capture(self, enqueue: Callable[[], bool]) -> Graph | None:
-        if self._order is None:
-            return None
-        from alexdeploy.cuda.with_cuda_python import capture
-
         return capture(self.handle, enqueue)
 
     def release(self) -> None:
         try:
-            if self._order is not None:
-                self._order.release()
+            self._order.release()
         finally:
             self._stream = None  # PyCUDA destroys it with the object, while the context is current
 

@@ -22,8 +22,8 @@ from alexdeploy.specs import BuilderName, Precision, Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm
 from tests.simulated_cuda import engine_double
 
-BINDING = os.environ.get("SIMULATED_BINDING", "")  # "pycuda", "pycuda alone" or "cuda-python"
-for name in {"pycuda": (), "pycuda alone": ("cuda",), "cuda-python": ("pycuda",)}.get(BINDING, ()):
+BINDING = os.environ.get("SIMULATED_BINDING", "")  # "pycuda" or "cuda-python"
+for name in {"cuda-python": ("pycuda",)}.get(BINDING, ()):
     sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
 
 MODEL = conv_lrn_gemm().SerializeToString()

@@ -15,13 +15,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("driver"))
 
 
-@pytest.mark.parametrize("binding", ["pycuda", "pycuda alone", "cuda-python"])
+@pytest.mark.parametrize("binding", ["pycuda", "cuda-python"])
 def test_on_the_simulated_driver(driver: Path, binding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if binding.startswith("pycuda") and (reason := why_not_pycuda()):
+    if binding == "pycuda" and (reason := why_not_pycuda()):
         pytest.skip(reason)
     monkeypatch.setitem(os.environ, "SIMULATED_BINDING", binding)
     # what does not depend on the binding is run once
-    slow = {"pycuda": ["-k", "not bench"], "pycuda alone": ["-k", "not bench and not eight_threads"]}.get(binding, [])
+    slow = ["-k", "not bench"] if binding == "pycuda" else []
     files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator", "commands")]
     done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *slow, *files)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
