@@ -107,7 +107,7 @@ class Device(ABC):
         """A new stream that does not wait for the default stream; the caller releases it."""
 
 
-def twice(call: Callable[[], object]) -> None:
+def retry_once(call: Callable[[], object]) -> None:
     """Push or pop a context, retrying once: the first failure may be a deferred error of an earlier call.
 
     A context that cannot be pushed leaks what was to be released in it, and PyCUDA aborts the process when a thread

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, twice
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, retry_once
 from alexdeploy.errors import UnavailableError
 
 _SUCCESS = driver.CUresult.CUDA_SUCCESS
@@ -45,11 +45,11 @@ class CudaPythonDevice(Device):
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        twice(lambda: check(driver.cuCtxPushCurrent(self._context)))
+        retry_once(lambda: check(driver.cuCtxPushCurrent(self._context)))
         try:
             yield
         finally:
-            twice(lambda: check(driver.cuCtxPopCurrent()))
+            retry_once(lambda: check(driver.cuCtxPopCurrent()))
 
     def allocate(self, nbytes: int) -> Memory:
         pointer = check(driver.cuMemAlloc(nbytes))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import pycuda.driver as cuda
 
-from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, twice
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, retry_once
 from alexdeploy.cuda.with_cuda_python import Order, capture
 from alexdeploy.errors import UnavailableError
 
@@ -29,11 +29,11 @@ class PyCudaDevice(Device):
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         with _errors_translated():
-            twice(self._context.push)
+            retry_once(self._context.push)
             try:
                 yield
             finally:
-                twice(cuda.Context.pop)
+                retry_once(cuda.Context.pop)
 
     def allocate(self, nbytes: int) -> Memory:
         allocation = cuda.mem_alloc(nbytes)
