@@ -81,7 +81,7 @@ def test_a_bare_state_dict_takes_the_contract_of_the_network(tmp_path: Path, wei
 
 
 def test_a_bare_state_dict_needs_its_network_named(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    with pytest.raises(UsageError, match=r"bare state dict does not say which network.*--network"):
+    with pytest.raises(UsageError, match=r"bare state dict does not say which network.*`network`"):
         load_checkpoint(_bare(tmp_path / "bare.safetensors", weights))
 
 
