@@ -6,11 +6,12 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alexdeploy.bench.intervals import Latency
+from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.report.table import milliseconds, ratio_text
 from alexdeploy.bench.results import BenchReport, Row
 
 _BORDER = 3  # characters of a cell's padding and its border
+_WIDE_INTERVAL = 1.25  # its ends, one over the other
 _BESIDE_NAMES = 3  # top-1, agreement, speed
 
 
@@ -120,9 +121,16 @@ def _cell(row: Row, cell: str) -> str:
     if cell == "speed":
         if row.ratio is None:
             return "1.00 × (ref)"
-        shown = row.ratio.verdict in ("faster", "slower")
-        return f"{row.ratio.value:.2f} ×" if shown else ratio_text(row.ratio)
+        return _speed(row.ratio)
     return milliseconds(row.latency_ms.p99) if cell == "p99" else f"{row.images_per_s:.0f}"
+
+
+def _speed(ratio: Ratio) -> str:
+    """The ratio; where its interval is wide, the interval in its place."""
+    if ratio.verdict not in ("faster", "slower"):
+        return ratio_text(ratio)
+    low, high = ratio.ci99
+    return f"{ratio.value:.2f} ×" if high < _WIDE_INTERVAL * low else f"{low:.1f}–{high:.1f} ×"
 
 
 def _share(share: float | None) -> str:

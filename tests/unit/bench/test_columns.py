@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -88,3 +89,18 @@ def test_wider_terminals_show_more_and_narrow_ones_name_files_by_letter() -> Non
     for table in shown:
         assert headers(table)[:3] in (["artifact", "runtime", "type"], ["", "runtime", "type"])
     assert {"top-1", "agreement"} <= {*headers(shown[1])}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"),
+    [
+        (Ratio(2.0, (1.9, 2.1), "faster"), "2.00 ×"),
+        (Ratio(20.99, (7.4, 67.6), "faster"), "7.4–67.6 ×"),
+        (Ratio(1.02, (0.9, 1.1), "no difference shown"), "no difference shown"),
+    ],
+)
+def test_a_speed_that_is_not_known_well_is_shown_as_its_interval(ratio: Ratio, shown: str) -> None:
+    measured = dataclasses.replace(row("a.onnx", "openvino", 8, skipped=False), ratio=ratio)
+    bench = BenchReport(HERE, "flowers/val", "0", ["a", "b"], 587, 20.0, None, [measured], [])
+    (column,) = [column for column in compact_table(bench, 200).columns if column.header == "speed b8"]
+    assert column.cells == (shown,)
