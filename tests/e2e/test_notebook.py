@@ -60,12 +60,14 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads((folder / "findings.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_runs_again(findings: Any) -> None:
     assert findings["figures"] == FIGURES
     assert findings["top1"] > 0.85
     assert findings["agreement"].keys() == set(METHODS)
 
 
+@pytest.mark.slow
 def test_entropy_clips_the_plain_background_and_changes_answers(findings: Any) -> None:
     entropy = findings["thresholds"]["input"]["entropy"]
     assert all(entropy < findings["thresholds"]["input"][method] / 2 for method in METHODS if method != "entropy")
@@ -74,6 +76,7 @@ def test_entropy_clips_the_plain_background_and_changes_answers(findings: Any) -
     assert min(agreement[method] for method in METHODS if method != "entropy") > 0.97
 
 
+@pytest.mark.slow
 def test_minmax_clips_nothing_and_mse_has_the_least_error(findings: Any) -> None:
     for tensor, clipping in findings["clipping"].items():
         assert clipping["minmax"] < 1e-9, tensor
