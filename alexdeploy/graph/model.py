@@ -90,13 +90,6 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     return model
 
 
-def parse_onnx(model: bytes) -> ir.Model:
-    """A serialised model as ``load_onnx`` gives it, unchecked."""
-    parsed = ir.from_proto(onnx.load_model_from_string(model))
-    _prepare(parsed)
-    return parsed
-
-
 def _prepare(model: ir.Model) -> str | None:
     """Returns what is wrong with the shapes that the file declares."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

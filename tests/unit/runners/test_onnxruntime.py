@@ -10,7 +10,7 @@ import pytest
 
 from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.graph.lrn import lower
-from alexdeploy.graph.model import model_bytes, parse_onnx
+from alexdeploy.graph.model import load_onnx, model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.runners import onnxruntime_gpu
 from alexdeploy.runners.artifact import load
@@ -49,7 +49,7 @@ def test_a_fast_lrn_that_is_not_the_native_one_is_not_used(monkeypatch: pytest.M
     with pytest.warns(UserWarning, match=r"fast form of LRN 'lrn1' is .* away"):
         runner = load(MODEL.SerializeToString(), runtime="onnxruntime-cpu")
     np.testing.assert_allclose(runner.infer(images()), run(MODEL, images())[0], rtol=1e-5, atol=1e-5)
-    wrong = OnnxRuntimeRunner(model_bytes(lower.lower_lrn(parse_onnx(MODEL.SerializeToString()))))
+    wrong = OnnxRuntimeRunner(model_bytes(lower.lower_lrn(load_onnx(MODEL.SerializeToString()))))
     assert np.abs(wrong.infer(images()) - runner.infer(images())).max() > 1e-4, "or the test shows nothing"
 
 
