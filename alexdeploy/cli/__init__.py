@@ -129,7 +129,7 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context is not None else ""
-        return error.exit_code, f"{' '.join(error.format_message().split())}{hint}"
+        return error.exit_code, f"{' '.join(error.format_message().split()).rstrip('.')}{hint}"
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted"
     except OSError as error:

@@ -127,6 +127,14 @@ def with_options(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
 
 
+def say(text: str) -> None:
+    """One line on stdout, broken between words where that is a terminal."""
+    text = with_options(text)
+    click.echo(
+        fill(text, terminal_width(), subsequent_indent="  ", break_on_hyphens=False) if sys.stdout.isatty() else text
+    )
+
+
 def note(text: str) -> None:
     """One line on stderr."""
     click.echo(with_options(text), err=True)

@@ -12,7 +12,7 @@ import msgspec
 
 from alexdeploy.cli.bench import show_bench
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_json, progress, with_options
+from alexdeploy.cli.output import note, note_skipped, print_json, progress, say
 from alexdeploy.specs import Builder, Progress
 
 if TYPE_CHECKING:
@@ -64,13 +64,11 @@ def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, buil
     show_bench(report.comparison)
     for step in report.steps:
         if step.reason is not None:
-            click.echo(f"{step.name}{' skipped' * (step.status == 'skipped')}: {with_options(step.reason)}")
-    click.echo(
-        "steps: " + " · ".join(f"{s.name} {s.seconds:.1f} s{' (kept)' * (s.status == 'kept')}" for s in report.steps)
-    )
-    click.echo(f"files: {out}/")
+            say(f"{step.name}{' skipped' * (step.status == 'skipped')}: {step.reason}")
+    say("steps: " + " · ".join(f"{s.name} {s.seconds:.1f} s{' (kept)' * (s.status == 'kept')}" for s in report.steps))
+    say(f"files: {out}/")
     for line in _conclusion(report):
-        click.echo(line)
+        say(line)
 
 
 def _conclusion(report: PipelineReport) -> list[str]:
