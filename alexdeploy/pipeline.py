@@ -93,16 +93,20 @@ class PipelineReport:
         return row.artifact == str(self.artifacts[_TENSORRT_GRAPH])
 
     @property
-    def gain(self) -> Gain | None:
-        """Of the fastest INT8 row at the largest batch size; None where no runtime ran both FP32 and INT8."""
+    def gains(self) -> list[Gain]:
+        """Of the fastest INT8 row of each runtime that ran FP32 too, at the largest batch size; the fastest first."""
         rows = [row for row in self.comparison.rows if row.batch == BATCHES[-1] and row.status == "ok"]
         floats = {row.runtime: row for row in rows if row.precision == "fp32"}
         candidates = [row for row in rows if row.precision == "int8" and row.runtime in floats]
-        if not candidates:
-            return None
-        best = max(candidates, key=lambda row: row.images_per_s or 0.0)
-        times = (np.asarray(row.samples_ms["host"]) for row in (best, floats[best.runtime]))
-        return Gain(best.runtime, best.batch, paired_ratio(*times), best.agreement or 0.0)
+        best: dict[str, Row] = {}
+        for row in sorted(candidates, key=lambda row: row.images_per_s or 0.0, reverse=True):
+            best.setdefault(row.runtime, row)
+        return [_gain(row, floats[row.runtime]) for row in best.values()]
+
+
+def _gain(int8: Row, fp32: Row) -> Gain:
+    times = (np.asarray(row.samples_ms["host"]) for row in (int8, fp32))
+    return Gain(int8.runtime, int8.batch, paired_ratio(*times), int8.agreement or 0.0)
 
 
 @dataclass(frozen=True)

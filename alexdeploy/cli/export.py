@@ -9,11 +9,12 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.adopt import adopt, print_written
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
-from alexdeploy.cli.output import note_skipped, print_json, progress
+from alexdeploy.cli.output import note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
+    from alexdeploy.contract import Contract
     from alexdeploy.data.dataset import ImageDataset
     from alexdeploy.export.from_torch import ExportResult
     from alexdeploy.zoo.checkpoint import Checkpoint
@@ -62,7 +63,8 @@ def command(
 ) -> None:
     """Write a checkpoint as ONNX with native LRN.
 
-    Foreign weights (a state dict in .safetensors or .pth, bvlc_alexnet.npy) need --network.
+    Foreign weights (a state dict in .safetensors or .pth, bvlc_alexnet.npy) need --network; weights without class
+    names get those of --data, if there are as many.
 
     ONNX Runtime is compared with PyTorch at batch 1, 2 and 5 on noise and on real images (from --data, or
     photographs that scikit-learn brings); beyond a relative error of 1e-5 nothing is written (exit 5).
@@ -98,6 +100,19 @@ def command(
         print_written(output, result.ops, result.parity, "PyTorch")
 
 
+def _with_labels(loaded: Checkpoint, dataset: ImageDataset | None) -> Contract:
+    """The contract; weights without class names get those of the data set, if there are as many."""
+    import msgspec
+
+    contract = loaded.contract
+    if dataset is None or contract.labels == dataset.classes:
+        return contract
+    if contract.labels or loaded.classes != len(dataset.classes):
+        warn(f"{dataset.name} has other classes than the network; its images serve the parity check only")
+        return contract
+    return msgspec.structs.replace(contract, labels=dataset.classes)
+
+
 def _export(
     checkpoint: Path | None,
     fresh: _Network,
@@ -114,7 +129,7 @@ def _export(
 
     return export_onnx(
         convnet.fully_convolutional(loaded.model) if fully_convolutional else loaded.model,
-        loaded.contract,
+        _with_labels(loaded, dataset),
         output,
         real_images=real_images(loaded.contract, dataset),
         any_size=fully_convolutional,

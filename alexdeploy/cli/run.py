@@ -72,19 +72,18 @@ def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, buil
 
 
 def _conclusion(report: PipelineReport) -> list[str]:
-    graph, gain = report.tensorrt_graph, report.gain
+    graph, images = report.tensorrt_graph, report.bench.images
     lines = []
     if graph.agreement is not None:
         lines.append(
             f"{Path(graph.artifact).name}, TensorRT's graph: same answers on {_percent(graph.agreement)} of "
-            f"{report.bench.images} images; its speed is that of its engine, so it is not in the table"
+            f"{images} images; its speed is that of its engine, so it is not in the table"
         )
-    if gain is not None:
-        shown = gain.ratio.verdict in ("faster", "slower")
+    for gain in report.gains:
+        doubt = "" if gain.ratio.verdict in ("faster", "slower") else f" ({gain.ratio.verdict})"
         lines.append(
-            f"INT8 on {gain.runtime}: {gain.ratio.value:.1f} × FP32 at batch {gain.batch}"
-            f"{'' if shown else f' ({gain.ratio.verdict})'}, same answers on {_percent(gain.agreement)} of "
-            f"{report.bench.images} images"
+            f"INT8 on {gain.runtime}: {gain.ratio.value:.1f} × FP32 at batch {gain.batch}{doubt}, same answers on "
+            f"{_percent(gain.agreement)} of {images} images"
         )
     return lines
 

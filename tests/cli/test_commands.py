@@ -115,6 +115,17 @@ def test_exported_ops_keep_lrn_native_and_the_checkpoint_is_the_parent(checkpoin
     assert len(proto.graph.node) == sum(OPS.values())
 
 
+def test_weights_without_class_names_get_those_of_the_data(run: Run, out: Path) -> None:
+    from alexdeploy.graph.model import contract_of, load_onnx
+
+    line = ["export", "--network", "lenet", "--data", "digits", "-o", out / "m.onnx"]
+    assert run(*line, "--classes", 10).err == ""
+    assert contract_of(load_onnx(out / "m.onnx"), "m").labels == tuple("0123456789")
+    told = run(*line, "--classes", 3)
+    assert "warning: digits/val has other classes than the network; its images serve the parity check only" in told.err
+    assert contract_of(load_onnx(out / "m.onnx"), "m").labels == ()
+
+
 def test_fresh_weights_of_one_seed_export_to_the_same_bytes(run: Run, out: Path) -> None:
     command = ["export", "--network", "alexnet-mnist", "--classes", 10, "--json"]
     results = [

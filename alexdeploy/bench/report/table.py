@@ -75,8 +75,8 @@ def notes(report: BenchReport) -> list[str]:
         f"{', '.join(where)}; load {place['load']}; {report.seconds:.0f} s in all.",
         "Latency: median per batch with its 95 % interval. device: without host copies; ms and p99: host to host; "
         "end-to-end: with decoding and preprocessing.",
-        "Speed: against the first row that ran, round by round; an interval is its 99 % interval. p(worse): chance of "
-        "so many more errors if it were not less accurate (McNemar). % of roofline: best time this machine allows "
+        "Speed: against the first row that ran, round by round; an interval is its 99 % interval. p(worse): small, "
+        "such as below 0.05, when it is probably less accurate (McNemar). % of roofline: best time this machine allows "
         "over ms.",
     ]
     lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
