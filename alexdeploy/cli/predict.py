@@ -64,6 +64,8 @@ def command(
     right = [p.label == image.truth for p, image in zip(predictions, found, strict=True) if image.truth is not None]
     if out is not None:
         files.write_bytes(out, _encoded(predictions, out.suffix.lower() == ".jsonl"))
+    if not opened.contract.labels:
+        note(f"note: {artifact} has no class names, so these are numbers; name the classes with --labels")
     if as_json:
         accuracy = {"top1": sum(right) / len(right), "images": len(right)} if right else None
         print_json({"artifact": str(artifact), "predictions": predictions, "accuracy": accuracy})
