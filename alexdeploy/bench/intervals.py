@@ -54,6 +54,11 @@ class Ratio:
     ci99: tuple[float, float]
     verdict: Verdict
 
+    @property
+    def is_shown(self) -> bool:
+        """True if the samples support a figure."""
+        return self.verdict in ("faster", "slower")
+
 
 def summarize(rounds: Rounds) -> Latency:
     """Statistics of the raw samples of one candidate, (rounds, calls) in ms."""

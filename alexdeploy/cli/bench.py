@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
-from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress, terminal_width
+from alexdeploy.cli.output import note, note_skipped, print_columns, print_json, progress, terminal_width
+from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import check_output
 from alexdeploy.specs import Runtime
@@ -187,8 +188,8 @@ def _show_compact(report: BenchReport, title: str) -> None:
 
     width = terminal_width()
     compact = compact_table(report, width)
-    columns = [Column(column.header, column.cells, text=column.text) for column in compact.columns]
-    print_columns(columns, title=title, styles=["dim" if skipped else None for skipped in compact.skipped], width=width)
+    styles = ["dim" if skipped else None for skipped in compact.skipped]
+    print_columns(compact.columns, title=title, styles=styles, width=width)
     for letter, name in compact.legend.items():
         click.echo(f"{letter}  {name}")
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import Column, note, note_skipped, print_columns, print_json, progress
+from alexdeploy.cli.output import note, note_skipped, print_columns, print_json, progress
+from alexdeploy.columns import Column
 from alexdeploy.errors import GateError
 
 if TYPE_CHECKING:

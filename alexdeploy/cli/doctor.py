@@ -5,7 +5,8 @@ import sys
 import click
 
 from alexdeploy.cli.options import json_option
-from alexdeploy.cli.output import Column, print_columns, print_json, progress, with_options
+from alexdeploy.cli.output import print_columns, print_json, progress, with_options
+from alexdeploy.columns import Column
 from alexdeploy.errors import UnavailableError
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import Column, print_columns, print_json, progress
+from alexdeploy.cli.output import print_columns, print_json, progress
+from alexdeploy.columns import Column
 from alexdeploy.errors import UsageError
 
 

@@ -7,8 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
+from alexdeploy.columns import Column, table_width
 from alexdeploy.errors import few
 from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
-
-
-_BORDER = 3  # characters of a cell's padding and its border
-_LEAST = 26  # characters of a column that folds: a layer's name of three or four parts
 
 
 _OPTION_OF = {  # settings whose options have other names
@@ -36,33 +32,6 @@ _OPTION_OF = {  # settings whose options have other names
     "targets": "--target",
     "workspace_bytes": "--workspace",
 }
-
-
-@dataclass(frozen=True)
-class Column:
-    """Cells from top to bottom.
-
-    Attributes:
-        text: aligned left.
-        folds: where the terminal is narrow, a long cell takes more than one line.
-        rank: where there is still no room the column of the highest rank is left out first; 0: never.
-    """
-
-    header: str
-    cells: Sequence[str]
-    text: bool = False
-    folds: bool = False
-    rank: int = 0
-
-    @property
-    def width(self) -> int:
-        """Characters of the longest cell."""
-        return max(map(len, (self.header, *self.cells)))
-
-    @property
-    def least(self) -> int:
-        """Characters below which it cannot be read."""
-        return min(self.width, _LEAST) if self.folds else self.width
 
 
 def print_json(result: Any) -> None:
@@ -97,8 +66,8 @@ def print_columns(
     rows = zip(*(column.cells for column in shown), strict=True)
     for cells, style in zip_longest(rows, styles):
         table.add_row(*map(Text, cells), style=style)
-    whole = _total(column.width for column in shown)
-    least = _total(column.least for column in shown)  # a line that is too long is better than half a number
+    whole = table_width(column.width for column in shown)
+    least = table_width(column.least for column in shown)  # a line that is too long is better than half a number
     console = Console(width=max(width, least) if width is not None else max(whole, len(title)))
     if title:
         console.print(Text(title, "bold"))
@@ -113,13 +82,9 @@ def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """The columns for which there is room, in order."""
     shown = list(columns)
     for column in sorted(columns, key=lambda column: column.rank, reverse=True):
-        if column.rank and _total(column.least for column in shown) > width:
+        if column.rank and table_width(column.least for column in shown) > width:
             shown.remove(column)
     return shown
-
-
-def _total(widths: Iterable[int]) -> int:
-    return sum(width + _BORDER for width in widths) + 1
 
 
 def with_options(message: str) -> str:

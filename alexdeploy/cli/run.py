@@ -80,7 +80,7 @@ def _conclusion(report: PipelineReport) -> list[str]:
             f"{images} images; its speed is that of its engine, so it is not in the table"
         )
     for gain in report.gains:
-        doubt = "" if gain.ratio.verdict in ("faster", "slower") else f" ({gain.ratio.verdict})"
+        doubt = "" if gain.ratio.is_shown else f" ({gain.ratio.verdict})"
         lines.append(
             f"INT8 on {gain.runtime}: {gain.ratio.value:.1f} × FP32 at batch {gain.batch}{doubt}, same answers on "
             f"{_percent(gain.agreement)} of {images} images"

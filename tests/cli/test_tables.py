@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from alexdeploy.cli import analyze, compare, inspect, lint
-from alexdeploy.cli.output import Column, print_columns
+from alexdeploy.cli.output import print_columns
+from alexdeploy.columns import Column
 from alexdeploy.compare import Divergence, LayerError
 from alexdeploy.graph.lint import Finding
 from alexdeploy.quantize.search import Score, Sensitivity

@@ -9,23 +9,10 @@ from dataclasses import dataclass
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.report.table import milliseconds, ratio_text
 from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.columns import Column, table_width
 
-_BORDER = 3  # characters of a cell's padding and its border
 _WIDE_INTERVAL = 1.25  # its ends, one over the other
 _BESIDE_NAMES = 3  # top-1, agreement, speed
-
-
-@dataclass(frozen=True)
-class Column:
-    """Cells from top to bottom; ``text`` is aligned left."""
-
-    header: str
-    cells: tuple[str, ...]
-    text: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (self.header, *self.cells)))
 
 
 @dataclass(frozen=True)
@@ -52,12 +39,12 @@ def compact_table(report: BenchReport, width: int) -> CompactTable:
         shown = [letters[name] for name in names] if lettered else names
         columns = _columns(shown, lines, spread=spread)
         wanted = 0 if lettered else _BESIDE_NAMES  # a name is worth less than these
-        if _total([*columns, *extra[:wanted]]) <= width:
+        if table_width(column.width for column in [*columns, *extra[:wanted]]) <= width:
             break
     legend = {letter: name for name, letter in letters.items()} if lettered else {}
     chosen: list[Column] = []
     for column in extra:
-        if _total([*columns, *chosen, column]) <= width:
+        if table_width(each.width for each in [*columns, *chosen, column]) <= width:
             chosen.append(column)
     before = [column for column in chosen if column.header in ("top-1", "agreement")]
     return CompactTable([*columns[:3], *before, *columns[3:], *(c for c in chosen if c not in before)], legend, skipped)
@@ -127,7 +114,7 @@ def _cell(row: Row, cell: str) -> str:
 
 def _speed(ratio: Ratio) -> str:
     """The ratio; where its interval is wide, the interval in its place."""
-    if ratio.verdict not in ("faster", "slower"):
+    if not ratio.is_shown:
         return ratio_text(ratio)
     low, high = ratio.ci99
     return f"{ratio.value:.2f} ×" if high < _WIDE_INTERVAL * low else f"{low:.1f}–{high:.1f} ×"
@@ -135,10 +122,6 @@ def _speed(ratio: Ratio) -> str:
 
 def _share(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
-
-
-def _total(columns: Sequence[Column]) -> int:
-    return sum(column.width + _BORDER for column in columns) + 1
 
 
 def _letters() -> list[str]:

@@ -49,7 +49,7 @@ def milliseconds(value: float) -> str:
 
 def ratio_text(ratio: Ratio) -> str:
     """The ratio with its interval where it is one, else what can be said instead."""
-    if ratio.verdict in ("faster", "slower"):
+    if ratio.is_shown:
         return f"{ratio.value:.2f} ({ratio.ci99[0]:.2f}–{ratio.ci99[1]:.2f})"
     return ratio.verdict
 
