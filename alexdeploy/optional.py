@@ -29,6 +29,7 @@ LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "jinja2": ("jinja2", ("report",)),
     "mlperf_loadgen": ("mlcommons-loadgen", ("loadgen",)),
     "PIL": ("pillow", ("cpu", *_SHARED)),
+    "cv2": ("opencv-python-headless", ("opencv",)),
     "onnx": ("onnx", ("cpu", *_SHARED)),
     "onnx_ir": ("onnx-ir", ("cpu", *_SHARED)),
     "onnxruntime": ("onnxruntime", ("cpu",)),

@@ -88,6 +88,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preprocess: Contract
     train: TrainSettings
 
+    def __post_init__(self) -> None:
+        if (self.preprocess.layout, self.preprocess.input_type) != ("nchw", "float32"):
+            raise UsageError("the networks of the zoo take float32 in nchw; leave layout and input_type out")
+
 
 class _PreprocessOnly(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preprocess: Contract

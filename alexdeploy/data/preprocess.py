@@ -2,76 +2,125 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from alexdeploy.contract import Contract
+from alexdeploy.errors import InputError
+from alexdeploy.optional import require
 
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-}
+_SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats whose 32-bit mode of Pillow holds 16-bit values
 
 
-def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32]:
-    """One decoded image → float32 (C, H, W) as the contract says."""
-    return normalize(center_crop(resize(image, contract), contract.crop), contract)
+def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
+    """One decoded image → the contract's ``input_shape`` and ``input_type``.
+
+    Raises:
+        InputError: pixels whose range is not known (32-bit integers and floats).
+        UnavailableError: the library that the contract's resampling names is not installed.
+    """
+    return to_input(center_crop(resize(image, contract), contract.size), contract)
 
 
-def ten_crop(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32]:
-    """One decoded image → (10, C, H, W): its four corners and centre, then their mirror images.
+def ten_crop(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
+    """One decoded image → (10, *input_shape): its four corners and centre, then their mirror images.
 
     The class probabilities of the ten are averaged (Krizhevsky et al. 2012, §4.1). An image of the crop's own size
     gives five times the same crop.
     """
-    image, size = _padded(resize(image, contract), contract.crop), contract.crop
-    right, bottom = image.width - size, image.height - size
-    corners = [image.crop((x, y, x + size, y + size)) for y in (0, bottom) for x in (0, right)]
-    crops = [*corners, center_crop(image, size)]
-    return np.stack([normalize(crop, contract) for crop in (*crops, *map(ImageOps.mirror, crops))])
+    height, width = contract.size
+    image = _padded(resize(image, contract), contract.size)
+    right, bottom = image.width - width, image.height - height
+    corners = [image.crop((x, y, x + width, y + height)) for y in (0, bottom) for x in (0, right)]
+    crops = [*corners, center_crop(image, contract.size)]
+    return np.stack([to_input(crop, contract) for crop in (*crops, *map(ImageOps.mirror, crops))])
 
 
 def resize(image: Image.Image, contract: Contract) -> Image.Image:
-    """Convert to the contract's colours and bring the shorter side to ``contract.resize``; the longer side follows.
-
-    The longer side is rounded down, as torchvision's ``Resize`` does.
-    """
-    image = image.convert("L" if contract.color == "gray" else "RGB")
+    """Turned upright where the contract says so, in its colours (RGB for bgr), and resized; not yet cropped."""
+    if contract.exif_orientation:
+        image = ImageOps.exif_transpose(image)
+    image = _eight_bits(image).convert("L" if contract.color == "gray" else "RGB")
     if contract.resize is None:
         return image
+    if isinstance(contract.resize, int):
+        return _resampled(image, _shorter_side(image, contract.resize), contract)
+    height, width = contract.resize
+    if contract.letterbox is None:
+        return _resampled(image, (width, height), contract)
+    ratio = min(height / image.height, width / image.width)
+    inner = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
+    return _padded(_resampled(image, inner, contract), contract.resize, contract.letterbox)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit pixels as 8-bit ones; Pillow's own conversion would clip them to white."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in _SIXTEEN_BITS):
+        return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
+    if mode in ("I", "F"):
+        kind = "32-bit integers" if mode == "I" else "floats"
+        raise InputError(f"its pixels are {kind}, whose range is not known; store it with 8 or 16 bits")
+    return image
+
+
+def _shorter_side(image: Image.Image, side: int) -> tuple[int, int]:
+    """(width, height) with a shorter side of that; the longer one is rounded down, as torchvision's ``Resize`` does."""
     width, height = image.size
-    short, long = min(width, height), max(width, height)
-    if short == contract.resize:
+    long = int(side * max(width, height) / min(width, height))
+    return (side, long) if width <= height else (long, side)
+
+
+def _resampled(image: Image.Image, size: tuple[int, int], contract: Contract) -> Image.Image:
+    """The image at (width, height), by the arithmetic of the contract's library."""
+    name = contract.interpolation
+    if image.size == size:
         return image
-    new_long = int(contract.resize * long / short)
-    size = (contract.resize, new_long) if width <= height else (new_long, contract.resize)
-    return image.resize(size, _FILTERS[contract.interpolation])
+    if contract.resampling == "pillow":
+        return image.resize(size, Image.Resampling[name.upper()])
+    if contract.resampling == "opencv":
+        cv2 = require("cv2")
+        flag = {"bilinear": "LINEAR", "bicubic": "CUBIC", "lanczos": "LANCZOS4"}.get(name, name.upper())
+        return Image.fromarray(cv2.resize(np.asarray(image), size, interpolation=getattr(cv2, f"INTER_{flag}")))
+    torch, functional = require("torch"), require("torchvision.transforms.v2.functional")
+    planes = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
+    mode = require("torchvision.transforms").InterpolationMode(name)
+    resized = functional.resize(planes, [*size[::-1]], mode, antialias=contract.resampling == "torchvision")
+    return Image.fromarray(resized.permute(1, 2, 0).numpy().reshape(size[1], size[0], -1).squeeze())
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central size×size pixels; an image smaller than that is first padded with black, evenly."""
+def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The central (height, width) pixels; an image smaller than that is first padded with black, evenly."""
+    height, width = size
     image = _padded(image, size)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
-def _padded(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if width >= size and height >= size:
+def _padded(image: Image.Image, size: tuple[int, int], value: int = 0) -> Image.Image:
+    """At least (height, width) in size, by an even border; the odd pixel is at the right and the bottom."""
+    pad_x, pad_y = max(size[1] - image.width, 0), max(size[0] - image.height, 0)
+    if not pad_x and not pad_y:
         return image
-    pad_x, pad_y = max(size - width, 0), max(size - height, 0)
-    return ImageOps.expand(image, (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2))
+    fill = value if image.mode == "L" else (value,) * 3
+    return ImageOps.expand(image, (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2), fill)
 
 
-def normalize(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32]:
-    """(x/255 - mean)/std in the contract's channel order, HWC → float32 CHW."""
+def to_input(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
+    """(x/scale - mean)/std in the contract's channel order, layout and type; uint8 pixels as they are."""
     pixels = np.asarray(image).reshape(image.height, image.width, contract.channels)
     if contract.color == "bgr":
         pixels = pixels[:, :, ::-1]
-    planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")  # in place from here: a third of the time
-    planes /= np.float32(255)
-    planes -= np.asarray(contract.mean, dtype=np.float32)[:, None, None]
-    planes /= np.asarray(contract.std, dtype=np.float32)[:, None, None]
-    return planes
+    per_channel: tuple[int, ...] = (-1,)
+    if contract.layout == "nchw":
+        pixels, per_channel = pixels.transpose(2, 0, 1), (-1, 1, 1)
+    if contract.input_type == "uint8":
+        return np.ascontiguousarray(pixels)
+    values = pixels.astype(np.float32, order="C")  # in place from here: a third of the time
+    values /= np.float32(contract.scale)
+    values -= np.asarray(contract.mean, dtype=np.float32).reshape(per_channel)
+    values /= np.asarray(contract.std, dtype=np.float32).reshape(per_channel)
+    return values.astype(contract.input_type, copy=False)

@@ -28,6 +28,8 @@ def session_options() -> ort.SessionOptions:
     options.log_severity_level = _FATAL_ONLY  # errors come as exceptions
     # else idle workers go on spinning; beside three idle sessions a call took 3 × as long on two cores
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # else sums of uint8 × int8 saturate on CPUs with AVX2 and without VNNI (an error of 0.14 in place of 0.02)
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

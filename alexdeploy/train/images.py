@@ -79,7 +79,7 @@ class Pixels:
     def _prepare(self, image: Image.Image) -> Tensor:
         resized = resize(image, self._contract)
         if self._cropped:
-            resized = center_crop(resized, self._contract.crop)
+            resized = center_crop(resized, self._contract.size)
         array = np.array(resized).reshape(resized.height, resized.width, -1)
         return torch.from_numpy(np.ascontiguousarray(array[:, :, ::-1]) if self._contract.color == "bgr" else array)
 
@@ -130,10 +130,10 @@ class Augmentation:
         return normalize_batch(stacked, self._contract, shifts), self._pixels.labels[indices]
 
     def _window(self, image: Tensor, chance: Sequence[float]) -> Tensor:
-        crop = self._contract.crop
-        image = _at_least(image, crop)
+        size = self._contract.size
+        image = _at_least(image, size)
         height, width = image.shape[:2]
-        tall, wide = crop, crop
+        tall, wide = size
         if self._augment == "scale-mirror":
             area = height * width * (LEAST_AREA + (1 - LEAST_AREA) * chance[0])
             stretch = GREATEST_STRETCH ** (2 * chance[1] - 1)
@@ -141,14 +141,14 @@ class Augmentation:
             wide = min(width, round(math.sqrt(area * stretch)))
         top, left = int(chance[2] * (height - tall + 1)), int(chance[3] * (width - wide + 1))
         image = image[top : top + tall, left : left + wide]
-        if (tall, wide) != (crop, crop):
-            image = tv.resize(image.permute(2, 0, 1), [crop, crop], antialias=True).permute(1, 2, 0)
+        if (tall, wide) != size:
+            image = tv.resize(image.permute(2, 0, 1), [*size], antialias=True).permute(1, 2, 0)
         return image.flip(1) if chance[4] < 0.5 else image
 
 
-def _at_least(image: Tensor, size: int) -> Tensor:
+def _at_least(image: Tensor, size: tuple[int, int]) -> Tensor:
     """An image smaller than ``size`` padded with black, evenly, as the contract's centre crop does."""
-    lacking = [max(size - side, 0) for side in image.shape[:2]]
+    lacking = [max(wanted - side, 0) for wanted, side in zip(size, image.shape[:2], strict=True)]
     if not any(lacking):
         return image
     (down, right) = lacking
@@ -163,5 +163,5 @@ def normalize_batch(images: Tensor, contract: Contract, shifts: Tensor | None = 
     floats = images.float()
     if shifts is not None:
         floats += shifts[:, None, None, :]
-    normal = floats.div_(255).sub_(torch.tensor(contract.mean)).div_(torch.tensor(contract.std))
+    normal = floats.div_(contract.scale).sub_(torch.tensor(contract.mean)).div_(torch.tensor(contract.std))
     return normal.permute(0, 3, 1, 2)

@@ -78,7 +78,7 @@ def dataset_of(count: int, size: int) -> ImageDataset:
 
 def case_of(model: onnx.ModelProto, contract: Contract = CONTRACT, count: int = 13) -> Case:
     helper.set_model_props(model, {METADATA_KEY: contract.to_json()})
-    dataset = dataset_of(count, contract.crop)
+    dataset = dataset_of(count, contract.size[0])
     return Case(model, dataset, next(iter(dataset.batches(contract, count)))[0])
 
 

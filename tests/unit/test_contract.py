@@ -13,6 +13,7 @@ from alexdeploy.errors import InputError, UsageError
 RGB = Contract(
     color="rgb", resize=256, crop=227, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), labels=("Löwenzahn", "b")
 )
+DEFAULTS = {"letterbox", "resampling", "exif_orientation", "scale", "layout", "input_type"}
 
 
 def test_a_contract_survives_its_json() -> None:
@@ -20,8 +21,21 @@ def test_a_contract_survives_its_json() -> None:
 
 
 def test_the_fingerprint_is_the_sha256_of_the_canonical_json() -> None:
-    canonical = json.dumps(msgspec.to_builtins(RGB), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert RGB.fingerprint == hashlib.sha256(canonical.encode()).hexdigest()
+    contract = msgspec.structs.replace(RGB, letterbox=114, crop=None, resize=(1, 2))
+    written = {name: value for name, value in msgspec.to_builtins(contract).items() if name not in DEFAULTS}
+    canonical = json.dumps({**written, "letterbox": 114}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert contract.fingerprint == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_a_contract_of_the_first_version_keeps_its_fingerprint() -> None:
+    """As release 0.5 wrote it, before there were more fields."""
+    text = (
+        '{"color":"rgb","crop":227,"interpolation":"bilinear","labels":["Löwenzahn","b"],"mean":[0.485,0.456,0.406],'
+        '"resize":256,"std":[0.229,0.224,0.225]}'
+    )
+    assert Contract.from_json(text, "model.onnx") == RGB
+    assert RGB.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+    assert msgspec.structs.replace(RGB, crop=(227, 227)).fingerprint == RGB.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -34,6 +48,14 @@ def test_the_fingerprint_is_the_sha256_of_the_canonical_json() -> None:
         {"mean": (0.485, 0.456, 0.407)},
         {"std": (0.229, 0.224, 0.226)},
         {"labels": ("b", "Löwenzahn")},
+        {"crop": (224, 227)},
+        {"resize": (256, 256)},
+        {"resize": (256, 256), "letterbox": 0},
+        {"resampling": "opencv"},
+        {"exif_orientation": True},
+        {"scale": 1.0},
+        {"layout": "nhwc"},
+        {"input_type": "float16"},
     ],
 )
 def test_every_field_is_in_the_fingerprint(change: dict[str, Any]) -> None:
@@ -58,6 +80,13 @@ def test_the_input_shape_is_channels_and_crop(color: Any, channels: int) -> None
         ({"resize": 0}, ">= 1 pixel"),
         ({"crop": "227"}, "crop"),
         ({"sharpen": True}, "sharpen"),
+        ({"crop": None}, "the size of the input is open"),
+        ({"letterbox": 114}, "letterbox fills up what resize"),
+        ({"resize": [8, 8], "letterbox": 256}, "pixel value"),
+        ({"crop": [8, 0]}, ">= 1 pixel"),
+        ({"interpolation": "area"}, "pillow has no interpolation 'area'; it has bicubic, bilinear, box"),
+        ({"input_type": "uint8"}, "leave mean, std and scale out"),
+        ({"scale": 0}, "scale must be > 0"),
     ],
 )
 def test_json_that_is_no_contract_is_refused_with_its_origin(change: dict[str, Any], complaint: str) -> None:
@@ -74,3 +103,28 @@ def test_text_that_is_no_json_of_a_contract_is_refused(text: str | bytes) -> Non
 def test_a_standard_deviation_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(UsageError, match="std must be > 0"):
         Contract(color="gray", crop=28, mean=(0.0,), std=(float("nan"),))
+
+
+def test_the_input_shape_follows_layout_and_size() -> None:
+    wide = Contract(color="rgb", resize=(32, 64), letterbox=114, input_type="uint8", layout="nhwc")
+    assert wide.input_shape == (32, 64, 3)
+    assert msgspec.structs.replace(wide, layout="nchw", crop=(16, 8)).input_shape == (3, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({}, None),
+        ({"layout": "nhwc"}, None),
+        ({"input_type": "float16"}, None),
+        ({"input_type": "uint8", "mean": (), "std": (), "color": "bgr"}, None),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean"),
+        ({"crop": 224}, "crop"),
+        ({"input_type": "uint8", "mean": (), "std": (), "crop": 224}, "crop"),
+        ({"labels": ("a", "b")}, "class names"),
+    ],
+)
+def test_versions_of_one_network_differ_in_how_the_input_is_handed_over_alone(
+    change: dict[str, Any], difference: str | None
+) -> None:
+    assert msgspec.structs.replace(RGB, **change).differs_from(RGB) == difference

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
 from alexdeploy.contract import Contract
-from alexdeploy.data.preprocess import preprocess
+from alexdeploy.data.preprocess import preprocess, ten_crop
+from alexdeploy.errors import InputError
+from tests.helpers.shared_data import SHARED_DATA, needs_shared_data
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -28,8 +31,14 @@ def _noise(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 def _by_torchvision(image: Image.Image, contract: Contract) -> npt.NDArray[np.float32]:
     steps: list[Any] = [v2.Grayscale() if contract.color == "gray" else v2.RGB()]
     if contract.resize:
-        steps.append(v2.Resize(contract.resize, InterpolationMode(contract.interpolation), antialias=True))
-    steps += [v2.CenterCrop(contract.crop), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+        steps.append(
+            v2.Resize(
+                contract.resize if isinstance(contract.resize, int) else [*contract.resize],
+                InterpolationMode(contract.interpolation),
+                antialias=True,
+            )
+        )
+    steps += [v2.CenterCrop([*contract.size]), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
     result: npt.NDArray[np.float32] = v2.Compose([*steps, v2.Normalize(contract.mean, contract.std)])(image).numpy()
     return result
 
@@ -91,3 +100,100 @@ def test_the_image_is_left_as_it_was() -> None:
     before = image.tobytes()
     preprocess(image, _contract("bgr", resize=24, crop=20))
     assert (image.mode, image.size, image.tobytes()) == ("RGB", (40, 30), before)
+
+
+# --- the modes of the second version, each against the library that it is named after, on pixels ---
+
+
+def _pixels(image: Image.Image, **fields: Any) -> npt.NDArray[np.uint8]:
+    contract = Contract(color=fields.pop("color", "rgb"), input_type="uint8", layout="nhwc", **fields)
+    result: npt.NDArray[np.uint8] = preprocess(image, contract)
+    return result
+
+
+def _on_tensors(image: Image.Image, size: Any, interpolation: str, *, antialias: bool) -> npt.NDArray[np.uint8]:
+    planes = v2.functional.pil_to_tensor(image)
+    resized = v2.functional.resize(planes, size, InterpolationMode(interpolation), antialias=antialias)
+    result: npt.NDArray[np.uint8] = resized.permute(1, 2, 0).numpy()
+    return result
+
+
+def _photographs(count: int) -> list[Image.Image]:
+    paths = sorted((SHARED_DATA / "flowers").rglob("*.jpg"))
+    return [Image.open(path).convert("RGB") for path in paths[:: len(paths) // count][:count]]
+
+
+def _check_every_mode(image: Image.Image) -> None:
+    height, width = 60, 100
+    array = np.asarray(image)
+    for name in ("nearest", "bilinear", "bicubic"):
+        squashed = image.resize((width, height), Image.Resampling[name.upper()])
+        np.testing.assert_array_equal(_pixels(image, resize=(height, width), interpolation=name), np.asarray(squashed))
+        for resampling, antialias in (("torchvision", True), ("torchvision-no-antialias", False)):
+            expected = _on_tensors(image, [height, width], name, antialias=antialias)
+            found = _pixels(image, resize=(height, width), interpolation=name, resampling=resampling)
+            np.testing.assert_array_equal(found, expected)
+            expected = _on_tensors(image, 64, name, antialias=antialias)  # the shorter side
+            found = _pixels(image, resize=64, crop=expected.shape[:2], interpolation=name, resampling=resampling)
+            np.testing.assert_array_equal(found, expected)
+    for name, flag in (("nearest", cv2.INTER_NEAREST), ("bilinear", cv2.INTER_LINEAR), ("area", cv2.INTER_AREA)):
+        found = _pixels(image, resize=(height, width), interpolation=name, resampling="opencv")
+        np.testing.assert_array_equal(found, cv2.resize(array, (width, height), interpolation=flag))
+    letterboxed = ImageOps.contain(image, (width, height), Image.Resampling.BILINEAR)
+    inner = _pixels(image, resize=(height, width), letterbox=114).copy()
+    top, left = (height - letterboxed.height) // 2, (width - letterboxed.width) // 2
+    rows, columns = slice(top, top + letterboxed.height), slice(left, left + letterboxed.width)
+    np.testing.assert_array_equal(inner[rows, columns], np.asarray(letterboxed))
+    inner[rows, columns] = 114
+    assert (inner == 114).all()
+
+
+def test_every_mode_is_its_librarys() -> None:
+    for size in ((101, 67), (64, 150), (240, 180)):
+        _check_every_mode(_noise(size))
+
+
+@needs_shared_data
+def test_every_mode_is_its_librarys_on_photographs() -> None:
+    for image in _photographs(200):
+        _check_every_mode(image)
+
+
+def test_a_crop_of_another_height_than_width_is_torchvisions() -> None:
+    image, contract = _noise((101, 67)), _contract(resize=64, crop=(48, 80))
+    np.testing.assert_allclose(preprocess(image, contract), _by_torchvision(image, contract), rtol=0, atol=1e-6)
+    assert ten_crop(image, contract).shape == (10, 3, 48, 80)
+
+
+def test_scale_layout_and_type_are_literal_arithmetic() -> None:
+    image = _noise((20, 30))
+    mean, std = (104.0, 117.0, 123.0), (1.0, 2.0, 4.0)
+    contract = Contract(color="bgr", crop=(30, 20), scale=1.0, mean=mean, std=std, layout="nhwc", input_type="float16")
+    bgr = np.asarray(image).astype(np.float32)[..., ::-1]
+    expected = (bgr - np.array(mean, np.float32)) / np.array(std, np.float32)
+    found = preprocess(image, contract)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+
+
+def test_exif_orientation_is_applied_only_where_the_contract_says_so() -> None:
+    image = _noise((30, 20))
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be shown turned by 90° clockwise
+    np.testing.assert_array_equal(_pixels(turned, crop=(20, 30), exif_orientation=True), np.asarray(image))
+    np.testing.assert_array_equal(_pixels(turned, crop=(30, 20)), np.asarray(turned))
+
+
+def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:
+    gray = _noise((30, 20), "L")
+    wide = np.asarray(gray).astype(np.uint16) * 257
+    for name in ("a.png", "a.tif", "a.pgm"):
+        Image.fromarray(wide).save(tmp_path / name)
+        stored = Image.open(tmp_path / name)
+        np.testing.assert_array_equal(_pixels(stored, color="gray", crop=(20, 30))[:, :, 0], np.asarray(gray))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", "32-bit integers"), ("F", "floats")])
+def test_pixels_of_an_unknown_range_are_refused(mode: str, kind: str) -> None:
+    with pytest.raises(InputError, match=f"its pixels are {kind}, whose range is not known"):
+        _pixels(_noise((30, 20), mode), crop=20)

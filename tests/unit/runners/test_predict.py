@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexdeploy.data.preprocess import normalize, resize
+from alexdeploy.data.preprocess import resize, to_input
 from alexdeploy.errors import InputError
 from alexdeploy.runners.artifact import Artifact, open_artifact
 from alexdeploy.runners.classifier import find_images, predict
@@ -55,7 +55,7 @@ def test_ten_crop_averages_the_probabilities_of_the_crops_of_torchvision(
     for photo, prediction in zip(photos, found, strict=False):
         crops = v2.FiveCrop(28)(resize(Image.open(photo), artifact.contract))
         crops += tuple(map(v2.functional.horizontal_flip, crops))
-        batch = torch.from_numpy(np.stack([normalize(crop, artifact.contract) for crop in crops]))
+        batch = torch.from_numpy(np.stack([to_input(crop, artifact.contract) for crop in crops]))
         with torch.inference_mode():
             mean = model(batch).softmax(1).mean(0)
         assert prediction.label == str(int(mean.argmax()))

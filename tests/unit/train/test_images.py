@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.data.preprocess import center_crop, normalize, preprocess, resize
+from alexdeploy.data.preprocess import center_crop, preprocess, resize, to_input
 from alexdeploy.train.images import Augmentation, Pixels, principal_components
 
 RGB = Contract(color="rgb", resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -54,7 +54,7 @@ def test_crop_mirror_takes_windows_of_the_resized_image_and_mirrors_half_of_them
     dataset = _dataset((26, 21))
     image = resize(dataset.image(0), RGB)
     every = {
-        normalize(side.crop((left, top, left + 16, top + 16)), RGB).tobytes(): mirrored
+        to_input(side.crop((left, top, left + 16, top + 16)), RGB).tobytes(): mirrored
         for mirrored, side in ((False, image), (True, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
         for left in range(image.width - 15)
         for top in range(image.height - 15)
@@ -66,14 +66,14 @@ def test_crop_mirror_takes_windows_of_the_resized_image_and_mirrors_half_of_them
 def test_an_image_smaller_than_the_crop_is_padded_as_for_evaluation() -> None:
     dataset = _dataset((10, 12))
     contract = CONTRACTS["bgr"]
-    expected = normalize(center_crop(dataset.image(0), 16), contract)
+    expected = to_input(center_crop(dataset.image(0), (16, 16)), contract)
     found = _batch(dataset, contract, "crop-mirror").numpy()[0]
     assert np.array_equal(found, expected) or np.array_equal(found[:, :, ::-1], expected)
 
 
 def test_scale_mirror_gives_the_crop_size_within_the_range_of_the_image() -> None:
     flat = ImageDataset("flat", ("a", "b"), ["x"], np.array([0]), lambda i: Image.new("RGB", (40, 30), (80, 90, 100)))
-    expected = normalize(Image.new("RGB", (16, 16), (80, 90, 100)), RGB)
+    expected = to_input(Image.new("RGB", (16, 16), (80, 90, 100)), RGB)
     for seed in range(5):
         np.testing.assert_array_equal(_batch(flat, RGB, "scale-mirror", seed)[0], expected)
     noise = _dataset((40, 30))
@@ -115,4 +115,4 @@ def test_bad_images_are_left_out_with_their_labels(free_memory: bool, monkeypatc
 
 
 def _pixels(dataset: ImageDataset, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.asarray(center_crop(resize(dataset.image(index), RGB), RGB.crop))
+    return np.asarray(center_crop(resize(dataset.image(index), RGB), RGB.size))
