@@ -65,6 +65,11 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's name as text: bytes that are not UTF-8 as \\xbb, so that it can be printed and put into JSON."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def sidecar_path(path: Path) -> Path:
     """``model.engine`` → ``model.engine.json``."""
     return path.with_name(path.name + ".json")

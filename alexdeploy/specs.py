@@ -18,7 +18,7 @@ DEFAULT_METHOD: Method = "mse"
 Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 Builder = BuilderName | Literal["auto"]
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test", "all"]
 Hardware = Literal["same-gpu", "same-compute-capability", "ampere+"]
 
 Progress = Callable[[str, float], None]

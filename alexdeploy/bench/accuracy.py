@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_MOST_CLASSES_SHOWN = 100
+from alexdeploy.arrays import Labels
 
-Labels = npt.NDArray[np.int64]
+_MOST_CLASSES_SHOWN = 100
 
 
 @dataclass(frozen=True)

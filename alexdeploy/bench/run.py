@@ -213,7 +213,7 @@ def _check_contracts(candidates: Sequence[_Candidate], dataset: ImageDataset) ->
             raise InputError(
                 f"{artifact.path} and {first.path} have different preprocessing contracts; bench them separately"
             )
-        dataset.check_labels(artifact.contract, artifact.classes, str(artifact.path))
+        dataset.labelled(artifact.contract, artifact.classes, str(artifact.path))
 
 
 def _score(

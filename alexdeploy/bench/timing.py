@@ -14,7 +14,6 @@ import numpy.typing as npt
 from alexdeploy.bench.measure import Call, Rounds, measure
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.data.preprocess import preprocess
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import Progress
 
@@ -62,7 +61,7 @@ def time_runners(
 def _groups(
     runners: dict[int, Runner], dataset: ImageDataset, contract: Contract, batches: Sequence[int]
 ) -> list[_Group]:
-    readable = [index for index, _ in islice(dataset.images(), max(batches))]
+    readable = [index for index, _ in islice(dataset.inputs(contract), max(batches))]
     groups = []
     for batch in batches:
         chosen = [readable[i % len(readable)] for i in range(batch)]
@@ -82,4 +81,4 @@ def _groups(
 
 
 def _read(dataset: ImageDataset, contract: Contract, indices: Sequence[int]) -> npt.NDArray[np.float32]:
-    return np.stack([preprocess(dataset.image(index), contract) for index in indices])
+    return np.stack([dataset.network_input(index, contract) for index in indices])

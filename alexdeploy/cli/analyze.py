@@ -55,7 +55,7 @@ def command(
     seen.check_fits(loaded, model)
     dataset = data.open("val")
     contract = contract_of(loaded, str(model))
-    dataset.check_labels(contract, class_count(loaded), str(model))
+    dataset = dataset.labelled(contract, class_count(loaded), str(model))
     chosen = dataset.subset(samples)
     with progress("the float model's answers") as bar:
         scorer = QuantizationScorer(loaded, contract, chosen)

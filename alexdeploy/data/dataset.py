@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, few
+from alexdeploy.files import printable
+
+_Item = TypeVar("_Item")
 
 # what Pillow raises on files that are not, or not wholly, images
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -21,25 +25,31 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """One split of a data set.
+    """Images of a data set, or of a split of it, with or without labels.
 
     Attributes:
         name: what the user called it, with the split: ``digits/val``.
-        classes: class names in label order.
+        classes: class names in label order; empty without labels.
         samples: a name per image (a path relative to the data set, or ``index``).
-        labels: int64 (N,), indices into ``classes``.
-        read: image ``i`` decoded, any Pillow mode.
+        labels: int64 (N,), indices into ``classes``; -1 for an image whose class is not known.
+        read: image ``i`` decoded, any Pillow mode, or as an array that is the network's input already.
         skip_bad: leave out images that cannot be read, and count them in ``skipped``, instead of failing.
         skipped: names of the images left out so far.
+        total: images of the source, of which these are a part; None where these are all.
+        part: which part these are, in words.
+        unlabelled: why no label is known, in words.
     """
 
     name: str
     classes: tuple[str, ...]
     samples: Sequence[str]
-    labels: npt.NDArray[np.int64]
-    read: Callable[[int], Image.Image]
+    labels: Labels
+    read: Callable[[int], Image.Image | Batch]
     skip_bad: bool = False
     skipped: list[str] = field(default_factory=list)
+    total: int | None = None
+    part: str = ""
+    unlabelled: str = ""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -48,37 +58,81 @@ class ImageDataset:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over sample names and labels: which images, not their pixels nor where the folder lies."""
         lines = [f"{name}\t{label}" for name, label in zip(self.samples, self.labels, strict=True)]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
+
+    @property
+    def is_labelled(self) -> bool:
+        """True if the class of every image is known."""
+        return bool(self.classes) and bool(np.all(self.labels >= 0))
+
+    @property
+    def taken(self) -> str:
+        """How many images these are of how many, and why: ``147 of 736 images (the held-out fifth of each class)``."""
+        if self.total is None or self.total == len(self):
+            return f"{len(self)} images"
+        return f"{len(self)} of {self.total} images ({self.part})"
 
     def subset(self, count: int) -> ImageDataset:
         """``count`` images spread evenly over the whole split, so that every class is met; all if there are fewer."""
         if count >= len(self):
             return self
         chosen = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
-        return ImageDataset(
-            name=self.name,
-            classes=self.classes,
+        return replace(
+            self,
             samples=[self.samples[i] for i in chosen],
             labels=self.labels[chosen],
             read=lambda i: self.read(int(chosen[i])),
-            skip_bad=self.skip_bad,
-            skipped=self.skipped,
+            total=self.total or len(self),
+            part=f"{self.part}, {count} spread over it" if self.part else "spread over it",
         )
 
-    def image(self, index: int) -> Image.Image:
-        """Image ``index``, decoded.
+    def item(self, index: int) -> Image.Image | Batch:
+        """Image ``index``, decoded, or the network's input.
 
         Raises:
             InputError: it cannot be read, whatever ``skip_bad`` says.
         """
         try:
-            image = self.read(index)
-            image.load()
+            item = self.read(index)
+            if isinstance(item, Image.Image):
+                item.load()
         except UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+        return item
+
+    def image(self, index: int) -> Image.Image:
+        """Image ``index``, decoded.
+
+        Raises:
+            InputError: it cannot be read, or the data set holds network inputs, not images.
+        """
+        item = self.item(index)
+        if not isinstance(item, Image.Image):
+            raise InputError(f"{self.name}: holds preprocessed tensors; this needs images")
+        return item
+
+    def network_input(self, index: int, contract: Contract) -> Batch:
+        """Image ``index`` as the contract wants it.
+
+        Raises:
+            InputError: it cannot be read, or is a tensor of another shape or type than the contract's.
+        """
+        item = self.item(index)
+        if isinstance(item, Image.Image):
+            try:
+                return preprocess(item, contract)
+            except InputError as error:
+                raise self._unreadable(index, error) from error
+        if item.shape != contract.input_shape or item.dtype != contract.input_type:
             raise InputError(
-                f"{self.name}: cannot read image '{self.samples[index]}' ({error}); remove it, or use `skip_bad_images`"
-            ) from error
-        return image
+                f"{self.name}: tensor '{self.samples[index]}' is {item.shape} {item.dtype}; the model takes "
+                f"{contract.input_shape} {contract.input_type}, so preprocess for this model, or give its images"
+            )
+        return item
+
+    def _unreadable(self, index: int, error: Exception) -> InputError:
+        name = printable(self.samples[index])
+        return InputError(f"{self.name}: cannot read image '{name}' ({error}); remove it, or use `skip_bad_images`")
 
     def images(self) -> Iterator[tuple[int, Image.Image]]:
         """(index, decoded image) in order.
@@ -86,10 +140,21 @@ class ImageDataset:
         Raises:
             InputError: an image that cannot be read and ``skip_bad`` is off, or no image could be read at all.
         """
+        return self._each(self.image)
+
+    def inputs(self, contract: Contract) -> Iterator[tuple[int, Batch]]:
+        """(index, network input) in order.
+
+        Raises:
+            InputError: as ``images``.
+        """
+        return self._each(lambda index: self.network_input(index, contract))
+
+    def _each(self, read: Callable[[int], _Item]) -> Iterator[tuple[int, _Item]]:
         good = 0
         for index in range(len(self)):
             try:
-                image = self.image(index)
+                item = read(index)
             except InputError:
                 if not self.skip_bad:
                     raise
@@ -97,42 +162,65 @@ class ImageDataset:
                     self.skipped.append(self.samples[index])
                 continue
             good += 1
-            yield index, image
+            yield index, item
         if not good:
             raise InputError(f"{self.name}: none of the {len(self)} images can be read")
 
-    def batches(
-        self, contract: Contract, batch_size: int
-    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """((n, C, H, W) float32, (n,) labels) in order, n = ``batch_size`` except for a smaller last batch."""
-        arrays: list[npt.NDArray[np.float32]] = []
-        labels: list[np.int64] = []
-        for index, image in self.images():
-            arrays.append(preprocess(image, contract))
-            labels.append(self.labels[index])
-            if len(arrays) == batch_size:
-                yield np.stack(arrays), np.asarray(labels, dtype=np.int64)
-                arrays, labels = [], []
-        if arrays:
-            yield np.stack(arrays), np.asarray(labels, dtype=np.int64)
-
-    def check_labels(self, contract: Contract, outputs: int | None, model: str) -> None:
-        """Refuse to score a model on classes it does not know.
+    def batches(self, contract: Contract, batch_size: int) -> Iterator[tuple[Batch, Labels]]:
+        """((n, *input_shape), (n,) labels) in order, n = ``batch_size`` except for a smaller last batch.
 
         Raises:
-            InputError: another number of classes, or other names than the contract's labels.
+            InputError: as ``images``.
         """
-        if outputs is None:
-            raise InputError(f"{model} does not say how many classes it has; export it with a fixed output width")
-        if len(self.classes) != outputs:
-            raise InputError(
-                f"{self.name} has {len(self.classes)} classes but {model} has {outputs} outputs; "
-                "use the data set it was trained for"
-            )
-        if contract.labels and contract.labels != self.classes:
-            pairs = zip_longest(contract.labels, self.classes, fillvalue="nothing")
-            ours, theirs = next(pair for pair in pairs if pair[0] != pair[1])
-            raise InputError(f"{self.name} names class '{theirs}' where {model} has '{ours}'; the labels do not match")
+        pending: list[tuple[int, Batch]] = []
+        for pair in self.inputs(contract):
+            pending.append(pair)
+            if len(pending) == batch_size:
+                yield self._stacked(pending)
+                pending = []
+        if pending:
+            yield self._stacked(pending)
+
+    def _stacked(self, inputs: list[tuple[int, Batch]]) -> tuple[Batch, Labels]:
+        return np.stack([array for _, array in inputs]), self.labels[[index for index, _ in inputs]]
+
+    def matched(self, contract: Contract, outputs: int | None, model: str) -> ImageDataset:
+        """The same images with labels in the order of a model's outputs; without labels where those do not match.
+
+        Classes are matched by name, and where no name is the same, by name but for case; without names in the
+        contract by number. ``unlabelled`` then says what does not match.
+        """
+        if not self.is_labelled:
+            return self
+        known = contract.labels
+        if not known:
+            if outputs == len(self.classes):
+                return self
+            has = "does not say how many classes it has" if outputs is None else f"has {outputs} outputs"
+            return self._without_labels(f"{self.name} has {len(self.classes)} classes but {model} {has}")
+        places = {name: place for place, name in enumerate(known)}
+        loose = {name.casefold(): place for name, place in places.items()}
+        found = [places.get(name, loose.get(name.casefold())) for name in self.classes]
+        missing = [name for name, place in zip(self.classes, found, strict=True) if place is None]
+        if missing or len(set(found)) < len(found):
+            odd = f"class {', '.join(map(repr, missing[:3]))}" if missing else "classes that differ only in case"
+            return self._without_labels(f"{self.name} has {odd}; {model} has {few(known)}")
+        return replace(self, classes=known, labels=np.array(found, np.int64)[self.labels])
+
+    def _without_labels(self, reason: str) -> ImageDataset:
+        return replace(self, classes=(), labels=np.full(len(self), -1), unlabelled=reason)
+
+    def labelled(self, contract: Contract, outputs: int | None, model: str) -> ImageDataset:
+        """``matched`` where labels are needed.
+
+        Raises:
+            InputError: there are none, or they do not match the model's.
+        """
+        matched = self.matched(contract, outputs, model)
+        if not matched.is_labelled:
+            reason = matched.unlabelled or f"{self.name} has no labels"
+            raise InputError(f"{reason}; this needs images of the model's classes, with labels")
+        return matched
 
 
 def split_by_name(names: Sequence[str], held_out: float = 0.2) -> list[bool]:
@@ -142,6 +230,6 @@ def split_by_name(names: Sequence[str], held_out: float = 0.2) -> list[bool]:
     and one kept when there are two or more.
     """
     count = min(max(round(len(names) * held_out), 1), len(names) - 1)
-    ranked = sorted(range(len(names)), key=lambda i: (hashlib.sha256(names[i].encode()).digest(), i))
+    ranked = sorted(range(len(names)), key=lambda i: (hashlib.sha256(os.fsencode(names[i])).digest(), i))
     chosen = set(ranked[:count])
     return [i in chosen for i in range(len(names))]

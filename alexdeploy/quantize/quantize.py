@@ -125,8 +125,7 @@ def quantize_onnx(
     if settings.max_drop is not None:
         if validation_images is None:
             raise UsageError("`max_drop` needs labelled images to judge on; name them with `data`")
-        classes = class_count(model)
-        validation_images.check_labels(contract, classes or len(validation_images.classes), str(model_path))
+        validation_images = validation_images.labelled(contract, class_count(model), str(model_path))
         scorer = QuantizationScorer(model, contract, validation_images, write=write)
         budget = meet_budget(scorer, tensor_ranges, settings.max_drop, progress=progress)
         kept = budget.chosen.kept_float

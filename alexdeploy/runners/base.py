@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.arrays import Batch
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import TensorSpec
 
@@ -33,14 +34,14 @@ class Runner(ABC):
     on_gpu: bool = False
 
     @abstractmethod
-    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(N, C, H, W) float32 → (N, classes) float32; the caller owns both arrays.
+    def infer(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """(N, *input) of the input's type → (N, classes) float32; the caller owns both arrays.
 
         Raises:
             UsageError: wrong shape or dtype.
         """
 
-    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+    def device_call(self, batch: Batch) -> Callable[[], object]:
         """A call on ``batch`` in the runtime's own memory, without host copies, that returns when the result is there.
 
         A runtime on the CPU computes where the batch already lies, so its whole ``infer`` is that call.
@@ -51,7 +52,7 @@ class Runner(ABC):
         self.check_batch(batch)
         return partial(self.infer, batch)
 
-    def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:  # noqa: ARG002
+    def layer_times_ms(self, batch: Batch) -> dict[str, float]:  # noqa: ARG002
         """Median time of each of the runtime's own (fused) layers, in order; empty where it does not tell."""
         return {}
 
@@ -66,16 +67,16 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
-    def check_batch(self, batch: npt.NDArray[np.float32]) -> None:
-        """Refuse what is not a float32 batch of this runner's images; dynamic dimensions accept any size."""
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse what is not a batch of this runner's images; dynamic dimensions accept any size."""
         expected = [dim if isinstance(dim, int) and dim != -1 else None for dim in self.input.shape[1:]]
         fits = batch.ndim == len(self.input.shape) and all(
             dim in (None, found) for dim, found in zip(expected, batch.shape[1:], strict=True)
         )
-        if batch.dtype != np.float32 or not fits or not len(batch):
+        if batch.dtype != self.input.dtype or not fits or not len(batch):
             raise UsageError(
                 f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
-                f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) float32"
+                f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) {self.input.dtype}"
             )
 
 
@@ -92,7 +93,7 @@ def one_row_each(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return scores.mean(axis=(2, 3)) if scores.ndim == 4 else scores
 
 
-def frozen_pieces(batch: npt.NDArray[np.float32], size: int) -> list[npt.NDArray[np.float32]]:
+def frozen_pieces(batch: Batch, size: int) -> list[Batch]:
     """The batch in pieces of just ``size``, for a model whose batch is frozen; the last one is filled with zeros."""
-    padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), np.float32)])
+    padded = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), batch.dtype)])
     return np.split(padded, len(padded) // size)

@@ -94,8 +94,8 @@ class OnnxRuntimeRunner(Runner):
         if len(inputs) != 1:
             raise InputError(f"expected a model with one input, found {len(inputs)}")
         self.input = TensorSpec(inputs[0].name, tuple(inputs[0].shape), _DTYPES.get(inputs[0].type, inputs[0].type))
-        if self.input.dtype != "float32":
-            raise InputError(f"the model takes {self.input.dtype} images; this runner feeds float32, so export it so")
+        if self.input.dtype not in _DTYPES.values():
+            raise InputError(f"the model takes {self.input.dtype} images; expected {', '.join(_DTYPES.values())}")
         self.output_names = [output.name for output in self._session.get_outputs()]
         columns = self._session.get_outputs()[0].shape[1:2]
         self.classes = columns[0] if columns and isinstance(columns[0], int) else None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def test_batches_hold_every_preprocessed_image_in_order() -> None:
     dataset = _dataset(10)
     batches = list(dataset.batches(CONTRACT, 4))
     assert [len(images) for images, _ in batches] == [4, 4, 2]
-    expected = np.stack([preprocess(dataset.read(i), CONTRACT) for i in range(10)])
+    expected = np.stack([preprocess(dataset.image(i), CONTRACT) for i in range(10)])
     np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), expected)
     assert np.concatenate([labels for _, labels in batches]).tolist() == [0] * 5 + [1] * 5
 
@@ -109,25 +110,55 @@ def _contract_with(*labels: str) -> Contract:
     return Contract(color="gray", crop=2, mean=(0.0,), std=(1.0,), labels=labels)
 
 
-def test_a_data_set_with_the_models_labels_is_accepted() -> None:
-    _dataset().check_labels(_contract_with("cat", "dog"), 2, "model.onnx")
-    _dataset().check_labels(_contract_with(), 2, "model.onnx")
+def test_classes_are_matched_by_name_whatever_their_order_and_case() -> None:
+    assert _dataset(4).labelled(_contract_with("cat", "dog"), 2, "model.onnx").labels.tolist() == [0, 0, 1, 1]
+    found = _dataset(4).labelled(_contract_with("owl", "Dog", "cat"), 3, "model.onnx")
+    assert found.labels.tolist() == [2, 2, 1, 1]
+    assert found.classes == ("owl", "Dog", "cat")
+
+
+def test_classes_without_names_in_the_model_are_matched_by_number() -> None:
+    assert _dataset(4).labelled(_contract_with(), 2, "model.onnx").labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("labels", "outputs", "complaint"),
     [
         ((), 3, r"set/val has 2 classes but model\.onnx has 3 outputs"),
-        (("cat", "dog", "owl"), 3, r"set/val has 2 classes but model\.onnx has 3 outputs"),
-        (("cat", "cow"), 2, r"set/val names class 'dog' where model\.onnx has 'cow'"),
-        (("dog", "cat"), 2, r"set/val names class 'cat' where model\.onnx has 'dog'"),
-        (("cat", "dog", "owl"), 2, "labels do not match"),
-        (("cat",), 2, "labels do not match"),
+        ((), None, r"set/val has 2 classes but model\.onnx does not say how many classes it has"),
+        (("cat", "cow"), 2, r"set/val has class 'dog'; model\.onnx has cat, cow"),
+        (("one", "two", "three", "four", "five"), 5, r"class 'cat', 'dog'; model\.onnx has one, two, three and 2 more"),
     ],
 )
-def test_a_data_set_of_other_classes_is_refused(labels: tuple[str, ...], outputs: int, complaint: str) -> None:
-    with pytest.raises(InputError, match=complaint):
-        _dataset().check_labels(_contract_with(*labels), outputs, "model.onnx")
+def test_classes_that_the_model_does_not_have_leave_the_images_without_labels(
+    labels: tuple[str, ...], outputs: int | None, complaint: str
+) -> None:
+    found = _dataset().matched(_contract_with(*labels), outputs, "model.onnx")
+    assert not found.is_labelled
+    assert re.search(complaint, found.unlabelled)
+    with pytest.raises(InputError, match=f"{complaint}; this needs images of the model's classes, with labels"):
+        _dataset().labelled(_contract_with(*labels), outputs, "model.onnx")
+
+
+def test_tensors_are_handed_over_as_they_are_and_must_fit() -> None:
+    tensors = np.random.default_rng(0).standard_normal((3, 1, 2, 2)).astype(np.float32)
+    dataset = ImageDataset("x.npy", (), ["0", "1", "2"], np.full(3, -1), lambda i: tensors[i])
+    ((images, labels),) = dataset.batches(CONTRACT, 4)
+    np.testing.assert_array_equal(images, tensors)
+    assert labels.tolist() == [-1] * 3
+    with pytest.raises(
+        InputError, match=r"x\.npy: tensor '0' is \(1, 2, 2\) float32; the model takes \(1, 3, 3\) float32"
+    ):
+        next(dataset.batches(Contract(color="gray", crop=3, mean=(0.0,), std=(1.0,)), 1))
+    with pytest.raises(InputError, match="holds preprocessed tensors; this needs images"):
+        dataset.image(0)
+
+
+def test_what_is_taken_is_told_with_the_reason() -> None:
+    assert _dataset(10).taken == "10 images"
+    assert _dataset(10).subset(4).taken == "4 of 10 images (spread over it)"
+    part = replace(_dataset(10), total=50, part="the held-out fifth")
+    assert part.subset(4).taken == "4 of 50 images (the held-out fifth, 4 spread over it)"
 
 
 def test_the_held_out_names_are_those_with_the_smallest_hashes() -> None:

@@ -174,7 +174,7 @@ def test_the_published_half_width_weights_recognise_flowers() -> None:
     path = SHARED_DATA / "checkpoints" / "alexnet-half-lrn-flowers.safetensors"
     found = load_checkpoint(path, "alexnet-half")
     flowers = load_dataset(str(SHARED_DATA / "flowers"), "train").subset(60)
-    flowers.check_labels(found.contract, found.classes, path.name)
+    flowers = flowers.labelled(found.contract, found.classes, path.name)
     logits, labels = [], []
     with torch.inference_mode():
         for images, truth in flowers.batches(found.contract, 20):

@@ -1,0 +1,39 @@
+"""The images below a folder: which files count, and in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_SUFFIXES = "jpg jpeg jpe jfif png bmp webp ppm pgm pnm tif tiff gif avif jp2 j2k heic heif"
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
+_NO_IMAGES = frozenset({"__MACOSX", "Thumbs.db"})  # beside those that begin with a dot, such as ._a.jpg of macOS
+
+
+def is_image(name: str) -> bool:
+    """By its ending, whatever its case; hidden files are none."""
+    return not _is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (any bytes)
+
+
+def image_files(root: Path) -> list[Path]:
+    """All images below ``root``, through links too, sorted by path; hidden files and folders are left out."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back up
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
+        found += [Path(folder, name) for name in names if is_image(name)]
+    return sorted(found)
+
+
+def subfolders(root: Path) -> list[str]:
+    """Names of the visible folders in ``root``, sorted."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _NO_IMAGES
