@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.arrays import Batch
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.artifact import Artifact, CheckpointArtifact, OnnxArtifact, open_artifact
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
 BANDS = {precision: 0.15 if precision.quantized else 1e-2 if precision.fp16 else 1e-4 for precision in Precision}
 _BATCH = 8
 _NO_LAYER = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Flatten", "Dropout"})  # compute nothing new
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 _Array = npt.NDArray[np.floating]
-_Run = Callable[[npt.NDArray[np.float32]], list[_Array]]
+_Run = Callable[[Batch], list[_Array]]
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,13 @@ def compare_layers(
 ) -> Divergence:
     """Run checkpoints or ONNX files on the same images; A is the reference. Memory does not grow with ``samples``.
 
+    Each gets the images as its own contract wants them: a uint8 graph has in it what another gets done before.
+
     Layers of two ONNX files are matched by the names of their outputs, otherwise by order and operator.
 
     Raises:
         UsageError: an engine, whose inner tensors cannot be read.
-        InputError: not such a file, another preprocessing, or other layers.
+        InputError: not such a file, contracts of different networks, or other layers.
 
     Example:
         >>> from pathlib import Path
@@ -107,16 +112,16 @@ def compare_layers(
         True
     """
     left, right = open_artifact(a), open_artifact(b)
-    if left.contract.fingerprint != right.contract.fingerprint:
-        raise InputError(
-            f"{a} and {b} have different contracts (preprocessing or labels); compare versions of one network"
-        )
+    different = left.contract.differs_from(right.contract)
+    if different is not None:
+        raise InputError(f"{a} and {b} have different contracts ({different}); compare versions of one network")
     layers, run_a, run_b = _open_both(left, right)
     subset, images = dataset.subset(samples), 0
-    for batch, _ in subset.batches(left.contract, _BATCH):
-        for layer, reference, actual in zip(layers, run_a(batch), run_b(batch), strict=True):
+    for inputs, labels in subset.batches_for((left.contract, right.contract), _BATCH):
+        outputs = run_a(inputs[left.contract]), run_b(inputs[right.contract])
+        for layer, reference, actual in zip(layers, *outputs, strict=True):
             layer.add(reference, actual)
-        images += len(batch)
+        images += len(labels)
         progress(f"{images} of {len(subset)} images", images / len(subset))
     by_output = {layer.output: layer for layer in layers}
     errors = [layer.error(by_output.get(layer.clipped or layer.output, layer)) for layer in layers]
@@ -173,7 +178,8 @@ def _open_both(a: Artifact, b: Artifact) -> tuple[list[_Layer], _Run, _Run]:
     """The shared layers, and for each side what computes their outputs from a batch."""
     if isinstance(a, OnnxArtifact) and isinstance(b, OnnxArtifact):
         return _open_graphs(a, b)
-    (layers, run_a), (others, run_b) = _open(a), _open(b)
+    same_input = a.contract == b.contract
+    (layers, run_a), (others, run_b) = _open(a, whole=same_input), _open(b, whole=same_input)
     for number, (one, other) in enumerate(zip(layers, others, strict=False), 1):
         if one.type != other.type:
             found = f"{one.type} '{one.name}' in {a.path} and {other.type} '{other.name}' in {b.path}"
@@ -194,7 +200,8 @@ def _open_graphs(a: OnnxArtifact, b: OnnxArtifact) -> tuple[list[_Layer], _Run, 
     return list(shared.values()), _run_graph(a.model, list(shared)), _run_graph(b.model, list(shared))
 
 
-def _open(artifact: Artifact) -> tuple[list[_Layer], _Run]:
+def _open(artifact: Artifact, *, whole: bool) -> tuple[list[_Layer], _Run]:
+    """Its layers and what runs it; where not ``whole``, a graph without what it does to the pixels first."""
     if isinstance(artifact, CheckpointArtifact):
         return _open_checkpoint(artifact.checkpoint)
     if not isinstance(artifact, OnnxArtifact):
@@ -202,6 +209,8 @@ def _open(artifact: Artifact) -> tuple[list[_Layer], _Run]:
             f"{artifact.path}: an engine does not show its inner tensors; compare the ONNX file it was built from"
         )
     layers = _graph_layers(artifact.model)
+    if not whole:
+        layers = dict(dropwhile(lambda found: found[1].type not in _WEIGHTED, layers.items()))
     return list(layers.values()), _run_graph(artifact.model, list(layers))
 
 
@@ -235,7 +244,7 @@ def _run_graph(model: ir.Model, names: list[str]) -> _Run:
     runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)))
     factors = scale_factors(model)
 
-    def run(batch: npt.NDArray[np.float32]) -> list[_Array]:
+    def run(batch: Batch) -> list[_Array]:
         found = runner.run(batch)
         for name, factor in factors.items():
             if name in found:  # back to the size it has in the other model
@@ -264,7 +273,7 @@ def _open_checkpoint(checkpoint: Checkpoint) -> tuple[list[_Layer], _Run]:
         if not list(module.children()):
             module.register_forward_hook(keep)
 
-    def run(batch: npt.NDArray[np.float32]) -> list[_Array]:
+    def run(batch: Batch) -> list[_Array]:
         outputs.clear()
         with torch.inference_mode():
             model(torch.from_numpy(batch))

@@ -90,7 +90,7 @@ class PipelineReport:
         return next(row for row in self.bench.rows if self._is_tensorrt_graph(row))
 
     def _is_tensorrt_graph(self, row: Row) -> bool:
-        return row.artifact == str(self.artifacts[_TENSORRT_GRAPH])
+        return row.artifact == files.printable(self.artifacts[_TENSORRT_GRAPH])
 
     @property
     def gains(self) -> list[Gain]:
@@ -105,8 +105,9 @@ class PipelineReport:
 
 
 def _gain(int8: Row, fp32: Row) -> Gain:
+    assert int8.agreement is not None  # of every row that ran
     times = (np.asarray(row.samples_ms["host"]) for row in (int8, fp32))
-    return Gain(int8.runtime, int8.batch, paired_ratio(*times), int8.agreement or 0.0)
+    return Gain(int8.runtime, int8.batch, paired_ratio(*times), int8.agreement)
 
 
 @dataclass(frozen=True)

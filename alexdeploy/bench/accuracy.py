@@ -25,15 +25,16 @@ class McNemar:
 class Accuracy:
     """Beyond top-1, of one artifact on one runtime.
 
-    ``precision`` and ``recall`` are per class, in label order; 0 where a class was never answered, or never asked.
+    ``precision`` and ``recall`` are per class, in label order; None for a class that no image is of, and a precision
+    of 0 where a class was never answered.
     ``confusion[true][answered]`` counts images, and is left out above 100 classes. ``wrong`` are the positions of the
     images answered wrongly.
     """
 
     artifact: str
     runtime: str
-    precision: list[float]
-    recall: list[float]
+    precision: list[float | None]
+    recall: list[float | None]
     confusion: list[list[int]] | None
     wrong: list[int]
     mcnemar: McNemar | None
@@ -47,7 +48,7 @@ def judge(
 
     classes = np.arange(logits.shape[1])
     answers = np.argmax(logits, axis=1)
-    precision, recall, _, _ = precision_recall_fscore_support(labels, answers, labels=classes, zero_division=0.0)
+    precision, recall, _, images = precision_recall_fscore_support(labels, answers, labels=classes, zero_division=0.0)
     confusion = (
         confusion_matrix(labels, answers, labels=classes).tolist() if len(classes) <= _MOST_CLASSES_SHOWN else None
     )
@@ -55,8 +56,8 @@ def judge(
     return Accuracy(
         artifact=artifact,
         runtime=runtime,
-        precision=precision.tolist(),
-        recall=recall.tolist(),
+        precision=[float(share) if count else None for share, count in zip(precision, images, strict=True)],
+        recall=[float(share) if count else None for share, count in zip(recall, images, strict=True)],
         confusion=confusion,
         wrong=wrong,
         mcnemar=mcnemar(wrong, reference_wrong) if reference_wrong is not None else None,

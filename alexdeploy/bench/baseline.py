@@ -45,12 +45,14 @@ def check_comparable(baseline: BenchReport, paths: Sequence[Path], batches: Sequ
             raise InputError(
                 f"the baseline was measured with {what} {then}, here it is {here[what]}; measure it anew here"
             )
-    if not {(str(path), size) for path in paths for size in batches} & {(r.artifact, r.batch) for r in baseline.rows}:
+    if not {(files.printable(path), size) for path in paths for size in batches} & {
+        (r.artifact, r.batch) for r in baseline.rows
+    }:
         raise InputError(_NOTHING_IN_COMMON)
 
 
 def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
-    """Every row that ran in both. Accuracy is compared image by image, where the images are the same.
+    """Every row that ran in both. Accuracy is compared image by image, where both judged it on the same images.
 
     A regression is a row that is slower beyond its interval, or less accurate with p < 0.01.
 
@@ -67,7 +69,8 @@ def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
             continue
         ratio = unpaired_ratio(np.array(row.samples_ms["host"]), np.array(then[row.key].samples_ms["host"]))
         name = row.artifact, row.runtime
-        p_less = mcnemar(wrong_now[name], wrong_then[name]).p_worse if name in wrong_then else None
+        both = name in wrong_then and name in wrong_now
+        p_less = mcnemar(wrong_now[name], wrong_then[name]).p_worse if both else None
         regression = ratio.verdict == "slower" or (p_less is not None and p_less < _LESS_ACCURATE)
         found.append(Change(row.artifact, row.runtime, row.batch, ratio, p_less, regression))
     if not found:

@@ -17,12 +17,15 @@ class Row:
     """One line of the table. Accuracy is of the artifact on that runtime and the same for each of its batch sizes.
 
     Attributes:
-        latency_ms: host to host: a float32 batch in host memory goes in, logits in host memory come out.
+        input_bytes: of one image as the model takes it: a request without its envelope.
+        latency_ms: host to host: a batch in host memory goes in, logits in host memory come out.
         device_ms: in the runtime's own memory, without host copies. CPU runtimes have none; unless the runner
             has a call of its own for this, it equals ``latency_ms``.
         end_to_end_ms: from encoded images (in the page cache): decoded, preprocessed on one thread, then as above.
+            Of preprocessed tensors: from their file.
         images_per_s: batch over median of ``latency_ms``.
         ratio: speed against the reference, the first row that ran, at the same batch; None for the reference.
+        top1, top5: share of images answered rightly; None where the labels are not known, as the report says.
         agreement: share of images with the same top-1 as the reference.
         layers_ms: median time by layer of the runtime, at the first batch size.
         server: single images arriving at random, up to ``batch`` run together; at the last batch size, where asked for.
@@ -36,6 +39,7 @@ class Row:
     size_bytes: int
     status: Literal["ok", "skipped"]
     reason: str | None = None
+    input_bytes: int | None = None
     latency_ms: Latency | None = None
     device_ms: Latency | None = None
     end_to_end_ms: Latency | None = None
@@ -79,7 +83,15 @@ class Change:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """``images`` is the number of images that accuracy was judged on; ``seconds`` what the whole bench took."""
+    """What was measured, where, and on what.
+
+    Attributes:
+        classes: names in label order; empty without labels.
+        images: how many were judged.
+        seconds: that the whole bench took.
+        taken: which images of how many, in words; empty in reports that are older than this.
+        unlabelled: why accuracy is not known, in words; empty where it is.
+    """
 
     environment: dict[str, Any]
     dataset: str
@@ -92,6 +104,13 @@ class BenchReport:
     accuracy: list[Accuracy]
     choices: list[Choice] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    taken: str = ""
+    unlabelled: str = ""
+
+    @property
+    def judged_on(self) -> str:
+        """``359 of 1797 images (the held-out fifth)``."""
+        return self.taken or f"{self.images} images"
 
     def name(self, artifact: str) -> str:
         """The file's name, with as many of its folders as tell it from the other files of the bench."""

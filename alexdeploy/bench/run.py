@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from alexdeploy.arrays import Batch, Labels, Logits
 from alexdeploy.bench.accuracy import Accuracy, judge
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import paired_ratio, summarize
@@ -21,8 +22,10 @@ from alexdeploy.bench.limits import Machine, limit, machine_rates
 from alexdeploy.bench.results import BenchReport, Choice, Row
 from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
+from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
+from alexdeploy.files import printable
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact
@@ -39,9 +42,26 @@ class _Candidate:
     runtime: str
     runner: Runner | None = None
     reason: str | None = None
-    logits: npt.NDArray[np.float32] | None = None
+    logits: Logits | None = None
     layers_ms: dict[str, float] = field(default_factory=dict)
     server: Server | None = None
+
+    @property
+    def contract(self) -> Contract:
+        return self.artifact.contract
+
+    @property
+    def input_bytes(self) -> int:
+        """Of one image."""
+        return prod(self.contract.input_shape) * np.dtype(self.contract.input_type).itemsize
+
+    @property
+    def name(self) -> str:
+        """Of the file, as the report has it."""
+        return printable(self.artifact.path)
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.runtime}"
 
 
 def run_bench(
@@ -55,21 +75,25 @@ def run_bench(
     server_ms: float | None = None,
     progress: Progress = lambda what, share: None,
 ) -> BenchReport:
-    """Score and time artifacts on the same images.
+    """Score and time artifacts on the same images, each preprocessed as the file's own contract says.
+
+    Without labels, or with other classes than the model's, accuracy is None and the report says why.
 
     Args:
         paths: checkpoints, ONNX files and engines; the first that runs is the reference.
-        dataset: images to judge on.
+        dataset: images to judge on; its classes are matched with the model's by name.
         batches: batch sizes to time.
         runtimes: limit to these, all files or file by file; empty means the usual one of each file.
         seconds: for the whole bench. All images are judged and ten rounds are timed even where that takes longer.
-        max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's.
+        max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's, or
+            without labels whose agreement with the reference is at most that far below 100 %.
         server_ms: latency bound of a server; half of ``seconds`` then goes to the rates it can keep.
         progress: called with what is being done and the share of it that is.
 
     Raises:
         UnavailableError: ``server_ms`` without LoadGen.
-        InputError: an unusable file, contracts that differ, or labels that do not match the data set.
+        InputError: an unusable file, images that a file cannot take, or files that are no versions of one network.
+        GateError: an answer that is NaN or infinite.
         UsageError: a file that none of ``runtimes`` takes.
 
     Example:
@@ -85,7 +109,10 @@ def run_bench(
     started = time.perf_counter()
     here = environment()
     candidates = _candidates([open_artifact(path) for path in paths], runtimes)
-    _check_contracts(candidates, dataset)
+    _check_one_network(candidates)
+    first = candidates[0].artifact
+    outputs = next((c.artifact.classes for c in candidates if c.artifact.classes is not None), None)
+    matched = dataset.matched(first.contract, outputs, str(first.path))
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
@@ -93,52 +120,54 @@ def run_bench(
             except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
         running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}
-        labels = _score(candidates, running, dataset, progress)
+        contracts = {index: candidates[index].contract for index in running}
+        labels = _score(candidates, running, matched, progress)
         progress("limits of this machine", 0.0)
         machine = None if all(runner.on_gpu for runner in running.values()) else machine_rates()
-        contract = candidates[0].artifact.contract
-        images, _ = next(dataset.batches(contract, batches[0]))
-        for index, runner in running.items():
+        for index, images in _first_inputs(dataset, contracts, batches[0]).items():
             progress("time by layer", 0.0)
-            candidates[index].layers_ms = runner.layer_times_ms(images)
+            candidates[index].layers_ms = running[index].layer_times_ms(images)
         deadline = started + (seconds if server_ms is None else seconds / 2)
-        timings = time_runners(running, dataset, contract, batches, deadline, progress)
+        timings = time_runners(running, contracts, dataset, batches, deadline, progress)
         if server_ms is not None:
-            images, _ = next(dataset.batches(contract, batches[-1]))
-            _serve(candidates, running, images, timings, batches[-1], server_ms, seconds / 2, progress)
-    accuracy = _judge(candidates, labels)
-    rows = _rows(candidates, batches, timings, labels, machine)
+            inputs = _first_inputs(dataset, contracts, batches[-1])
+            _serve(candidates, inputs, timings, batches[-1], server_ms, seconds / 2, progress)
+    known = labels if matched.is_labelled else None
+    rows = _rows(candidates, batches, timings, known, machine)
     return BenchReport(
         environment=here,
-        dataset=dataset.name,
+        dataset=printable(dataset.name),
         dataset_fingerprint=dataset.fingerprint,
-        classes=list(dataset.classes),
+        classes=[printable(name) for name in matched.classes] if matched.is_labelled else [],
         images=len(labels),
         seconds=round(time.perf_counter() - started, 1),
         machine=machine,
         rows=rows,
-        accuracy=accuracy,
+        accuracy=_judge(candidates, known) if known is not None else [],
         choices=choose(rows, max_drop) if max_drop is not None else [],
+        taken=printable(dataset.taken) + (f", {len(dataset.skipped)} of them unreadable" if dataset.skipped else ""),
+        unlabelled="" if matched.is_labelled else printable(matched.unlabelled or f"{dataset.name} has no labels"),
     )
 
 
 def _serve(
     candidates: Sequence[_Candidate],
-    running: dict[int, Runner],
-    images: npt.NDArray[np.float32],
+    inputs: Mapping[int, Batch],
     timings: Timings,
     batch: int,
     bound_ms: float,
     seconds: float,
     progress: Progress,
 ) -> None:
-    for index, runner in running.items():
+    for index, images in inputs.items():
+        runner = candidates[index].runner
+        assert runner is not None
         candidates[index].server = serve(
             runner,
             np.resize(images, (batch, *images.shape[1:])),
             bound_ms=bound_ms,
             capacity_per_s=1000 * batch / float(np.median(timings[index, batch, "host"])),
-            seconds=seconds / len(running),
+            seconds=seconds / len(inputs),
             progress=partial(progress, "server"),
         )
 
@@ -147,7 +176,7 @@ def _rows(
     candidates: Sequence[_Candidate],
     batches: Sequence[int],
     timings: Timings,
-    labels: npt.NDArray[np.int64],
+    labels: Labels | None,
     machine: Machine | None,
 ) -> list[Row]:
     reference = next((index for index, c in enumerate(candidates) if c.runner is not None), None)
@@ -161,8 +190,8 @@ def _rows(
         for batch in batches:
             figures = _figures(timings, index, reference, batch)
             if layers is not None and machine is not None:
-                image_bytes = 4 * prod(candidate.artifact.contract.input_shape)
-                figures["limit"] = limit(layers, image_bytes, batch, figures["latency_ms"].p50, machine)
+                p50_ms = figures["latency_ms"].p50
+                figures["limit"] = limit(layers, candidate.input_bytes, batch, p50_ms, machine)
             if batch == batches[0]:
                 figures["layers_ms"] = candidate.layers_ms
             if batch == batches[-1]:
@@ -172,17 +201,28 @@ def _rows(
 
 
 def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:
-    """The fastest row of each batch size whose top-1 is at most ``max_drop`` percentage points below the first's."""
-    running = [row for row in rows if row.latency_ms is not None and row.top1 is not None]
+    """The fastest row of each batch size whose top-1 is at most ``max_drop`` percentage points below the first's.
+
+    Without labels it is the agreement that counts; the first row's, with itself, is 100 %.
+    """
+    running = [row for row in rows if row.latency_ms is not None]
+    labelled = any(row.top1 is not None for row in running)
+    what, why = ("top-1", "") if labelled else ("agreement", ", as there are no labels")
+
+    def share(row: Row) -> float:
+        found = row.top1 if labelled else row.agreement
+        assert found is not None  # of every row that ran
+        return found
+
     choices = []
     for batch in dict.fromkeys(row.batch for row in running):
         same = [row for row in running if row.batch == batch]
-        gate = (same[0].top1 or 0.0) - max_drop / 100
-        good = [row for row in same if (row.top1 or 0.0) >= gate]
+        gate = share(same[0]) - max_drop / 100
+        good = [row for row in same if share(row) >= gate]
         best = max(good, key=lambda row: row.images_per_s or 0.0)
         reason = (
-            f"fastest of {len(good)} that meet the gate (top-1 >= {gate:.2%}), of {len(same)} measured: "
-            f"{best.latency_ms.p50 if best.latency_ms else 0:.3g} ms, top-1 {best.top1:.2%}"
+            f"fastest of {len(good)} that meet the gate ({what} >= {gate:.2%}{why}), of {len(same)} measured: "
+            f"{best.latency_ms.p50 if best.latency_ms else 0:.3g} ms, {what} {share(best):.2%}"
         )
         choices.append(Choice(batch, best.artifact, best.runtime, reason))
     return choices
@@ -204,49 +244,80 @@ def _candidates(
     return found
 
 
-def _check_contracts(candidates: Sequence[_Candidate], dataset: ImageDataset) -> None:
-    """One preprocessing for all, and classes that the data set knows."""
-    first = candidates[0].artifact
-    for candidate in candidates:
-        artifact = candidate.artifact
-        if artifact.contract.fingerprint != first.contract.fingerprint:
-            raise InputError(
-                f"{artifact.path} and {first.path} have different preprocessing contracts; bench them separately"
-            )
-        dataset.labelled(artifact.contract, artifact.classes, str(artifact.path))
+def _check_one_network(candidates: Sequence[_Candidate]) -> None:
+    """Refuse files that are not versions of one network.
+
+    All pairs: a uint8 graph fits float graphs that do not fit together.
+    """
+    of_contract = {candidate.contract: candidate.artifact for candidate in candidates}
+    for (ours, a), (theirs, b) in combinations(of_contract.items(), 2):
+        different = ours.differs_from(theirs)
+        if different is not None:
+            raise InputError(f"{a.path} and {b.path} have different contracts ({different}); bench them separately")
 
 
 def _score(
     candidates: Sequence[_Candidate], running: dict[int, Runner], dataset: ImageDataset, progress: Progress
-) -> npt.NDArray[np.int64]:
+) -> Labels:
     """Run the whole data set through every candidate, batch by batch; returns the labels."""
-    outputs: dict[int, list[npt.NDArray[np.float32]]] = {index: [] for index in running}
-    labels: list[npt.NDArray[np.int64]] = []
-    for images, truth in dataset.batches(candidates[0].artifact.contract, _SCORING_BATCH):
-        labels.append(truth)
+    outputs: dict[int, list[Logits]] = {index: [] for index in running}
+    labels: list[Labels] = [dataset.labels[:0]]
+    for inputs, truth in dataset.batches_for((candidates[index].contract for index in running), _SCORING_BATCH):
         for index, runner in running.items():
-            outputs[index].append(runner.infer(images))
-        progress("accuracy", sum(map(len, labels)) / len(dataset))
+            logits = runner.infer(inputs[candidates[index].contract])
+            _check_finite(candidates[index], logits, dataset, sum(map(len, labels)))
+            outputs[index].append(logits)
+        labels.append(truth)
+        progress("answers", sum(map(len, labels)) / len(dataset))
     for index, output in outputs.items():
         candidates[index].logits = np.concatenate(output)
+    _check_same_outputs([candidates[index] for index in running])
     return np.concatenate(labels)
 
 
-def _judge(candidates: Sequence[_Candidate], labels: npt.NDArray[np.int64]) -> list[Accuracy]:
+def _check_finite(candidate: _Candidate, logits: Logits, dataset: ImageDataset, before: int) -> None:
+    """Refuse NaN and infinity, whose largest entry is no answer; ``before`` images were run before these."""
+    wrong = ~np.isfinite(logits).all(axis=1)
+    if wrong.any():
+        read = [name for name in dataset.samples if name not in dataset.skipped]
+        image = printable(read[before + int(np.argmax(wrong))])
+        raise GateError(
+            f"{candidate}: its answer to image '{image}' is NaN or infinite; compare with the float model names the "
+            "layer, or make the file anew"
+        )
+
+
+def _check_same_outputs(candidates: Sequence[_Candidate]) -> None:
+    for candidate in candidates:
+        assert candidate.logits is not None
+        assert candidates[0].logits is not None
+        found, expected = candidate.logits.shape[1], candidates[0].logits.shape[1]
+        if found != expected:
+            raise InputError(f"{candidate} has {found} outputs and {candidates[0]} {expected}; bench them separately")
+
+
+def _first_inputs(dataset: ImageDataset, contracts: Mapping[int, Contract], count: int) -> dict[int, Batch]:
+    """The first ``count`` images as each candidate takes them."""
+    for inputs, _ in dataset.batches_for(contracts.values(), count):
+        return {index: inputs[contract] for index, contract in contracts.items()}
+    return {}
+
+
+def _judge(candidates: Sequence[_Candidate], labels: Labels) -> list[Accuracy]:
     judged: list[Accuracy] = []
     for candidate in candidates:
         if candidate.logits is not None:
             reference = judged[0].wrong if judged else None
-            judged.append(judge(str(candidate.artifact.path), candidate.runtime, candidate.logits, labels, reference))
+            judged.append(judge(candidate.name, candidate.runtime, candidate.logits, labels, reference))
     return judged
 
 
-def _scores(candidate: _Candidate, reference: _Candidate, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _scores(candidate: _Candidate, reference: _Candidate, labels: Labels | None) -> dict[str, Any]:
     assert candidate.logits is not None
     assert reference.logits is not None
     return {
-        "top1": topk_accuracy(candidate.logits, labels, 1),
-        "top5": topk_accuracy(candidate.logits, labels, 5),
+        "top1": topk_accuracy(candidate.logits, labels, 1) if labels is not None else None,
+        "top5": topk_accuracy(candidate.logits, labels, 5) if labels is not None else None,
         "agreement": agreement(candidate.logits, reference.logits),
     }
 
@@ -270,10 +341,11 @@ def _figures(timings: Timings, index: int, reference: int, batch: int) -> dict[s
 def _row(candidate: _Candidate, batch: int, **figures: Any) -> Row:
     artifact = candidate.artifact
     return Row(
-        artifact=str(artifact.path),
+        artifact=candidate.name,
         runtime=candidate.runtime,
         precision=artifact.precision.value,
         batch=batch,
         size_bytes=artifact.size_bytes,
+        input_bytes=candidate.input_bytes,
         **figures,
     )

@@ -18,9 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from alexdeploy.arrays import Batch
 from alexdeploy.optional import require
 from alexdeploy.runners.base import Runner
 
@@ -57,7 +55,7 @@ class Server:
 
 def serve(
     runner: Runner,
-    images: npt.NDArray[np.float32],
+    images: Batch,
     *,
     bound_ms: float,
     capacity_per_s: float,
@@ -68,7 +66,7 @@ def serve(
 
     Args:
         runner: gets up to ``len(images)`` images at a time, whatever is waiting.
-        images: (N, C, H, W); they are sent in turn.
+        images: (N, *input), as the runner takes them; they are sent in turn.
         bound_ms: for the 99th percentile, from arrival to answer.
         capacity_per_s: images per second without waiting.
         seconds: for the whole search; one run of 1,000 queries is made even if that takes longer.
@@ -91,7 +89,7 @@ def serve(
     return Server(bound_ms, len(images), best, probes, high / low <= _CLOSE_ENOUGH)
 
 
-def _probe(loadgen: Any, runner: Runner, images: npt.NDArray[np.float32], bound_ms: float, rate: float) -> Probe:
+def _probe(loadgen: Any, runner: Runner, images: Batch, bound_ms: float, rate: float) -> Probe:
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     errors: list[Exception] = []
     worker = threading.Thread(target=_work, args=(loadgen, runner, images, waiting, errors), daemon=True)
@@ -132,7 +130,7 @@ def _put_all(waiting: queue.SimpleQueue[Any], samples: list[Any]) -> None:
 def _work(
     loadgen: Any,
     runner: Runner,
-    images: npt.NDArray[np.float32],
+    images: Batch,
     waiting: queue.SimpleQueue[Any],
     errors: list[Exception],
 ) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from alexdeploy.arrays import Batch
 from alexdeploy.bench.measure import Call, Rounds, measure
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
@@ -23,7 +23,10 @@ Timings = dict[tuple[int, int, str], Rounds]
 
 
 class _Group(NamedTuple):
-    """Calls that take turns: one of each candidate, on the same images within the same boundary."""
+    """Calls that take turns: one of each candidate, on the same images within the same boundary.
+
+    Each candidate gets the images as its own contract wants them.
+    """
 
     batch: int
     boundary: str
@@ -32,8 +35,8 @@ class _Group(NamedTuple):
 
 def time_runners(
     runners: dict[int, Runner],
+    contracts: Mapping[int, Contract],
     dataset: ImageDataset,
-    contract: Contract,
     batches: Sequence[int],
     deadline: float,
     progress: Progress,
@@ -42,7 +45,7 @@ def time_runners(
 
     Each group gets its share of the time that is left when its turn comes.
     """
-    groups = _groups(runners, dataset, contract, batches)
+    groups = _groups(runners, contracts, dataset, batches) if runners else []
     timings: Timings = {}
     for done, group in enumerate(groups):
         share = _SHARES[group.boundary] / sum(_SHARES[other.boundary] for other in groups[done:])
@@ -59,26 +62,28 @@ def time_runners(
 
 
 def _groups(
-    runners: dict[int, Runner], dataset: ImageDataset, contract: Contract, batches: Sequence[int]
+    runners: dict[int, Runner], contracts: Mapping[int, Contract], dataset: ImageDataset, batches: Sequence[int]
 ) -> list[_Group]:
-    readable = [index for index, _ in islice(dataset.inputs(contract), max(batches))]
+    distinct = dict.fromkeys(contracts.values())
+    readable = [index for index, _ in islice(dataset.inputs(next(iter(distinct))), max(batches))]
     groups = []
     for batch in batches:
         chosen = [readable[i % len(readable)] for i in range(batch)]
-        images = _read(dataset, contract, chosen)
-        host: dict[int, Call] = {i: partial(runner.infer, images) for i, runner in runners.items()}
+        inputs = {contract: _read(dataset, contract, chosen) for contract in distinct}
+        host: dict[int, Call] = {i: partial(runner.infer, inputs[contracts[i]]) for i, runner in runners.items()}
         device = {
-            i: runner.device_call(images)
+            i: runner.device_call(inputs[contracts[i]])
             for i, runner in runners.items()
             if type(runner).device_call is not Runner.device_call
         }
-        whole: dict[int, Call] = {
-            i: lambda runner=runner, chosen=chosen: runner.infer(_read(dataset, contract, chosen))  # type: ignore[misc]
-            for i, runner in runners.items()
-        }
+        whole = {i: _whole_call(runner, dataset, contracts[i], chosen) for i, runner in runners.items()}
         groups += [_Group(batch, name, calls) for name, calls in zip(BOUNDARIES, (host, device, whole), strict=True)]
     return [group for group in groups if group.calls]
 
 
-def _read(dataset: ImageDataset, contract: Contract, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+def _whole_call(runner: Runner, dataset: ImageDataset, contract: Contract, chosen: Sequence[int]) -> Call:
+    return lambda: runner.infer(_read(dataset, contract, chosen))
+
+
+def _read(dataset: ImageDataset, contract: Contract, indices: Sequence[int]) -> Batch:
     return np.stack([dataset.network_input(index, contract) for index in indices])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
-from alexdeploy.cli.output import note, note_skipped, print_columns, print_json, progress, terminal_width
+from alexdeploy.cli.output import note, note_data, note_skipped, print_columns, print_json, progress, terminal_width
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import check_output
@@ -59,7 +59,8 @@ report_options = option_group(
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="With --runtime auto: how far top-1 may be below the first artifact's.  [default: 1.0]",
+    help="With --runtime auto: how far top-1 may be below the first artifact's, or without labels agreement below "
+    "100 %.  [default: 1.0]",
 )
 @click.option(
     "--seconds",
@@ -93,8 +94,10 @@ def command(
 ) -> None:
     """Compare accuracy and latency of artifacts.
 
-    Checkpoints, ONNX files and engines are judged on the same held-out images. The first artifact that runs is
-    the reference. Rows that cannot run here say why; no figure is ever reported that was not measured.
+    Checkpoints, ONNX files and engines are judged on the same images, each with its own preprocessing. The first
+    artifact that runs is the reference. Rows that cannot run here say why; no figure is ever reported that was not
+    measured. Classes are matched by name; without labels, or with other classes, accuracy is - and the agreement with
+    the reference counts.
 
     The candidates take turns in random order, round by round, and a difference is named only where the samples
     support it. --json holds every raw sample.
@@ -120,6 +123,7 @@ def command(
     if earlier is not None:
         check_comparable(earlier, artifacts, sizes)
     dataset = data.open("val")
+    note_data(dataset)
     with progress("opening the artifacts") as bar:
         report = run_bench(
             artifacts,
@@ -173,7 +177,7 @@ def show_bench(report: BenchReport, *, wide: bool = False) -> None:
 
     from alexdeploy.bench.report.table import notes
 
-    title = f"{report.dataset}: {report.images} held-out images"
+    title = f"{report.dataset}: {report.judged_on}"
     if wide:
         _show_wide(report, title)
     else:

@@ -110,6 +110,11 @@ def warn(text: str) -> None:
     click.secho(f"warning: {with_options(text)}", err=True, fg="yellow", bold=True)
 
 
+def note_data(dataset: ImageDataset) -> None:
+    """Say how many images were taken of how many, and why."""
+    note(f"data: {dataset.name}, {dataset.taken}")
+
+
 def note_skipped(dataset: ImageDataset) -> None:
     """Say how many images were left out by ``--skip-bad-images``, and which."""
     if dataset.skipped:

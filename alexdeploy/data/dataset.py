@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -180,6 +180,18 @@ class ImageDataset:
                 pending = []
         if pending:
             yield self._stacked(pending)
+
+    def batches_for(
+        self, contracts: Iterable[Contract], batch_size: int
+    ) -> Iterator[tuple[dict[Contract, Batch], Labels]]:
+        """``batches`` of the same images for several models, by contract; equal contracts share one preprocessing.
+
+        Raises:
+            InputError: as ``images``.
+        """
+        distinct = list(dict.fromkeys(contracts))
+        for batches in zip(*(self.batches(contract, batch_size) for contract in distinct), strict=True):
+            yield {contract: batch for contract, (batch, _) in zip(distinct, batches, strict=True)}, batches[0][1]
 
     def _stacked(self, inputs: list[tuple[int, Batch]]) -> tuple[Batch, Labels]:
         return np.stack([array for _, array in inputs]), self.labels[[index for index, _ in inputs]]

@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from alexdeploy.bench.accuracy import Accuracy
 from alexdeploy.bench.results import BenchReport, Row
@@ -44,16 +45,21 @@ def figures(report: BenchReport) -> list[Figure]:
     found = []
     for batch in dict.fromkeys(row.batch for _, row in measured):
         rows = [(name, row) for name, row in measured if row.batch == batch]
-        found.append(_draw(f"Accuracy against latency, batch {batch}", partial(_scatter, rows=rows, color=color)))
+        what = "Accuracy" if any(row.top1 is not None for _, row in rows) else "Agreement"
+        found.append(_draw(f"{what} against latency, batch {batch}", partial(_scatter, rows=rows, color=color)))
         found.append(_draw(f"Latency of every call, batch {batch}", partial(_distributions, rows=rows, color=color)))
     for name, row in measured:
         if row.layers_ms:
             paint = partial(_layers, row=row, color=color[name])
             found.append(_draw(f"Time by layer, {name}, batch {row.batch}", paint))
-    if len(report.classes) <= _MAX_MATRIX:
-        for accuracy in report.accuracy:
-            title = f"Confusion, {_name(report, accuracy)}"
-            found.append(_draw(title, partial(_confusion, accuracy=accuracy, classes=report.classes)))
+    for accuracy in report.accuracy:
+        matrix = np.array(accuracy.confusion or np.zeros((0, 0)))
+        asked = np.flatnonzero(matrix.any(axis=1))
+        shown = np.flatnonzero(matrix.any(axis=1) | matrix.any(axis=0))
+        if 0 < len(shown) <= _MAX_MATRIX:
+            names = [[report.classes[index] for index in indices] for indices in (asked, shown)]
+            paint = partial(_confusion, matrix=matrix[np.ix_(asked, shown)], true=names[0], answered=names[1])
+            found.append(_draw(f"Confusion, {_name(report, accuracy)}", paint))
     return found
 
 
@@ -84,23 +90,30 @@ def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
 
 
 def _scatter(axes: Axes, rows: list[tuple[str, Row]], color: dict[str, str]) -> None:
+    labelled = any(row.top1 is not None for _, row in rows)
+    shares = []
     for name, row in rows:
-        if row.latency_ms is None or row.top1 is None:
+        share = row.top1 if labelled else row.agreement
+        if row.latency_ms is None or share is None:
             continue
+        shares.append(share)
         low, high = row.latency_ms.ci95
         spread = [[max(row.latency_ms.p50 - low, 0)], [max(high - row.latency_ms.p50, 0)]]
         axes.errorbar(
             [row.latency_ms.p50],
-            [100 * row.top1],
+            [100 * share],
             xerr=spread,
             fmt="o",
             capsize=3,
             color=color[name],
             label=name,
         )
-    axes.set(xlabel="ms per batch, host to host (median, 95 % interval)", ylabel="top-1, %")
+    axes.set(
+        xlabel="ms per batch, host to host (median, 95 % interval)",
+        ylabel="top-1, %" if labelled else "agreement with the reference, %",
+    )
     axes.set_xlim(left=0)
-    worst = min((row.top1 for _, row in rows if row.top1 is not None), default=0.0)
+    worst = min(shares, default=0.0)
     bottom = max(100 * worst - max(2.0, 100 * (1 - worst)), 0)
     axes.set_ylim(bottom, 100 + 0.05 * (100 - bottom))
     _legend(axes)
@@ -151,23 +164,16 @@ def _layers(axes: Axes, row: Row, color: str) -> None:
     axes.set(xlabel="ms, in order of execution")
 
 
-def _confusion(axes: Axes, accuracy: Accuracy, classes: list[str]) -> None:
-    matrix = np.array(accuracy.confusion)
+def _confusion(axes: Axes, matrix: npt.NDArray[np.int64], true: list[str], answered: list[str]) -> None:
+    """A row for each class that images are of, a column for each that was also answered."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (true, answered), count in np.ndenumerate(matrix):
+    for (row, column), count in np.ndenumerate(matrix):
         if count:
-            dark = shares[true, answered] > 0.5
-            axes.text(
-                answered, true, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black"
-            )
-    positions = range(len(classes))
-    classes = [_short(name, _CLASS) for name in classes]
-    axes.set_xticks(
-        positions,
-        classes,
-        rotation=45 if max(map(len, classes)) > 2 else 0,
-        ha="right" if max(map(len, classes)) > 2 else "center",
-    )
-    axes.set_yticks(positions, classes)
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+    columns = [_short(name, _CLASS) for name in answered]
+    long = max(map(len, columns)) > 2
+    axes.set_xticks(range(len(columns)), columns, rotation=45 if long else 0, ha="right" if long else "center")
+    axes.set_yticks(range(len(true)), [_short(name, _CLASS) for name in true])
     axes.set(xlabel="answered", ylabel="true")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alexdeploy.bench.intervals import Latency, Ratio
-from alexdeploy.bench.report.table import milliseconds, ratio_text
+from alexdeploy.bench.report.table import milliseconds, percent, ratio_text
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.columns import Column, table_width
 
@@ -92,13 +92,13 @@ def _extra_columns(lines: list[list[Row]]) -> list[Column]:
 
     last = batches[-1]
     return [
-        Column("top-1", tuple(_share(row.top1) for row in first)),
-        Column("agreement", tuple(_share(row.agreement) for row in first)),
+        Column("top-1", tuple(_share(row, row.top1) for row in first)),
+        Column("agreement", tuple(_share(row, row.agreement) for row in first)),
         of_batch(f"speed b{last}", "speed", last),
         Column("MB", tuple(f"{row.size_bytes / 1e6:.1f}" for row in first)),
         of_batch(f"images/s b{last}", "rate", last),
         *(of_batch(f"p99 b{batch}", "p99", batch) for batch in batches),
-        Column("top-5", tuple(_share(row.top5) for row in first)),
+        Column("top-5", tuple(_share(row, row.top5) for row in first)),
     ]
 
 
@@ -120,8 +120,8 @@ def _speed(ratio: Ratio) -> str:
     return f"{ratio.value:.2f} ×" if high < _WIDE_INTERVAL * low else f"{low:.1f}–{high:.1f} ×"
 
 
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def _share(row: Row, share: float | None) -> str:
+    return percent(share) if row.status == "ok" else ""
 
 
 def _letters() -> list[str]:

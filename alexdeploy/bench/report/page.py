@@ -19,7 +19,7 @@ def write_markdown(report: BenchReport, path: Path) -> None:
     columns = [column.cells for column in compact.columns]
     text = [True] * TEXT_COLUMNS + [False] * (len(HEADERS) - TEXT_COLUMNS)
     lines = [
-        f"# Bench on {report.dataset}, {report.images} held-out images",
+        f"# Bench on {report.dataset}: {report.judged_on}",
         "",
         *_table([c.header for c in compact.columns], [c.text for c in compact.columns], [*zip(*columns, strict=True)]),
         "",

@@ -25,8 +25,8 @@ def _cells(name: str, row: Row, p_worse: float | None) -> list[str]:
         return [*start, *["-"] * 4, str(row.batch), "skipped", *["-"] * 6]
     return [
         *start,
-        *(f"{share:.2%}" for share in (row.top1, row.top5, row.agreement) if share is not None),
-        f"{p_worse:.2g}" if p_worse is not None else "reference",
+        *(percent(share) for share in (row.top1, row.top5, row.agreement)),
+        "-" if row.top1 is None else f"{p_worse:.2g}" if p_worse is not None else "reference",
         str(row.batch),
         *(_median(latency) for latency in (row.device_ms, row.latency_ms)),
         milliseconds(row.latency_ms.p99),
@@ -35,6 +35,11 @@ def _cells(name: str, row: Row, p_worse: float | None) -> list[str]:
         ratio_text(row.ratio) if row.ratio else "1.00 × (ref)",
         f"{row.limit.share:.0%} {row.limit.binds}" if row.limit else "-",
     ]
+
+
+def percent(share: float | None) -> str:
+    """``87.56%``, or ``-`` where it is not known."""
+    return "-" if share is None else f"{share:.2%}"
 
 
 def _median(latency: Latency) -> str:
@@ -79,6 +84,11 @@ def notes(report: BenchReport) -> list[str]:
         "such as below 0.05, when it is probably less accurate (McNemar). % of roofline: best time this machine allows "
         "over ms.",
     ]
+    if report.unlabelled:
+        lines.append(f"No accuracy: {report.unlabelled}. Agreement is with the first row that ran.")
+    sizes = {f"{row.input_bytes:,} for {report.name(row.artifact)}": row.input_bytes for row in report.rows}
+    if len({*sizes.values()}) > 1:
+        lines.append(f"Bytes of one image as the model takes it: {', '.join(sizes)}.")
     lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
