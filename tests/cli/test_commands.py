@@ -426,6 +426,21 @@ def test_bench_compares_what_runs_and_skips_what_does_not(
         assert [row[figure] for figure in figures] == [None] * 5
 
 
+def test_bench_judges_the_classes_that_the_model_has_and_says_why_it_cannot(run: Run, model: Path, data: Path) -> None:
+    command = ["bench", model, "--batch", 1, "--seconds", 0.01, "--data"]
+    part = json_of(run(*command, data / "two-classes", "--json"))
+    assert part["rows"][0]["top1"] in (0, 0.5, 1)
+    assert [
+        name for name, recall in zip("0123456789", part["accuracy"][0]["recall"], strict=True) if recall is not None
+    ] == ["0", "1"]
+    other = run(*command, data / "other-labels")
+    assert other.code == 0
+    assert f"data: {data / 'other-labels'}/val, 10 " in other.err
+    assert "No accuracy: " in other.err
+    assert "has class 'a', 'b', 'c'" in " ".join(other.err.split())
+    assert "0.00%" not in other.out.replace("100.00%", "")
+
+
 def test_bench_on_one_runtime_shows_a_table_and_notes_go_to_stderr(run: Run, model: Path, pictures: Path) -> None:
     result = run("bench", model, "--data", pictures, "--batch", 1, "--runtime", "onnxruntime-cpu", "--seconds", 0.01)
     assert result.code == 0

@@ -59,6 +59,31 @@ def conv_lrn_gemm(seed: int = 0, *, trans_b: int = 1, lrn_size: int = 5) -> onnx
     )
 
 
+def of_pixels(model: onnx.ModelProto, scale: float, mean: Sequence[float], std: Sequence[float]) -> onnx.ModelProto:
+    """The same network on uint8 pixels (batch, H, W, C): Transpose, Cast, Mul and Add in front of ``input``."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, [dims[0], *dims[2:], dims[1]])
+    middle, spread = (np.float64(values).reshape(1, -1, 1, 1) for values in (mean, std))
+    constants = {"factor": 1 / (scale * spread), "shift": -middle / spread}
+    front = [
+        helper.make_node("Transpose", ["pixels"], ["planes"], "planes", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["floats"], "floats", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "factor"], ["scaled"], "scaled"),
+        helper.make_node("Add", ["scaled", "shift"], [model.graph.input[0].name], "shifted"),
+    ]
+    nodes = [*front, *model.graph.node]
+    del changed.graph.node[:], changed.graph.input[:]
+    changed.graph.node.extend(nodes)
+    changed.graph.input.append(pixels)
+    changed.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()
+    )
+    onnx.checker.check_model(changed, full_check=True)
+    return changed
+
+
 def as_fp8(model: ir.Model) -> ir.Model:
     """The same INT8 Q/DQ in FP8 (E4M3, largest value 448), as other tools write it."""
     model = model.clone()

@@ -80,12 +80,12 @@ def notes(report: BenchReport) -> list[str]:
         f"{', '.join(where)}; load {place['load']}; {report.seconds:.0f} s in all.",
         "Latency: median per batch with its 95 % interval. device: without host copies; ms and p99: host to host; "
         "end-to-end: with decoding and preprocessing.",
-        "Speed: against the first row that ran, round by round; an interval is its 99 % interval. p(worse): small, "
-        "such as below 0.05, when it is probably less accurate (McNemar). % of roofline: best time this machine allows "
-        "over ms.",
+        "Speed: against the first row that ran, round by round; an interval is its 99 % interval. % of roofline: best "
+        "time this machine allows over ms.",
+        f"No accuracy: {report.unlabelled}. Agreement is with the first row that ran."
+        if report.unlabelled
+        else "p(worse): small, such as below 0.05, when it is probably less accurate (McNemar).",
     ]
-    if report.unlabelled:
-        lines.append(f"No accuracy: {report.unlabelled}. Agreement is with the first row that ran.")
     sizes = {f"{row.input_bytes:,} for {report.name(row.artifact)}": row.input_bytes for row in report.rows}
     if len({*sizes.values()}) > 1:
         lines.append(f"Bytes of one image as the model takes it: {', '.join(sizes)}.")

@@ -43,6 +43,29 @@ def test_batches_hold_every_preprocessed_image_in_order() -> None:
     assert np.concatenate([labels for _, labels in batches]).tolist() == [0] * 5 + [1] * 5
 
 
+def test_batches_for_several_contracts_read_an_image_once_for_each_that_differs() -> None:
+    plain = _dataset(5, bad=[1], skip_bad=True)
+    reads: list[int] = []
+
+    def read(index: int) -> Image.Image:
+        reads.append(index)
+        image = plain.read(index)
+        assert isinstance(image, Image.Image)
+        return image
+
+    dataset = replace(plain, read=read)
+    pixels = Contract(color="gray", crop=2, layout="nhwc", input_type="uint8")
+    found = list(dataset.batches_for([CONTRACT, pixels, CONTRACT], 3))
+    assert sorted(reads) == sorted([0, 1, 2, 3, 4] * 2)
+    assert [(batch[CONTRACT].shape, batch[pixels].shape) for batch, _ in found] == [
+        ((3, 1, 2, 2), (3, 2, 2, 1)),
+        ((1, 1, 2, 2), (1, 2, 2, 1)),
+    ]
+    for batch, labels in found:
+        np.testing.assert_array_equal(batch[CONTRACT][:, 0], batch[pixels][..., 0] / np.float32(255))
+        assert len(labels) == len(batch[pixels])
+
+
 def test_a_full_last_batch_is_not_followed_by_an_empty_one() -> None:
     assert [len(images) for images, _ in _dataset(8).batches(CONTRACT, 4)] == [4, 4]
 
