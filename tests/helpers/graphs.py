@@ -65,7 +65,7 @@ def of_pixels(model: onnx.ModelProto, scale: float, mean: Sequence[float], std: 
     changed.CopyFrom(model)
     dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, [dims[0], *dims[2:], dims[1]])
-    middle, spread = (np.float64(values).reshape(1, -1, 1, 1) for values in (mean, std))
+    middle, spread = (np.array(values, np.float64).reshape(1, -1, 1, 1) for values in (mean, std))
     constants = {"factor": 1 / (scale * spread), "shift": -middle / spread}
     front = [
         helper.make_node("Transpose", ["pixels"], ["planes"], "planes", perm=[0, 3, 1, 2]),

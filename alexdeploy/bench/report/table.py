@@ -86,9 +86,10 @@ def notes(report: BenchReport) -> list[str]:
         if report.unlabelled
         else "p(worse): small, such as below 0.05, when it is probably less accurate (McNemar).",
     ]
-    sizes = {f"{row.input_bytes:,} for {report.name(row.artifact)}": row.input_bytes for row in report.rows}
+    sizes = {report.name(row.artifact): row.input_bytes for row in report.rows if row.input_bytes is not None}
     if len({*sizes.values()}) > 1:
-        lines.append(f"Bytes of one image as the model takes it: {', '.join(sizes)}.")
+        each = ", ".join(f"{size:,} for {name}" for name, size in sizes.items())
+        lines.append(f"Bytes of one image as the model takes it: {each}.")
     lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]

@@ -35,7 +35,7 @@ def report() -> BenchReport:
         if row.batch == 1 and row.status == "ok":
             row.layers_ms.update(LAYERS)
     first = found.rows[0]
-    shares = [0.9, 0.9]
+    shares: list[float | None] = [0.9, 0.9]
     found.accuracy.append(Accuracy(first.artifact, first.runtime, shares, shares, [[9, 1], [1, 9]], [0], None))
     found.classes[:] = CLASSES
     return found
