@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 VOCABULARY = {
     "alexdeploy",
+    "arrays",
     "_version",
     "columns",
     "errors",
