@@ -110,6 +110,11 @@ def warn(text: str) -> None:
     click.secho(f"warning: {with_options(text)}", err=True, fg="yellow", bold=True)
 
 
+def note_data(dataset: ImageDataset) -> None:
+    """Say how many images of how many are taken, and why."""
+    note(f"{dataset.name}: {dataset.taken}")
+
+
 def note_skipped(dataset: ImageDataset) -> None:
     """Say how many images were left out by ``--skip-bad-images``, and which."""
     if dataset.skipped:
