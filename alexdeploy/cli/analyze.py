@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     help="How the clipping range was chosen.",
 )
 @data_options(required=True)
-@click.option(
-    "--samples", type=click.IntRange(min=1), default=256, show_default=True, help="Images to use, with labels."
-)
+@click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True, help="Labelled images to use.")
 @json_option
 def command(
     model: Path,

@@ -42,8 +42,9 @@ def command(
 ) -> None:
     """Write the activation ranges of a float model.
 
-    One pass gives the ranges of every method. The images are training images where the data set is split, and need no
-    labels. Memory does not grow with their number; the range file holds a receipt that every image reached every tensor.
+    One pass gives the ranges of every method. They are training images where the data set is split, and need no
+    labels. Memory does not grow with their number; the range file holds a receipt that every image reached every
+    tensor.
 
     \b
     Example: alexdeploy calibrate model.onnx --data digits --samples 512 -o ranges.json

@@ -122,9 +122,8 @@ def note_data(dataset: ImageDataset, samples: int | None = None) -> None:
 def note_skipped(dataset: ImageDataset) -> None:
     """Say how many images were left out by ``--skip-bad-images``, and which."""
     if dataset.skipped:
-        warn(
-            f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {few(map(printable, dataset.skipped))}"
-        )
+        names = few(map(printable, dataset.skipped))
+        warn(f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {names}")
 
 
 @contextlib.contextmanager

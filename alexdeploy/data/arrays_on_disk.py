@@ -63,9 +63,8 @@ def _read(path: Path, name: str) -> _Arrays:
                 raise ValueError("it is a .npy file")
             return {key: file[key] for key in file.files}
     except _DAMAGED as error:
-        raise InputError(
-            f"{name}: not an array that NumPy can read ({error}); write it with numpy.save or savez"
-        ) from error
+        cause = "it holds pickled objects, which are never loaded, or is damaged" if "pickle" in str(error) else error
+        raise InputError(f"{name}: NumPy cannot read it ({cause}); write it with numpy.save or savez") from error
 
 
 def _the_images(found: _Arrays, name: str) -> npt.NDArray[Any]:

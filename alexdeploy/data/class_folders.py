@@ -140,7 +140,7 @@ def _like_train(folder: Path, splits: Mapping[Split, Path], split: Split) -> _Fi
     unknown = [printable(name) for name in files if name not in known]
     if unknown:
         raise InputError(
-            f"{printable(folder)}: '{here}' has the classes {few(unknown)}, '{there}' has {few(map(printable, known))}; "
+            f"{printable(folder)}: '{here}' has classes {few(unknown)}, '{there}' has {few(map(printable, known))}; "
             "name the same classes alike"
         )
     lacking = [printable(name) for name in known if name not in files]

@@ -49,9 +49,7 @@ def load_dataset(
     if path.is_dir() and not class_folders.is_unsorted(path):
         return class_folders.load_class_folders(path, split, skip_bad=skip_bad)
     if split_required and split != "all":
-        raise InputError(
-            f"{printable(path)}: is not split into train, val and test; leave `split` out to take it whole"
-        )
+        raise InputError(f"{printable(path)}: is not split into train, val and test; leave `split` out")
     if path.is_dir():
         return class_folders.load_unsorted(path, skip_bad=skip_bad)
     suffix = path.suffix.lower()

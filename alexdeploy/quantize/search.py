@@ -62,7 +62,8 @@ class QuantizationScorer:
 
     Args:
         model: float model; not changed.
-        images: data set to judge on, its labels in the order of the model's outputs or not known; its preprocessed images lie in temporary files (600 KB each at 3×224×224).
+        images: data set to judge on, its labels in the order of the model's outputs or not known. Its preprocessed
+            images lie in temporary files (600 KB each at 3×224×224).
         write: makes the quantized graph that is judged: of a float model, with ranges and the layers to keep in float.
 
     Raises:
