@@ -63,7 +63,7 @@ def _digits(split: Split) -> ImageDataset:
         labels=digits.target[chosen].astype(np.int64),
         read=lambda i: Image.fromarray(pixels[i]),
         total=len(names),
-        part="the held-out fifth" if split == "val" else "four fifths",
+        part={"val": "the held-out fifth", "train": "four fifths"}.get(split, ""),
     )
 
 

@@ -7,10 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from alexdeploy.cli.options import DataChoice, data_options
+from alexdeploy.cli.output import note_data
 from tests.cli.conftest import Run
 
 
@@ -55,12 +59,10 @@ def test_network_inputs_and_one_image_calibrate_too(run: Run, model: Path, forms
 def test_calibration_and_comparison_need_no_class_of_the_model(
     run: Run, model: Path, int8: Path, data: Path, out: Path
 ) -> None:
-    for source in ("other-labels", "one-class", "unsorted"):
-        calibrated = run("calibrate", model, "--data", data / source, "-o", out / "ranges.json")
-        compared = run("compare", model, int8, "--data", data / source)
-        assert calibrated.code == 0, calibrated.err
-        assert compared.code in (0, 5), compared.err
-        assert "layer" in compared.out
+    calibrated = run("calibrate", model, "--data", data / "one-class", "-o", out / "ranges.json")
+    assert calibrated.code == 0, calibrated.err
+    compared = run("compare", model, int8, "--data", data / "other-labels", "--samples", 4)
+    assert (compared.code, compared.out.count("conv1")) == (0, 1), compared.err
 
 
 @pytest.mark.parametrize(
@@ -69,31 +71,27 @@ def test_calibration_and_comparison_need_no_class_of_the_model(
         ([], "4 of 20 images (the held-out fifth of each class); --split all takes every one"),
         (["--split", "train"], "16 of 20 images (four fifths of each class); --split all takes every one"),
         (["--split", "all"], "20 images"),
-        (["--samples", 2], "2 of 20 images (the held-out fifth of each class, 2 spread over it)"),
+        (["--samples", "2"], "2 of 20 images (the held-out fifth of each class, 2 spread over it)"),
     ],
 )
-def test_how_many_images_are_taken_is_said(
-    split: list[str], line: str, run: Run, model: Path, out: Path, pictures: Path
-) -> None:
+def test_how_many_images_are_taken_is_said(split: list[str], line: str, tmp_path: Path) -> None:
     for name in "01":
-        (out / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(10):
-            shutil.copy(pictures / "train" / name / "digit-0.png", out / "photos" / name / f"{number}.png")
-    result = run("compare", model, model, "--data", out / "photos", *split)
-    taken = "val" if not split or split[0] == "--samples" else split[1]
-    assert result.err.splitlines()[0] == f"{out / 'photos'}/{taken}: {line}"
+            Image.new("L", (4, 4)).save(tmp_path / "photos" / name / f"{number}.png")
+
+    @click.command()
+    @data_options(required=True)
+    @click.option("--samples", type=int)
+    def command(data: DataChoice, samples: int | None) -> None:
+        note_data(data.open("val"), samples)
+
+    result = CliRunner().invoke(command, ["--data", str(tmp_path / "photos"), *split])
+    taken = split[1] if "--split" in split else "val"
+    assert result.stderr == f"{tmp_path / 'photos'}/{taken}: {line}\n"
 
 
-def test_auto_needs_no_labels(run: Run, model: Path, ranges: Path, data: Path, out: Path) -> None:
-    result = run(
-        "quantize", model, "--ranges", ranges, "--method", "auto", "--data", data / "unsorted", "-o", out / "x.onnx"
-    )
-    assert result.code == 0, result.err
-    assert result.err.startswith(f"{data / 'unsorted'}: 4 images\n")
-    assert "auto: " in result.err
-
-
-def test_the_other_commands_say_how_many_too(run: Run, model: Path, ranges: Path, out: Path, tensorrt_rtx: str) -> None:
+def test_analyze_and_build_engine_say_it_too(run: Run, model: Path, ranges: Path, out: Path, tensorrt_rtx: str) -> None:
     analyzed = run("analyze", model, "--ranges", ranges, "--data", "digits", "--samples", 8, "--split", "all")
     assert analyzed.err.startswith("digits/all: 8 of 1797 images (spread over it)\n")
     planned = run(
@@ -106,14 +104,14 @@ def test_the_other_commands_say_how_many_too(run: Run, model: Path, ranges: Path
 def test_names_that_are_no_text_are_calibrated_on_and_written_down(
     run: Run, model: Path, pictures: Path, out: Path
 ) -> None:
-    folder = out / os.fsdecode(b"\xcd\xbc")
+    folder = out / os.fsdecode(b"\xc0\xf6")
     shutil.copytree(pictures / "train", folder)
     (folder / "3" / "digit-0.png").rename(folder / "3" / os.fsdecode(b"\xbb\xa8.png"))
     (folder / "4" / os.fsdecode(b"\xbb.png")).write_text("no image")
     line = ["--data", os.fsdecode(os.fsencode(folder)), "--split", "all", "--skip-bad-images"]
     result = run("calibrate", model, *line, "-o", out / "ranges.json")
     assert result.code == 0, result.err
-    assert r"\xcd\xbc/all: 11 images" in result.err
+    assert r"\xc0\xf6/all: 11 images" in result.err
     assert r"1 unreadable images left out of" in result.err
     assert result.err.count(r"4/\xbb.png") == 1
-    assert json.loads((out / "ranges.json").read_text())["dataset"]["name"] == r"\xcd\xbc/all"
+    assert json.loads((out / "ranges.json").read_text())["dataset"]["name"] == r"\xc0\xf6/all"
