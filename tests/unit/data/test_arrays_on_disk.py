@@ -33,7 +33,7 @@ def _inputs(dataset: ImageDataset, contract: Contract) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_floats_are_network_inputs_in_the_precision_of_the_model(tmp_path: Path, dtype: type) -> None:
-    array = RANDOM.standard_normal((4, 3, 8, 8)).astype(dtype)
+    array: np.ndarray[Any, Any] = RANDOM.standard_normal((4, 3, 8, 8)).astype(dtype)
     dataset = _saved(tmp_path, array)
     inputs = _inputs(dataset, CONTRACT)
     assert inputs.dtype == np.float32
