@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     metavar="RECIPE|NETWORK",
     help="Preprocessing it was trained with: a network's, or a TOML file with a [preprocess] section.",
 )
-@data_options(required=False)
+@data_options(required=False, split=False)
 @output_option("model.onnx")
 @json_option
 def command(model: Path, contract: str, data: DataChoice | None, output: Path, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_columns, print_json, progress
+from alexdeploy.cli.output import note, note_data, note_skipped, print_columns, print_json, progress
 from alexdeploy.columns import Column
 from alexdeploy.specs import DEFAULT_METHOD, Method
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     help="How the clipping range was chosen.",
 )
 @data_options(required=True)
-@click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True, help="Held-out images to use.")
+@click.option("--samples", type=click.IntRange(min=1), default=256, show_default=True, help="Labelled images to use.")
 @json_option
 def command(
     model: Path,
@@ -56,6 +56,7 @@ def command(
     dataset = data.open("val")
     contract = contract_of(loaded, str(model))
     dataset = dataset.labelled(contract, class_count(loaded), str(model))
+    note_data(dataset, samples)
     chosen = dataset.subset(samples)
     with progress("the float model's answers") as bar:
         scorer = QuantizationScorer(loaded, contract, chosen)
@@ -79,4 +80,4 @@ def show(rows: list[Sensitivity], images: int) -> None:
         Column("top-1 drop", [f"{row.score.drop:+.2f}" for row in rows]),
         Column("MACs", [f"{row.macs_share:.1%}" for row in rows]),
     ]
-    print_columns(columns, title=f"each layer alone in INT8, {images} held-out images")
+    print_columns(columns, title=f"each layer alone in INT8, {images} images")

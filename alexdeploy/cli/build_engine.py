@@ -21,7 +21,7 @@ from alexdeploy.cli.options import (
     option_group,
     output_option,
 )
-from alexdeploy.cli.output import note_skipped, print_json, progress, warn
+from alexdeploy.cli.output import note_data, note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import Builder, Hardware, Method, Profile, Progress
 
@@ -165,12 +165,14 @@ def command(
     from alexdeploy.engine.plan import ImplicitInt8, open_library, plan_engine
 
     open_library(settings, implicit=precision.implicit)  # before a calibration that would be for nothing
+    dataset = data.open("train") if data is not None else None
+    if dataset is not None:
+        note_data(dataset, samples)
     implicit = None
     if precision.implicit:
-        images = precision.ranges or (data.open("train").subset(samples) if data is not None else None)
+        images = precision.ranges or (dataset.subset(samples) if dataset is not None else None)
         assert images is not None, "guaranteed by _check"
         implicit = ImplicitInt8(images, fp16=precision.fp16)
-    dataset = data.open("train") if data is not None and implicit is None else None
     with progress(f"reading {model.name}") as bar:
         graph = model if implicit is not None else _with_precision(model, precision, dataset, samples, bar)
         bar("planning", 0.0)

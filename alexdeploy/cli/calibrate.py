@@ -7,14 +7,14 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
-from alexdeploy.cli.output import note, note_skipped, print_json, progress
+from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
 
 
 @click.command("calibrate")
 @click.argument("model", type=FILE)
 @data_options(required=True)
-@click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Training images to feed.")
+@click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Images to feed.")
 @click.option(
     "--percentile",
     type=click.FloatRange(50, 100, min_open=True),
@@ -42,8 +42,9 @@ def command(
 ) -> None:
     """Write the activation ranges of a float model.
 
-    One pass gives the ranges of every method. The images come from the training split. Memory does not grow
-    with their number; the range file holds a receipt that every image reached every tensor.
+    One pass gives the ranges of every method. They are training images where the data set is split, and need no
+    labels. Memory does not grow with their number; the range file holds a receipt that every image reached every
+    tensor.
 
     \b
     Example: alexdeploy calibrate model.onnx --data digits --samples 512 -o ranges.json
@@ -58,9 +59,10 @@ def command(
 
     keep_freed_memory()
     dataset = data.open("train")
+    note_data(dataset, samples)
     with progress(f"reading {model.name}") as bar:
         ranges = calibrate(model, dataset, samples=samples, percentile=percentile, progress=bar)
-    options = {"data": data.name, "samples": samples, "percentile": percentile}
+    options = {"data": files.printable(data.name), "samples": samples, "percentile": percentile}
     save_ranges(output, ranges, (ranges.model_parent(model),), options)
     if cache is not None:
         save_cache(cache, ranges, (ranges.model_parent(model),), options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
-from alexdeploy.cli.output import note, note_skipped, print_columns, print_json, progress
+from alexdeploy.cli.output import note, note_data, note_skipped, print_columns, print_json, progress
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
 @data_options(required=True)
-@click.option(
-    "--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Held-out images to run both on."
-)
+@click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Images to run both on.")
 @json_option
 def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> None:
     """Find the first layer where B leaves A.
@@ -37,6 +35,7 @@ def command(a: Path, b: Path, data: DataChoice, samples: int, as_json: bool) -> 
     Example: alexdeploy compare model.onnx int8.onnx --data digits
     """
     dataset = data.open("val")
+    note_data(dataset, samples)
     from alexdeploy.compare import compare_layers
 
     with progress(f"opening {a.name} and {b.name}") as bar:
@@ -67,7 +66,7 @@ def show_divergence(result: Divergence) -> None:
     if result.first is not None:
         marks = ["<-- first beyond the band" if row.layer == result.first else "" for row in rows]
         columns.append(Column("", marks, text=True, rank=5))
-    title = f"{Path(result.b).name} against {Path(result.a).name}: {result.images} held-out images"
+    title = f"{Path(result.b).name} against {Path(result.a).name}: {result.images} images"
     print_columns(columns, title=title, styles=["red" if row.judged_l2 > result.band else None for row in rows])
 
 

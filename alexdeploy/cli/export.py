@@ -49,7 +49,7 @@ _network_options = option_group(
     is_flag=True,
     help="The classifier as convolutions: takes larger images too and returns a map of logits.",
 )
-@data_options(required=False)
+@data_options(required=False, split=False)
 @output_option("model.onnx")
 @json_option
 def command(

@@ -71,20 +71,37 @@ class DataChoice:
     name: str
     root: Path | None
     skip_bad_images: bool
+    split: Split | None = None
 
-    def open(self, split: Split) -> ImageDataset:
-        """One split of it."""
+    def open(self, default: Split) -> ImageDataset:
+        """The split that was asked for, or else the default one; all of a source without splits."""
         from alexdeploy.data.sources import load_dataset
 
-        return load_dataset(self.name, split, data_root=self.root, skip_bad=self.skip_bad_images)
+        return load_dataset(
+            self.name,
+            self.split or default,
+            data_root=self.root,
+            skip_bad=self.skip_bad_images,
+            split_required=self.split is not None,
+        )
 
 
-def data_options(*, required: bool) -> Callable[[Command], Command]:
-    """``--data`` and what goes with it, handed over as ``data``; None where it was not given."""
+def data_options(*, required: bool, split: bool = True) -> Callable[[Command], Command]:
+    """``--data`` and what goes with it, handed over as ``data``; None where it was not given.
 
-    def chosen(data: str | None, data_root: Path | None, skip_bad_images: bool) -> DataChoice | None:
-        return DataChoice(data, data_root, skip_bad_images) if data is not None else None
+    ``split``: with ``--split``, where the command takes one split.
+    """
 
+    def chosen(
+        data: str | None, data_root: Path | None, skip_bad_images: bool, split: Split | None = None
+    ) -> DataChoice | None:
+        return DataChoice(data, data_root, skip_bad_images, split) if data is not None else None
+
+    split_option = click.option(
+        "--split",
+        type=click.Choice(get_args(Split)),
+        help="Images to take.  [default: val to judge on, train to learn and calibrate; all of what is not split]",
+    )
     return option_group(
         "data",
         chosen,
@@ -92,8 +109,8 @@ def data_options(*, required: bool) -> Callable[[Command], Command]:
             "--data",
             required=required,
             metavar="DATASET",
-            help="digits, mnist, fashion-mnist, cifar10, or a folder of class subfolders (or of train/ and val/; "
-            "else split 80/20).",
+            help="digits, mnist, fashion-mnist, cifar10; class folders, split 80/20 or in train/, val/ and test/; a "
+            "folder of images; a .txt or .csv list of path[,label]; an array .npy or .npz; an image.",
         ),
         click.option(
             "--data-root",
@@ -103,6 +120,7 @@ def data_options(*, required: bool) -> Callable[[Command], Command]:
             "[default: $ALEXDEPLOY_DATA, else ./data]",
         ),
         click.option("--skip-bad-images", is_flag=True, help="Leave out images that cannot be read, and count them."),
+        *[split_option] * split,
     )
 
 

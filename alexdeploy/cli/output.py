@@ -17,6 +17,7 @@ import msgspec
 
 from alexdeploy.columns import Column, table_width
 from alexdeploy.errors import few
+from alexdeploy.files import printable
 from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
@@ -110,15 +111,19 @@ def warn(text: str) -> None:
     click.secho(f"warning: {with_options(text)}", err=True, fg="yellow", bold=True)
 
 
-def note_data(dataset: ImageDataset) -> None:
-    """Say how many images were taken of how many, and why."""
-    note(f"data: {dataset.name}, {dataset.taken}")
+def note_data(dataset: ImageDataset, samples: int | None = None) -> None:
+    """Say how many images of how many are taken, and why; ``samples``: only so many, spread over them."""
+    chosen = dataset if samples is None else dataset.subset(samples)
+    split = any(option.name == "split" for option in click.get_current_context().command.params)
+    is_part = split and len(chosen) == len(dataset) < (dataset.total or 0)
+    note(f"{chosen.name}: {chosen.taken}" + "; `split` all takes every one" * is_part)
 
 
 def note_skipped(dataset: ImageDataset) -> None:
     """Say how many images were left out by ``--skip-bad-images``, and which."""
     if dataset.skipped:
-        warn(f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {few(dataset.skipped)}")
+        names = few(map(printable, dataset.skipped))
+        warn(f"{len(dataset.skipped)} unreadable images left out of {dataset.name}: {names}")
 
 
 @contextlib.contextmanager

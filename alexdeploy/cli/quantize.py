@@ -16,7 +16,7 @@ from alexdeploy.cli.options import (
     option_group,
     output_option,
 )
-from alexdeploy.cli.output import note, note_skipped, print_json, progress
+from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import Dialect
 
@@ -89,7 +89,7 @@ def command(
     """Write a float model as INT8 (Q/DQ).
 
     The dialect is that of the runtime which is to run it; the ranges must come from this very model. --method auto
-    measures on training images, --max-drop on all held-out images.
+    measures on training images, which need no labels, --max-drop on all held-out images.
 
     \b
     Example: alexdeploy quantize model.onnx --ranges ranges.json -o int8.onnx
@@ -104,15 +104,18 @@ def command(
     from alexdeploy.quantize.quantize import quantize_onnx
 
     note_cache(ranges)
-    selection = data.open("train").subset(samples) if data is not None and auto else None
+    selection = data.open("train") if data is not None and auto else None
     validation = data.open("val") if data is not None and budget else None
+    for dataset, taken in ((selection, samples), (validation, None)):
+        if dataset is not None:
+            note_data(dataset, taken)
     with progress(f"quantizing {model.name}") as bar:
         result = quantize_onnx(
             model,
             ranges,
             output,
             settings=settings,
-            selection_images=selection,
+            selection_images=selection.subset(samples) if selection is not None else None,
             validation_images=validation,
             progress=bar,
         )

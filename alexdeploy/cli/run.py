@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("recipe", metavar="RECIPE|NETWORK")
-@data_options(required=True)
+@data_options(required=True, split=False)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the recipe's]")
 @click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Images to calibrate on.")
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for the files.  [default: NETWORK]")

@@ -39,7 +39,7 @@ recipe_options = option_group(
 
 @click.command("train")
 @click.argument("recipe", metavar="RECIPE|NETWORK")
-@data_options(required=True)
+@data_options(required=True, split=False)
 @recipe_options
 @click.option("--weights", type=FILE, metavar="FILE", help="Start from these: .safetensors, .pth or bvlc_alexnet.npy.")
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for what it writes.  [default: models/NETWORK]")

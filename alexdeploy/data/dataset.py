@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.errors import InputError, few
+from alexdeploy.errors import InputError, InputWarning, few
 from alexdeploy.files import printable
 
 _Item = TypeVar("_Item")
 
 # what Pillow raises on files that are not, or not wholly, images
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_MUCH_LARGER = 2  # times the crop: below that, most of an image is seen
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ImageDataset:
         total: images of the source, of which these are a part; None where these are all.
         part: which part these are, in words.
         unlabelled: why no label is known, in words.
+        are_indices: the classes are numbers that count the model's outputs from 0, and no names.
+        warned: what was said of these images, once each.
     """
 
     name: str
@@ -50,6 +55,8 @@ class ImageDataset:
     total: int | None = None
     part: str = ""
     unlabelled: str = ""
+    are_indices: bool = False
+    warned: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -69,7 +76,7 @@ class ImageDataset:
     def taken(self) -> str:
         """How many images these are of how many, and why: ``147 of 736 images (the held-out fifth of each class)``."""
         if self.total is None or self.total == len(self):
-            return f"{len(self)} images"
+            return f"{len(self)} images" + (f" ({self.part})" if self.part else "")
         return f"{len(self)} of {self.total} images ({self.part})"
 
     def subset(self, count: int) -> ImageDataset:
@@ -107,28 +114,38 @@ class ImageDataset:
             InputError: it cannot be read, or the data set holds network inputs, not images.
         """
         item = self.item(index)
-        if not isinstance(item, Image.Image):
+        if isinstance(item, Image.Image):
+            return item
+        if not _is_picture(item):
             raise InputError(f"{self.name}: holds preprocessed tensors; this needs images")
-        return item
+        return Image.fromarray(item.squeeze(2) if item.shape[2:] == (1,) else item)
 
     def network_input(self, index: int, contract: Contract) -> Batch:
-        """Image ``index`` as the contract wants it.
+        """Image ``index`` as the contract wants it; a tensor of its shape as it is, floats in its precision.
 
         Raises:
             InputError: it cannot be read, or is a tensor of another shape or type than the contract's.
         """
+        return self._input(index, contract, _Seen())
+
+    def _input(self, index: int, contract: Contract, seen: _Seen) -> Batch:
         item = self.item(index)
-        if isinstance(item, Image.Image):
-            try:
-                return preprocess(item, contract)
-            except InputError as error:
-                raise self._unreadable(index, error) from error
-        if item.shape != contract.input_shape or item.dtype != contract.input_type:
-            raise InputError(
-                f"{self.name}: tensor '{self.samples[index]}' is {item.shape} {item.dtype}; the model takes "
-                f"{contract.input_shape} {contract.input_type}, so preprocess for this model, or give its images"
-            )
-        return item
+        if not isinstance(item, Image.Image):
+            floats = np.issubdtype(item.dtype, np.floating) and contract.input_type != "uint8"
+            if item.shape == contract.input_shape and (floats or item.dtype == contract.input_type):
+                return item.astype(contract.input_type, copy=False)
+            if not _is_picture(item):
+                raise InputError(
+                    f"{self.name}: tensor '{printable(self.samples[index])}' is {item.shape} {item.dtype}; the model "
+                    f"takes {contract.input_shape} {contract.input_type}, so preprocess for this model, or give its "
+                    "images"
+                )
+            item = self.image(index)
+        try:
+            seen.add(item)
+            return preprocess(item, contract)
+        except (InputError, *UNREADABLE) as error:
+            raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> InputError:
         name = printable(self.samples[index])
@@ -145,10 +162,17 @@ class ImageDataset:
     def inputs(self, contract: Contract) -> Iterator[tuple[int, Batch]]:
         """(index, network input) in order.
 
+        At the end an ``InputWarning`` says what of the images the contract leaves unseen, once for each contract.
+
         Raises:
             InputError: as ``images``.
         """
-        return self._each(lambda index: self.network_input(index, contract))
+        seen = _Seen()
+        yield from self._each(lambda index: self._input(index, contract, seen))
+        for kind, text in seen.doubts(contract):
+            if kind + contract.fingerprint not in self.warned:
+                self.warned.add(kind + contract.fingerprint)
+                warnings.warn(f"{self.name}: {text}", InputWarning, stacklevel=2)
 
     def _each(self, read: Callable[[int], _Item]) -> Iterator[tuple[int, _Item]]:
         good = 0
@@ -200,11 +224,14 @@ class ImageDataset:
         """The same images with labels in the order of a model's outputs; without labels where those do not match.
 
         Classes are matched by name, and where no name is the same, by name but for case; without names in the
-        contract by number. ``unlabelled`` then says what does not match.
+        contract by number. Numbers are matched as names where all names in the contract are numbers.
+        ``unlabelled`` then says what does not match.
         """
         if not self.is_labelled:
             return self
         known = contract.labels
+        if self.are_indices and not (known and all(map(str.isdecimal, known))):
+            return self._numbered(known, outputs, model)
         if not known:
             if outputs == len(self.classes):
                 return self
@@ -218,6 +245,15 @@ class ImageDataset:
             odd = f"class {', '.join(map(repr, missing[:3]))}" if missing else "classes that differ only in case"
             return self._without_labels(f"{self.name} has {odd}; {model} has {few(known)}")
         return replace(self, classes=known, labels=np.array(found, np.int64)[self.labels])
+
+    def _numbered(self, known: tuple[str, ...], outputs: int | None, model: str) -> ImageDataset:
+        """The labels as numbers of the model's outputs."""
+        numbers = np.array(list(map(int, self.classes)), np.int64)
+        count = len(known) or outputs
+        if count is None or numbers.max() >= count:
+            has = "does not say how many classes it has" if count is None else f"has {count} outputs"
+            return self._without_labels(f"{self.name} has the label {numbers.max()} but {model} {has}")
+        return replace(self, classes=known or tuple(map(str, range(count))), labels=numbers[self.labels])
 
     def _without_labels(self, reason: str) -> ImageDataset:
         return replace(self, classes=(), labels=np.full(len(self), -1), unlabelled=reason)
@@ -233,6 +269,39 @@ class ImageDataset:
             reason = matched.unlabelled or f"{self.name} has no labels"
             raise InputError(f"{reason}; this needs images of the model's classes, with labels")
         return matched
+
+
+def _is_picture(array: Batch) -> bool:
+    """True for uint8 pixels (H, W) or (H, W, channels)."""
+    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)))
+
+
+class _Seen:
+    """The images that a contract was applied to: their sizes, and how many are stored turned."""
+
+    def __init__(self) -> None:
+        self.shorter_sides: list[int] = []
+        self.turned = 0
+
+    def add(self, image: Image.Image) -> None:
+        self.shorter_sides.append(min(image.size))
+        self.turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+    def doubts(self, contract: Contract) -> Iterator[tuple[str, str]]:
+        """(kind, text) of what the contract does to such images that was hardly meant."""
+        side, crop = int(np.median(self.shorter_sides or [0])), min(contract.size)
+        if contract.resize is None and side > _MUCH_LARGER * crop:
+            yield (
+                "size",
+                f"only the central {crop} pixels of images of about {side} are seen; give the contract a resize, if "
+                "the network was trained on whole images",
+            )
+        if self.turned and not contract.exif_orientation:
+            yield (
+                "turned",
+                f"{self.turned} of {len(self.shorter_sides)} images carry an EXIF orientation that the contract does "
+                "not apply, so they are seen turned; it can say exif_orientation = true",
+            )
 
 
 def split_by_name(names: Sequence[str], held_out: float = 0.2) -> list[bool]:

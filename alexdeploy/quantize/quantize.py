@@ -89,7 +89,7 @@ def quantize_onnx(
         ranges_path: the range file that ``calibrate`` wrote, or a calibration cache of TensorRT.
         output: written atomically with its sidecar.
         settings: see there.
-        selection_images: images that ``auto`` measures on.
+        selection_images: images that ``auto`` measures on, with or without labels.
         validation_images: labelled images that ``max_drop`` is measured on.
         progress: called with what is being searched and the share that is done.
 
@@ -117,6 +117,7 @@ def quantize_onnx(
     if method == "auto":
         if not isinstance(ranges, RangeFile) or selection_images is None:
             raise UsageError("`method` auto needs a range file with every method, and images to measure on (`data`)")
+        selection_images = selection_images.matched(contract, class_count(model), str(model_path))
         scorer = QuantizationScorer(model, contract, selection_images, write=write)
         choice = choose_methods(scorer, ranges, progress=progress)
         model = choice.equalized or model

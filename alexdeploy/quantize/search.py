@@ -5,6 +5,7 @@ Every answer here comes from running the quantized graph on images and comparing
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import onnx_ir as ir
 
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError, few
+from alexdeploy.errors import GateError, InputError, few
 from alexdeploy.graph.equalize import equalizable, equalize
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
@@ -47,7 +48,7 @@ class Score:
         typical_db: the same image by image, and the mean of that; unlike the sum over all images it is not
             dominated by the images with the largest logits.
         agreement: share of images with the same top-1.
-        drop: top-1 of the float model minus that of the quantized one, in points (1 = 1 %).
+        drop: top-1 of the float model minus that of the quantized one, in points (1 = 1 %); NaN without labels.
     """
 
     sqnr_db: float
@@ -61,7 +62,8 @@ class QuantizationScorer:
 
     Args:
         model: float model; not changed.
-        images: data set to judge on; its preprocessed images lie in temporary files (600 KB each at 3×224×224).
+        images: data set to judge on, its labels in the order of the model's outputs or not known. Its preprocessed
+            images lie in temporary files (600 KB each at 3×224×224).
         write: makes the quantized graph that is judged: of a float model, with ranges and the layers to keep in float.
 
     Raises:
@@ -83,7 +85,7 @@ class QuantizationScorer:
         self._labels = np.concatenate(labels)
         self._reference = self._logits(model)
         self.images = len(self._labels)
-        self.top1 = topk_accuracy(self._reference, self._labels, 1)
+        self.top1 = self._top1(self._reference)
         self.layers = [node.name for node in weighted_nodes(model)]
         macs = {layer.name: layer.macs for layer in layer_table(model)}
         total = sum(macs.get(name, 0) for name in self.layers) or 1
@@ -99,7 +101,7 @@ class QuantizationScorer:
             sqnr_db=sqnr_db(logits, self._reference),
             typical_db=_typical_db(logits, self._reference),
             agreement=agreement(logits, self._reference),
-            drop=round(100 * (self.top1 - topk_accuracy(logits, self._labels, 1)), 9),  # 0.3, not 0.30000000000000027
+            drop=round(100 * (self.top1 - self._top1(logits)), 9),  # 0.3, not 0.30000000000000027
         )
 
     def equalized(self, ranges: TensorRanges) -> ir.Model:
@@ -119,6 +121,9 @@ class QuantizationScorer:
                     largest = np.abs(array).max(axis=(0, *range(2, array.ndim)))
                     found[name] = np.maximum(found.get(name, largest), largest)
         return found
+
+    def _top1(self, logits: npt.NDArray[np.float32]) -> float:
+        return topk_accuracy(logits, self._labels, 1) if np.all(self._labels >= 0) else float("nan")
 
     def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
         with OnnxRuntimeRunner(model_bytes(lower_lrn(model))) as runner:
@@ -183,8 +188,11 @@ def meet_budget(
     one with the least MACs. Beyond that the best layer so far is kept and the next is searched beside it.
 
     Raises:
+        InputError: the scorer's images have no labels.
         GateError: even with every layer but one in float the budget is not met.
     """
+    if math.isnan(scorer.top1):
+        raise InputError("`max_drop` is measured in top-1, which takes images with labels")
     best = _attempt(scorer, ranges, ())
     attempts = [best]
     progress("every layer in INT8", 0.0)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from alexdeploy.data import preprocess
 from alexdeploy.data.dataset import UNREADABLE
-from alexdeploy.data.sources import IMAGE_SUFFIXES
+from alexdeploy.data.folders import IMAGE_SUFFIXES
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.metrics import softmax
 from alexdeploy.runners.artifact import Artifact, open_artifact

@@ -92,6 +92,13 @@ def train_network(
         True
     """
     files.check_output(path, *([weights] if weights is not None else []))
+    for images in (learn, judge):
+        if not images.is_labelled:
+            raise InputError(f"{images.unlabelled or images.name}; to train takes images in class folders")
+        if len(images.classes) < 2:
+            raise InputError(f"{images.name}: only one class, '{images.classes[0]}'; a classifier needs at least two")
+    if learn.name == judge.name:
+        raise InputError(f"{learn.name}: is not split, and nothing would be held out; use class folders")
     if learn.classes != judge.classes:
         raise InputError(f"{learn.name} and {judge.name} name different classes")
     with join_processes(device) as processes:

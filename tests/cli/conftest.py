@@ -136,6 +136,8 @@ def data(shelf: Path, pictures: Path) -> Path:
         (folder / "no-images" / name).mkdir(parents=True)
     _write_digits(folder / "one-class", "0", 0, per_class=2)
     _write_digits(folder / "two-classes", "01", 0, per_class=2)
+    _write_digits(folder / "unsorted", "01", 0, per_class=2)
+    shutil.move(folder / "unsorted" / "0" / "digit-0.png", folder / "unsorted")
     _write_digits(folder / "other-labels", "abcdefghij", 0, per_class=2)
     shutil.copytree(pictures, folder / "text-jpg")
     for part in ("train", "val"):
@@ -153,7 +155,7 @@ def bad(shelf: Path, checkpoint: Path, model: Path, ranges: Path) -> Path:
 
     folder = shelf / "bad"
     folder.mkdir()
-    for suffix in ("onnx", "safetensors", "engine", "json", "png", "toml"):
+    for suffix in ("onnx", "safetensors", "engine", "json", "npy", "png", "toml"):
         (folder / f"empty.{suffix}").touch()
         (folder / f"garbage.{suffix}").write_bytes(b"\x00\xffnot what it says it is")
     contract = onnx.load(model).metadata_props[0].value

@@ -31,10 +31,11 @@ def wrong(model: Path, ranges: Path, shelf: Path) -> Path:
 def test_a_healthy_model_ends_well_and_the_last_line_says_so(run: Run, model: Path, int8: Path) -> None:
     result = run("compare", model, int8, "--data", "digits", "--samples", 8)
     assert result.code == 0
-    assert "int8.onnx against net.onnx: 8 held-out images" in result.out
+    assert "int8.onnx against net.onnx: 8 images" in result.out
     assert all(f"│ {layer} " in result.out for layer in ("conv1", "relu1", "lrn1", "pool5", "fc8"))
     assert MARK not in result.out
-    (line,) = result.err.splitlines()
+    taken, line = result.err.splitlines()
+    assert taken == "digits/val: 8 of 1797 images (the held-out fifth, 8 spread over it)"
     assert line.startswith("every layer is within the 0.15 that is normal for int8; the largest error is 0.")
 
 
@@ -43,7 +44,7 @@ def test_a_wrong_range_is_marked_and_named_and_exits_with_5(run: Run, model: Pat
     assert result.code == 5
     (marked,) = [line for line in result.out.splitlines() if MARK in line]
     assert "│ conv3 " in marked
-    (line,) = result.err.splitlines()
+    line = result.err.splitlines()[-1]
     assert line.startswith("error: wrong.onnx leaves net.onnx at layer conv3: its relative error 0.")
     assert line.endswith("is beyond the 0.15 that is normal for int8; look at its input range, or its weights")
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from msgspec.structs import replace as replace_contract
+from PIL import ExifTags, Image
 
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset, split_by_name
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, InputWarning
 
 CONTRACT = Contract(color="gray", crop=2, mean=(0.0,), std=(1.0,))
 
@@ -182,6 +185,76 @@ def test_what_is_taken_is_told_with_the_reason() -> None:
     assert _dataset(10).subset(4).taken == "4 of 10 images (spread over it)"
     part = replace(_dataset(10), total=50, part="the held-out fifth")
     assert part.subset(4).taken == "4 of 50 images (the held-out fifth, 4 spread over it)"
+
+
+def _numbered(labels: list[int]) -> ImageDataset:
+    values, places = np.unique(labels, return_inverse=True)
+    return replace(_dataset(len(labels)), classes=tuple(map(str, values)), labels=places, are_indices=True)
+
+
+@pytest.mark.parametrize(
+    ("known", "outputs", "expected"),
+    [
+        (("a", "b", "c"), 3, [2, 0, 2]),
+        ((), 3, [2, 0, 2]),
+        (("2", "9", "0"), 3, [0, 2, 0]),  # the model's own names are numbers
+    ],
+)
+def test_numbers_count_the_outputs_unless_the_models_classes_are_numbers(
+    known: tuple[str, ...], outputs: int, expected: list[int]
+) -> None:
+    assert _numbered([2, 0, 2]).labelled(_contract_with(*known), outputs, "m.onnx").labels.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "outputs", "complaint"),
+    [
+        (("a", "b"), 2, "has the label 2 but m.onnx has 2 outputs"),
+        ((), None, "has the label 2 but m.onnx does not say how many classes it has"),
+        (("1", "2"), 2, "has class '0'; m.onnx has 1, 2"),
+    ],
+)
+def test_numbers_that_the_model_does_not_have_leave_no_labels(
+    known: tuple[str, ...], outputs: int | None, complaint: str
+) -> None:
+    assert complaint in _numbered([2, 0, 2]).matched(_contract_with(*known), outputs, "m.onnx").unlabelled
+
+
+def _photos(size: tuple[int, int], turned: Collection[int] = ()) -> ImageDataset:
+    """Six photographs as a camera stores them, some of them on their side."""
+
+    def read(index: int) -> Image.Image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6 if index in turned else 1
+        stored = io.BytesIO()
+        Image.new("L", size, 9).save(stored, "JPEG", exif=exif)
+        return Image.open(stored)
+
+    return replace(_dataset(6), read=read)
+
+
+def _said(dataset: ImageDataset, contract: Contract) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(dataset.batches(contract, 4))
+    assert {each.category for each in caught} <= {InputWarning}
+    return [str(each.message) for each in caught]
+
+
+def test_images_far_larger_than_the_crop_are_said_once_for_each_contract() -> None:
+    dataset = _photos((40, 5))
+    (text,) = _said(dataset, CONTRACT)
+    assert text.startswith("set/val: only the central 2 pixels of images of about 5 are seen; give the contract a resi")
+    assert _said(dataset.subset(3), CONTRACT) == []
+    assert len(_said(dataset, _contract_with("cat", "dog"))) == 1
+    for contract in (replace_contract(CONTRACT, resize=3), replace_contract(CONTRACT, crop=3)):
+        assert _said(_photos((40, 5)), contract) == []
+
+
+def test_images_stored_turned_are_counted_where_the_contract_does_not_turn_them() -> None:
+    (text,) = _said(_photos((4, 4), turned={1, 4}), CONTRACT)
+    assert text.startswith("set/val: 2 of 6 images carry an EXIF orientation that the contract does not apply")
+    assert _said(_photos((4, 4), turned={1, 4}), replace_contract(CONTRACT, exif_orientation=True)) == []
 
 
 def test_the_held_out_names_are_those_with_the_smallest_hashes() -> None:

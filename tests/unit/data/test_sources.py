@@ -6,6 +6,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,11 @@ from sklearn.datasets import load_digits
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError
+from alexdeploy.specs import Split
 from tests.helpers.shared_data import SHARED_DATA, needs_shared_data
 
 Array = npt.NDArray[np.uint8]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 def _both(source: str | Path) -> tuple[ImageDataset, ImageDataset]:
@@ -212,125 +215,42 @@ def test_the_real_mnist_has_its_published_class_counts() -> None:
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
 
 
-def _fill(folder: Path, *names: str, gray: int = 0) -> None:
-    """Write an image for every name, in that order."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4), gray).save(folder / name, "PNG")
+@pytest.mark.usefixtures("pixels")
+def test_test_images_have_two_names_and_all_are_both_parts(tmp_path: Path, pixels: dict[str, Array]) -> None:
+    judged, tested, every = (load_dataset("mnist", split, data_root=tmp_path) for split in ("val", "test", "all"))
+    assert judged.fingerprint == tested.fingerprint
+    np.testing.assert_array_equal(
+        [np.asarray(image) for _, image in every.images()], np.concatenate([pixels["train"], pixels["val"]])
+    )
+    assert every.labels.tolist() == [9, 8, 7, 6, 9, 8]
+    assert (judged.taken, every.taken) == ("2 images (the official test images)", "6 images")
 
 
-def _photos(*classes: str, count: int = 10) -> list[str]:
-    return [f"{name}/{name}-{i}.png" for name in classes for i in range(count)]
+def test_digits_has_all_and_no_test() -> None:
+    assert load_dataset("digits", "all").labels.tolist() == load_digits().target.tolist()
+    assert load_dataset("digits", "val").taken == "359 of 1797 images (the held-out fifth)"
+    with pytest.raises(InputError, match="digits: has no test images; use `split` val or all"):
+        load_dataset("digits", "test")
 
 
-@pytest.mark.parametrize("below", ["", "train"])
-def test_without_a_val_folder_each_class_is_split_four_to_one(tmp_path: Path, below: str) -> None:
-    _fill(tmp_path / below, *_photos("dog", "cat", count=20))
-    train, val = _both(tmp_path)
-    assert train.classes == val.classes == ("cat", "dog")
-    assert sorted([*train.samples, *val.samples]) == sorted(_photos("dog", "cat", count=20))
-    assert (np.bincount(train.labels).tolist(), np.bincount(val.labels).tolist()) == ([16, 16], [4, 4])
+@pytest.mark.parametrize("name", ["absent", "model.onnx"])
+def test_what_is_no_data_set_is_refused_with_all_that_would_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    forms = r"expected digits, mnist, fashion-mnist, cifar10, class folders, a folder of images, a list of images "
+    with pytest.raises(InputError, match=rf"{name}.*; {forms}\(\.txt.*\), an array \(\.npy, \.npz\) or an image"):
+        load_dataset(str(tmp_path / name), "train")
 
 
-def test_with_a_val_folder_its_images_are_the_held_out_ones(tmp_path: Path) -> None:
-    _fill(tmp_path, "train/dog/1.png", "train/cat/2.png", "train/cat/3.png", "val/dog/4.png", "val/cat/5.png")
-    train, val = _both(tmp_path)
-    assert (list(train.samples), train.labels.tolist()) == (["cat/2.png", "cat/3.png", "dog/1.png"], [0, 0, 1])
-    assert (list(val.samples), val.labels.tolist()) == (["cat/5.png", "dog/4.png"], [0, 1])
-
-
-def test_the_split_depends_on_the_names_alone(tmp_path: Path) -> None:
-    names = _photos("cat", "dog")
-    _fill(tmp_path / "a", *names)
-    _fill(tmp_path / "b", *reversed(names), *_photos("ant"), gray=255)
-    first = load_dataset(str(tmp_path / "a"), "val")
-    second = load_dataset(str(tmp_path / "b"), "val")
-    assert list(first.samples) == [name for name in second.samples if not name.startswith("ant")]
-
-
-def test_every_image_is_read_from_the_file_that_it_is_named_by(tmp_path: Path) -> None:
-    for gray, name in enumerate(["train/a/1.png", "train/b/2.png", "val/a/1.png", "val/b/3.png"]):
-        _fill(tmp_path, name, gray=gray)
-    train, val = _both(tmp_path)
-    assert [image.getpixel((0, 0)) for part in (train, val) for _, image in part.images()] == [0, 1, 2, 3]
-
-
-def test_files_that_are_no_images_are_passed_over_and_capital_suffixes_are_not(tmp_path: Path) -> None:
-    _fill(tmp_path, "train/a/1.PNG", "train/b/2.JPeG", "val/a/1.png", "val/b/1.png")
-    (tmp_path / "train" / "a" / "Thumbs.db").write_bytes(b"x")
-    (tmp_path / "train" / "README.txt").write_text("two classes")
-    assert list(load_dataset(str(tmp_path), "train").samples) == ["a/1.PNG", "b/2.JPeG"]
-
-
-@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "train/.ipynb_checkpoints"])
-def test_a_hidden_folder_is_no_class(tmp_path: Path, hidden: str) -> None:
-    _fill(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
-    (tmp_path / hidden).mkdir()
-    assert load_dataset(str(tmp_path), "train").classes == ("a", "b")
-
-
-@pytest.fixture
-def folder_with_a_corrupt_image(tmp_path: Path) -> str:
-    _fill(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
-    (tmp_path / "train" / "b" / "notes.jpg").write_text("not an image at all")
-    return str(tmp_path)
-
-
-def test_a_text_file_that_is_called_jpg_is_named(folder_with_a_corrupt_image: str) -> None:
-    with pytest.raises(InputError, match=r"cannot read image 'b/notes\.jpg'.*`skip_bad_images`"):
-        list(load_dataset(folder_with_a_corrupt_image, "train").images())
-
-
-def test_skipped_images_are_counted_by_name(folder_with_a_corrupt_image: str) -> None:
-    dataset = load_dataset(folder_with_a_corrupt_image, "train", skip_bad=True)
-    assert [index for index, _ in dataset.images()] == [0, 1]
-    assert dataset.skipped == ["b/notes.jpg"]
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "ppm", "tif", "gif"])
-def test_a_truncated_image_of_any_format_is_named(tmp_path: Path, suffix: str) -> None:
-    _fill(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/3.png", "val/b/4.png")
-    path = tmp_path / "train" / "a" / f"2.{suffix}"
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match=f"cannot read image 'a/2.{suffix}'"):
-        list(load_dataset(str(tmp_path), "train").images())
-
-
-@pytest.mark.parametrize(
-    ("files", "folders", "complaint"),
-    [
-        (_photos("a", "b"), ["c"], r"c: the class folder holds no images"),
-        (_photos("a"), [], "only one class, 'a'"),
-        ([], [], "no class folders and no images"),
-        (["1.png", "2.png"], [], "images without class folders"),
-        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"], [], r"different classes \(b, c\)"),
-        (["val/a/1.png", "val/b/1.png"], [], "has 'val' but no 'train' folder"),
-    ],
-)
-def test_a_folder_that_is_no_data_set_is_refused(
-    tmp_path: Path, files: list[str], folders: list[str], complaint: str
-) -> None:
-    _fill(tmp_path, *files)
-    for name in folders:
-        (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=complaint):
-        load_dataset(str(tmp_path), "train")
-
-
-def test_a_missing_folder_is_refused_with_what_would_do(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError,
-        match=r"no data set '.*absent'; expected digits, mnist, fashion-mnist, cifar10 or an existing folder",
-    ):
-        load_dataset(str(tmp_path / "absent"), "train")
-
-
-def test_a_file_is_no_data_set(tmp_path: Path) -> None:
-    _fill(tmp_path, "photo.png")
-    with pytest.raises(InputError, match=r"photo\.png: is a file"):
-        load_dataset(str(tmp_path / "photo.png"), "train")
+def test_one_image_is_a_data_set_and_has_no_splits(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("L", (4, 4), 7).save(path)
+    for split in SPLITS:
+        dataset = load_dataset(str(path), split)
+        assert [(i, image.getpixel((0, 0))) for i, image in dataset.images()] == [(0, 7)]
+        assert (dataset.name, dataset.taken, dataset.is_labelled) == (str(path), "1 images", False)
+    assert len(load_dataset(str(path), "all", split_required=True)) == 1
+    with pytest.raises(InputError, match=r"photo\.png: is not split into train, val and test; leave `split` out"):
+        load_dataset(str(path), "val", split_required=True)
 
 
 @needs_shared_data

@@ -15,7 +15,7 @@ from PIL import Image
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError, UsageError
+from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.graph.model import save_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
@@ -177,6 +177,18 @@ def test_auto_is_at_least_as_good_as_every_single_method_on_the_images_it_measur
     assert (choice.chosen.agreement, choice.chosen.sqnr_db) >= (best.agreement, best.sqnr_db)
     for tensor, method in choice.method_of.items():
         assert choice.ranges[tensor] == seen.of(method)[tensor]
+
+
+def test_auto_needs_no_labels_and_a_budget_does(stored: Stored) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    scorer = QuantizationScorer(ir.from_proto(proto), CONTRACT, pictures(200, 5, np.full(200, -1)))
+    choice = choose_methods(scorer, seen)
+    with_labels = choose_methods(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), seen)
+    assert (choice.method_of, choice.chosen.agreement) == (with_labels.method_of, with_labels.chosen.agreement)
+    assert np.isnan(choice.chosen.drop)
+    with pytest.raises(InputError, match="`max_drop` is measured in top-1, which takes images with labels"):
+        meet_budget(scorer, seen.of("minmax"), 1.0)
 
 
 def test_the_typical_image_counts_alone_and_not_by_the_size_of_its_logits(

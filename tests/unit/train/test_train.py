@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -286,3 +288,22 @@ def test_a_launcher_that_starts_one_process_of_several_is_not_taken_for_a_run_on
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UsageError, match=r"started one; .*torchrun"):
         equal_steps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        (
+            {"classes": ("0",), "labels": np.zeros(150, np.int64)},
+            "only one class, '0'; a classifier needs at least two",
+        ),
+        (
+            {"labels": np.full(150, -1), "unlabelled": "x has no labels"},
+            "x has no labels; to train takes images in class",
+        ),
+        ({"name": JUDGE.name}, "is not split, and nothing would be held out; use class folders"),
+    ],
+)
+def test_images_that_cannot_teach_are_refused(changed: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=complaint):
+        _train(tmp_path, _recipe(), replace(LEARN, **changed))
