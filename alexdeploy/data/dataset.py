@@ -20,7 +20,7 @@ from alexdeploy.files import printable
 _Item = TypeVar("_Item")
 
 # what Pillow raises on files that are not, or not wholly, images
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
