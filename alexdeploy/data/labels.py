@@ -1,4 +1,4 @@
-"""Class names beside a model: ``class_indices.json``, as the tutorials of Keras and PyTorch write it, and plain lists."""
+"""Class names beside a model: ``class_indices.json``, as the tutorials of Keras and PyTorch write it, and lists."""
 
 from __future__ import annotations
 
