@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from alexdeploy.runners.predict import FolderAccuracy, Prediction
 
 _ROWS = 20  # classes in the table
-_JUDGED = 5  # classes of each image for top-5
 
 
 @click.command("predict")
@@ -73,7 +72,7 @@ def command(
             raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl, or in .txt for a record")
     from alexdeploy.data.labels import read_class_indices
     from alexdeploy.runners.artifact import open_artifact
-    from alexdeploy.runners.predict import find_images, folder_accuracy, predict
+    from alexdeploy.runners.predict import JUDGED, find_images, folder_accuracy, predict
 
     predictions: list[Prediction] = []
     skipped: list[str] = []
@@ -83,13 +82,14 @@ def command(
             opened = opened.with_labels(read_class_indices(labels))
         found = find_images(images, opened.contract.labels)
         bad = skipped if skip_bad_images else None
-        for prediction in predict(opened, found, ten_crop=ten_crop, top=max(top, _JUDGED), skipped=bad):
+        for prediction in predict(opened, found, ten_crop=ten_crop, top=max(top, JUDGED), skipped=bad):
             predictions.append(prediction)
             done = len(predictions) + len(skipped)
             bar(f"{done} of {len(found)} images", done / len(found))
     accuracy = folder_accuracy(predictions, opened.contract.labels)
     predictions = [replace(prediction, top=prediction.top[:top]) for prediction in predictions]
-    others = Counter(image.folder for image in found if image.folder is not None)
+    unread = set(skipped)
+    others = Counter(i.folder for i in found if i.folder is not None and printable(i.path) not in unread)
     summary = _summary(accuracy, others, opened.contract.labels)
     if out is not None:
         record = partial(_record, opened, images, accuracy, summary, skipped)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from alexdeploy.arrays import Batch
 from alexdeploy.data import preprocess
@@ -175,7 +175,7 @@ def _kind(value: Any) -> str:
 
 def _reason(error: Exception) -> str:
     """On one line, without the path that the message names anyhow."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "no format that Pillow can read"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -14,7 +14,7 @@ from alexdeploy.files import printable
 from alexdeploy.runners.artifact import Artifact
 from alexdeploy.runners.classifier import Classifier
 
-_TOP = 5  # of top-5 accuracy
+JUDGED = 5  # likeliest classes of each image, for top-5 accuracy
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def predict(
 
 
 def folder_accuracy(predictions: Iterable[Prediction], labels: Sequence[str]) -> FolderAccuracy | None:
-    """Compare predictions, of the ``top`` five classes at least, with their truth; None where none is known."""
+    """Compare predictions, of the ``JUDGED`` likeliest classes at least, with their truth; None where none is known."""
     ranks: dict[str, list[int]] = {label: [] for label in labels}  # place of the truth among the answers
     for prediction in predictions:
         if prediction.truth is not None:
             answers = [label for label, _ in prediction.top]
-            ranks[prediction.truth].append(answers.index(prediction.truth) if prediction.truth in answers else _TOP)
+            ranks[prediction.truth].append(answers.index(prediction.truth) if prediction.truth in answers else JUDGED)
     together = [rank for places in ranks.values() for rank in places]
     if not together:
         return None
@@ -175,7 +175,7 @@ def folder_accuracy(predictions: Iterable[Prediction], labels: Sequence[str]) ->
     ]
     return FolderAccuracy(
         top1=together.count(0) / len(together),
-        top5=sum(rank < _TOP for rank in together) / len(together) if len(labels) > _TOP else None,
+        top5=sum(rank < JUDGED for rank in together) / len(together) if len(labels) > JUDGED else None,
         images=len(together),
         right=together.count(0),
         classes=classes,
