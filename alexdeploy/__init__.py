@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from alexdeploy.quantize.calibrate import calibrate
     from alexdeploy.quantize.quantize import quantize_onnx
     from alexdeploy.runners.artifact import load
-    from alexdeploy.runners.classifier import Classifier, predict
+    from alexdeploy.runners.classifier import Classifier
+    from alexdeploy.runners.predict import predict
     from alexdeploy.train.loop import train_network
 
 __all__ = [
@@ -52,7 +53,7 @@ _HOME = {
     "export_onnx": "export.from_torch",
     "inspect_artifact": "inspect",
     "load": "runners.artifact",
-    "predict": "runners.classifier",
+    "predict": "runners.predict",
     "quantize_onnx": "quantize.quantize",
     "run_bench": "bench.run",
     "train_network": "train.loop",

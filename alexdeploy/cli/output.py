@@ -30,6 +30,7 @@ _OPTION_OF = {  # settings whose options have other names
     "lrn_fp16": "--lrn fp16",
     "newer_versions": "--version-compatible",
     "shapes": "--profile",
+    "skipped": "--skip-bad-images",
     "targets": "--target",
     "workspace_bytes": "--workspace",
 }
@@ -47,9 +48,14 @@ def terminal_width() -> int:
 
 
 def print_columns(
-    columns: Sequence[Column], *, title: str = "", styles: Sequence[str | None] = (), width: int | None = None
+    columns: Sequence[Column],
+    *,
+    title: str = "",
+    styles: Sequence[str | None] = (),
+    width: int | None = None,
+    stderr: bool = False,
 ) -> None:
-    """A table on stdout that fits the terminal; whole where stdout is a file.
+    """A table on stdout, or on stderr, that fits the terminal; whole where that is a file.
 
     ``styles``: a colour for each row. ``width``: room in characters in place of the terminal's.
     """
@@ -57,7 +63,7 @@ def print_columns(
     from rich.table import Table
     from rich.text import Text
 
-    if width is None and (sys.stdout.isatty() or "COLUMNS" in os.environ):
+    if width is None and ((sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ):
         width = terminal_width()
     shown = _fitting(columns, width) if width is not None else list(columns)
     table = Table()
@@ -69,7 +75,7 @@ def print_columns(
         table.add_row(*map(Text, cells), style=style)
     whole = table_width(column.width for column in shown)
     least = table_width(column.least for column in shown)  # a line that is too long is better than half a number
-    console = Console(width=max(width, least) if width is not None else max(whole, len(title)))
+    console = Console(width=max(width, least) if width is not None else max(whole, len(title)), stderr=stderr)
     if title:
         console.print(Text(title, "bold"))
     console.print(table)

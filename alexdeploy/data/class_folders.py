@@ -30,7 +30,7 @@ _Files = dict[str, list[str]]
 
 
 def is_unsorted(folder: Path) -> bool:
-    """True where the images are not sorted into classes: some lie in the folder itself, beside one subfolder at most."""
+    """True where images lie in the folder itself, beside one subfolder of images at most: they are in no classes."""
     return _has_loose_images(folder) and not _split_folders(folder)
 
 

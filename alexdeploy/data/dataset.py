@@ -22,7 +22,7 @@ from alexdeploy.files import printable
 _Item = TypeVar("_Item")
 
 # what Pillow raises on files that are not, or not wholly, images
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 _MUCH_LARGER = 2  # times the crop: below that, most of an image is seen
 
 

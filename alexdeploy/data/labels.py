@@ -1,34 +1,79 @@
-"""``class_indices.json``: class names beside a model, as the tutorials of Keras and PyTorch write them."""
+"""Class names beside a model: ``class_indices.json``, as the tutorials of Keras and PyTorch write it, and lists."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from alexdeploy import files
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, few
 
 
 def read_class_indices(path: Path) -> tuple[str, ...]:
-    """Class names in output order, from ``{"0": "daisy", …}`` (PyTorch) or ``{"daisy": 0, …}`` (Keras).
+    """Class names in output order.
+
+    From JSON: ``{"0": "daisy", …}`` (PyTorch), ``{"daisy": 0, …}`` (Keras), ``["daisy", …]``, or Keras'
+    ``imagenet_class_index.json``, ``{"0": ["n01440764", "tench"], …}``, where names that stand for two classes get
+    their WordNet id behind them: ``crane (n02012849)``. From a file that does not end in .json: one name per line.
 
     Raises:
-        InputError: not such a file, or its indices are not 0, 1, 2 … each once.
+        InputError: not such a file, a name that is empty or there twice, or indices that are not 0, 1, 2 … each once.
     """
     files.check_input(path)
     try:
-        content: Any = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-        by_name = {name: index for name, index in content.items() if isinstance(index, int)}
-        names = {index: name for name, index in by_name.items()} if by_name else content
-        pairs = {int(index): str(name) for index, name in names.items()}
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a class_indices.json or list of names in UTF-8; save it as UTF-8") from error
+    try:
+        pairs = _from_json(text) if path.suffix.lower() == ".json" or text[:1] in "{[" else _from_lines(text)
+        for index, name in pairs:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"class {index} is {json.dumps(name)}, not a name")
     except ValueError as error:
-        raise InputError(f'{path}: not a class_indices.json ({error}); expected {{"0": "daisy", …}}') from error
-    if len(pairs) != len(content) or sorted(pairs) != list(range(len(pairs))):
-        raise InputError(f"{path}: its {len(content)} classes are not numbered 0 to {len(content) - 1}, each once")
-    return tuple(pairs[index] for index in range(len(pairs)))
+        raise InputError(
+            f'{path}: not a class_indices.json ({error}); expected {{"0": "daisy", …}}, or a .txt with a name per line'
+        ) from error
+    pairs.sort(key=lambda pair: pair[0])
+    if [index for index, _ in pairs] != list(range(len(pairs))):
+        raise InputError(f"{path}: its {len(pairs)} classes are not numbered 0 to {len(pairs) - 1}, each once")
+    repeated = [repr(name) for name, count in Counter(name for _, name in pairs).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path}: more than one class is named {few(repeated)}; give each a name of its own")
+    return tuple(name for _, name in pairs)
+
+
+def _from_lines(text: str) -> list[tuple[int, Any]]:
+    return [(index, line.strip()) for index, line in enumerate(text.rstrip().split("\n"))]
+
+
+def _from_json(text: str) -> list[tuple[int, Any]]:
+    """(index, name) of each class, in the order of the file.
+
+    Raises:
+        ValueError: none of the forms.
+    """
+    content: Any = json.loads(text, object_pairs_hook=_without_repeats)
+    if not isinstance(content, (dict, list)) or not content:
+        raise ValueError("it names no class")
+    if isinstance(content, list):
+        pairs = list(enumerate(content))
+    elif all(type(value) is int for value in content.values()):
+        pairs = [(index, name) for name, index in content.items()]
+    else:
+        pairs = [(int(index), name) for index, name in content.items()]
+    if all(isinstance(value, list) and list(map(type, value)) == [str, str] for _, value in pairs):  # Keras
+        count = Counter(name for _, (_, name) in pairs)
+        pairs = [(index, f"{name} ({wordnet})" if count[name] > 1 else name) for index, (wordnet, name) in pairs]
+    return pairs
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands in it more than once")
+    return content
 
 
 def write_class_indices(path: Path, labels: tuple[str, ...]) -> None:

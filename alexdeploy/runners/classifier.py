@@ -1,28 +1,30 @@
-"""Images in, labels out: a runner with the preprocessing contract and the class names that its file carries.
-
-``Classifier`` serves an application, ``predict`` labels files.
-"""
+"""Images in, labels out: a runner with the preprocessing contract and the class names that its file carries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from alexdeploy.arrays import Batch
 from alexdeploy.data import preprocess
 from alexdeploy.data.dataset import UNREADABLE
-from alexdeploy.data.folders import IMAGE_SUFFIXES
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.data.decode import open_image
+from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.files import printable
 from alexdeploy.metrics import softmax
 from alexdeploy.runners.artifact import Artifact, open_artifact
 
 _BATCH = 32
+_EXPECTED = "an image is a path, a Pillow image, or an array (H, W) or (H, W, 3) uint8"
+
+AnyImage = Path | str | Image.Image | npt.NDArray[np.uint8]
 
 
 class Classifier:
@@ -55,9 +57,10 @@ class Classifier:
         opened = open_artifact(artifact)
         self.contract = opened.contract
         self.runner = opened.runner(runtime, **options)
+        self._origin = opened.origin
         self._ten_crop = ten_crop
 
-    def __call__(self, images: Sequence[Path | str | Image.Image | npt.NDArray[np.uint8]]) -> list[tuple[str, float]]:
+    def __call__(self, images: Iterable[AnyImage]) -> list[tuple[str, float]]:
         """(label, probability) of the likeliest class of each image; the class number where the file has no names.
 
         Args:
@@ -65,19 +68,40 @@ class Classifier:
 
         Raises:
             InputError: an image that cannot be read.
-            UsageError: an array that is no image.
+            UsageError: something that is no image, or one image in place of a list.
+            GateError: logits that are not finite.
             UnavailableError: the runtime failed.
         """
-        crops = 10 if self._ten_crop else 1
-        step = max(_BATCH // crops, 1)
-        found: list[tuple[str, float]] = []
-        for start in range(0, len(images), step):
-            chunk = images[start : start + step]
-            batch = np.concatenate([self._network_input(image) for image in chunk])
-            for row in softmax(self.runner.infer(batch)).reshape(len(chunk), crops, -1).mean(axis=1):
-                best = int(np.argmax(row))
-                found.append((self.contract.labels[best] if self.contract.labels else str(best), float(row[best])))
-        return found
+        return [likeliest for _, [likeliest] in self.ranked(images)]
+
+    def ranked(
+        self, images: Iterable[AnyImage], top: int = 1, *, skipped: list[str] | None = None
+    ) -> Iterator[tuple[int, list[tuple[str, float]]]]:
+        """(position, its ``top`` likeliest classes as (label, probability), best first) of each image, as they come.
+
+        Args:
+            images: as for a call; no more than a batch of them is held.
+            top: at most this many classes.
+            skipped: the names of unreadable images are added to it, and those images left out; without it the first
+                one is an error.
+
+        Raises:
+            InputError, UsageError, GateError, UnavailableError: as for a call.
+        """
+        pending: list[tuple[int, str, Batch]] = []
+        for index, image in enumerate(_each(images)):
+            name = printable(image) if isinstance(image, (str, os.PathLike)) else f"images[{index}]"
+            try:
+                pending.append((index, name, self._network_input(image, name)))
+            except InputError:
+                if skipped is None:
+                    raise
+                skipped.append(name)
+            if len(pending) * self._crops >= _BATCH:
+                yield from self._answers(pending, top)
+                pending = []
+        if pending:
+            yield from self._answers(pending, top)
 
     def close(self) -> None:
         """Release the runner."""
@@ -91,82 +115,68 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _network_input(self, source: Path | str | Image.Image | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        image = _image(source)
-        if self._ten_crop:
-            return preprocess.ten_crop(image, self.contract)
-        return preprocess.preprocess(image, self.contract)[None]
+    @property
+    def _crops(self) -> int:
+        return 10 if self._ten_crop else 1
+
+    def _network_input(self, source: AnyImage, name: str) -> Batch:
+        """(crops, *input_shape)."""
+        try:
+            image = _decoded(source, name)
+            if self._ten_crop:
+                return preprocess.ten_crop(image, self.contract)
+            return preprocess.preprocess(image, self.contract)[None]
+        except UsageError:
+            raise
+        except (InputError, *UNREADABLE) as error:
+            raise InputError(f"cannot read image '{name}': {_reason(error)}") from error
+
+    def _answers(
+        self, pending: list[tuple[int, str, Batch]], top: int
+    ) -> Iterator[tuple[int, list[tuple[str, float]]]]:
+        logits = self.runner.infer(np.concatenate([batch for _, _, batch in pending]))
+        for (index, name, _), scores in zip(pending, logits.reshape(len(pending), self._crops, -1), strict=True):
+            if not np.isfinite(scores).all():
+                kind = "NaN" if np.isnan(scores).any() else "infinite"
+                raise GateError(
+                    f"{self._origin}: its logits are {kind} for image '{name}'; check its weights, and whether FP16 "
+                    "holds its values"
+                )
+            shares = softmax(scores).mean(axis=0)
+            best = np.argsort(-shares, kind="stable")[:top]
+            labels = self.contract.labels
+            yield index, [(labels[i] if labels else str(i), float(shares[i])) for i in best]
 
 
-def _image(source: Path | str | Image.Image | npt.NDArray[Any]) -> Image.Image:
+def _each(images: Iterable[AnyImage]) -> Iterator[AnyImage]:
+    """The images of a list or another iterable; one image alone is none."""
+    one_array = isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[2] == 3))
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or one_array or not isinstance(images, Iterable):
+        raise UsageError(f"got {_kind(images)} in place of a list of images; {_EXPECTED}")
+    return iter(images)
+
+
+def _decoded(source: AnyImage, name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
-            raise UsageError(f"got an array {source.shape} {source.dtype}; an image is (H, W) or (H, W, 3) uint8")
+            raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
         return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return source
-    try:
-        image = Image.open(source)
-        image.load()
-    except UNREADABLE as error:
-        raise InputError(f"cannot read image '{source}': {error}") from error
+    if not isinstance(source, (str, os.PathLike, Image.Image)):
+        raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
+    image = source if isinstance(source, Image.Image) else open_image(Path(source))
+    image.load()
     return image
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """``probability`` of the winning class: its softmax, with ten crops the mean of the ten."""
-
-    image: str
-    label: str
-    probability: float
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} {value.dtype}"
+    return "None" if value is None else f"one of type {type(value).__name__}"
 
 
-@dataclass(frozen=True)
-class FoundImage:
-    """An image to label; ``truth`` is the class folder it lies in, where a folder was searched."""
-
-    path: Path
-    truth: str | None = None
-
-
-def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage]:
-    """Files as given; folders searched through, sorted. Subfolders that are named as classes tell the truth.
-
-    Raises:
-        InputError: a path that does not exist, or a folder without images.
-    """
-    found: list[FoundImage] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise InputError(f"{path}: the folder holds no images")
-            found += [
-                FoundImage(p, p.parent.name if p.parent != path and p.parent.name in labels else None) for p in inside
-            ]
-        elif path.exists():
-            found.append(FoundImage(path))
-        else:
-            raise InputError(f"{path}: no such file; check the path")
-    return found
-
-
-def predict(
-    artifact: Path | str | bytes | Artifact, images: Sequence[Path | str], *, ten_crop: bool = False
-) -> Iterator[Prediction]:
-    """One prediction per image, in order; the last partial batch too.
-
-    Raises:
-        UnavailableError: nothing on this machine can run the artifact.
-        InputError: an image that cannot be read.
-
-    Example:
-        >>> from alexdeploy import predict
-        >>> [prediction] = predict("model.onnx", ["digit.png"])
-        >>> prediction.label
-        '0'
-    """
-    with Classifier(artifact, ten_crop=ten_crop) as classifier:
-        for path, (label, probability) in zip(images, classifier(images), strict=True):
-            yield Prediction(str(path), label, probability)
+def _reason(error: Exception) -> str:
+    """On one line, without the path that the message names anyhow."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no format that Pillow can read"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -231,7 +231,7 @@ STAGES = {
     "calibrate": "alexdeploy.quantize.calibrate.calibrate",
     "quantize": "alexdeploy.quantize.quantize.quantize_onnx",
     "build-engine": "alexdeploy.engine.plan.plan_engine",
-    "predict": "alexdeploy.runners.classifier.predict",
+    "predict": "alexdeploy.runners.predict.predict",
 }
 
 Words = Callable[[str], list[str]]

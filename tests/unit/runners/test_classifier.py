@@ -1,29 +1,37 @@
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+import torch
+from onnx import helper, numpy_helper
 from PIL import Image
 
 import alexdeploy
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from tests.helpers.graphs import conv_lrn_gemm, images, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=("ant", "bee", "cat", "dog"))
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    proto = conv_lrn_gemm()
+PIXELS = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), np.uint8)
+
+
+def save(proto: onnx.ModelProto, path: Path) -> Path:
     helper.set_model_props(proto, {METADATA_KEY: CONTRACT.to_json()})
-    path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save(conv_lrn_gemm(), tmp_path / "model.onnx")
 
 
 def test_paths_images_and_arrays_give_the_same(model: Path, tmp_path: Path) -> None:
@@ -42,12 +50,84 @@ def test_paths_images_and_arrays_give_the_same(model: Path, tmp_path: Path) -> N
 
 def test_what_is_no_image_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(PIXELS[0]).save(tmp_path / "pixels.dds")
+    dds = bytearray((tmp_path / "pixels.dds").read_bytes())
+    dds[80:88] = b"\x04\0\0\0ABCD"  # a pixel format that Pillow does not know, for which it raises RuntimeError
+    (tmp_path / "pixels.dds").write_bytes(dds)
     with alexdeploy.Classifier(str(model)) as classifier:
         with pytest.raises(UsageError, match=r"\(H, W\) or \(H, W, 3\) uint8"):
             classifier([np.zeros((8, 8, 3), np.float32)])
         with pytest.raises(InputError, match=r"text\.png"):
             classifier([tmp_path / "text.png"])
+        with pytest.raises(InputError, match=r"cannot read image '.*pixels\.dds': Unimplemented pixel format"):
+            classifier([tmp_path / "pixels.dds"])
         assert classifier([]) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["a.png", b"a.png", Path("a.png"), Image.new("L", (8, 8)), PIXELS[0], PIXELS[0, :, :, 0], None, 7],
+    ids=lambda given: type(given).__name__,
+)
+def test_one_image_in_place_of_a_list_is_refused(model: Path, given: Any) -> None:
+    with alexdeploy.Classifier(model) as classifier, pytest.raises(UsageError, match="in place of a list of images"):
+        classifier(given)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3, 8, 8), b"a.png", None, 7], ids=lambda given: type(given).__name__)
+def test_an_entry_that_is_no_image_is_named(model: Path, given: Any) -> None:
+    with (
+        alexdeploy.Classifier(model) as classifier,
+        pytest.raises(UsageError, match=r"images\[1\] is .*a Pillow image"),
+    ):
+        classifier([PIXELS[0], given])
+
+
+def test_any_iterable_of_images_is_taken(model: Path) -> None:
+    with alexdeploy.Classifier(model) as classifier:
+        assert classifier(image for image in PIXELS) == classifier(list(PIXELS)) == classifier(PIXELS)
+
+
+def damaged(kind: str) -> Image.Image:
+    if kind == "floats":
+        return Image.new("F", (8, 8))
+    file = io.BytesIO()
+    Image.fromarray(np.tile(PIXELS[0], (16, 16, 1))).save(file, kind)
+    return Image.open(io.BytesIO(file.getvalue()[: -len(file.getvalue()) // 4]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "floats"])
+def test_a_damaged_pillow_image_is_an_input_error_of_one_line(model: Path, kind: str) -> None:
+    with alexdeploy.Classifier(model) as classifier:
+        with pytest.raises(InputError, match=r"cannot read image 'images\[1\]': .+") as error:
+            classifier([PIXELS[0], damaged(kind)])
+        assert "\n" not in str(error.value)
+
+
+def test_the_likeliest_classes_come_best_first_across_batches(model: Path) -> None:
+    (logits,) = run(conv_lrn_gemm(), ((PIXELS / np.float32(255) - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2))
+    shares = torch.from_numpy(logits).softmax(1)
+    with alexdeploy.Classifier(model) as classifier:
+        found = list(classifier.ranked(PIXELS, 3))
+        assert [len(answers) for _, answers in classifier.ranked(PIXELS[:2], 9)] == [4, 4]
+    assert [position for position, _ in found] == list(range(40))
+    values, places = shares.topk(3)
+    assert [[label for label, _ in answers] for _, answers in found] == [
+        [CONTRACT.labels[place] for place in row] for row in places.tolist()
+    ]
+    np.testing.assert_allclose([[share for _, share in answers] for _, answers in found], values, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite")])
+@pytest.mark.parametrize("ten_crop", [False, True])
+def test_logits_that_are_not_finite_are_no_answer(tmp_path: Path, value: float, kind: str, ten_crop: bool) -> None:
+    proto = conv_lrn_gemm()
+    (bias,) = [weight for weight in proto.graph.initializer if weight.name == "b2"]
+    bias.CopyFrom(numpy_helper.from_array(np.array([0, value, 0, 0], np.float32), "b2"))
+    path = save(proto, tmp_path / "broken.onnx")
+    said = rf"broken\.onnx: its logits are {kind} for image 'images\[0\]'"
+    with alexdeploy.Classifier(path, ten_crop=ten_crop) as classifier, pytest.raises(GateError, match=said):
+        classifier([PIXELS[0]])
 
 
 def test_load_gives_a_runner_for_any_file(model: Path) -> None:

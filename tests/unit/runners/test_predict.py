@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn import metrics
 
 from alexdeploy.data.preprocess import resize, to_input
 from alexdeploy.errors import InputError
 from alexdeploy.runners.artifact import Artifact, open_artifact
-from alexdeploy.runners.classifier import find_images, predict
+from alexdeploy.runners.predict import Prediction, find_images, folder_accuracy, predict
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
 
 
@@ -62,19 +64,93 @@ def test_ten_crop_averages_the_probabilities_of_the_crops_of_torchvision(
         assert prediction.probability == pytest.approx(float(mean.max()), rel=1e-5)
 
 
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(root / name)
+
+
 def test_class_folders_tell_the_truth_and_other_folders_do_not(tmp_path: Path) -> None:
-    for name in ("val/cat/1.png", "val/dog/2.png", "val/misc/3.png", "val/4.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4)).save(tmp_path / name)
-    labels = ("cat", "dog", "val")
-    found = find_images([tmp_path / "val", tmp_path / "val" / "cat" / "1.png"], labels)
-    assert [(image.path.name, image.truth) for image in found] == [
-        ("4.png", None),
-        ("1.png", "cat"),
-        ("2.png", "dog"),
-        ("3.png", None),
-        ("1.png", None),
+    write(
+        tmp_path, "val/cat/1.png", "val/dog/2.png", "val/misc/old/3.png", "val/4.png", "val/cat/._1.png", "val/.x/5.png"
+    )
+    found = find_images([tmp_path / "val", tmp_path / "val" / "cat" / "1.png"], ("cat", "dog"))
+    assert [(image.path.name, image.truth, image.folder) for image in found] == [
+        ("4.png", None, "val"),
+        ("1.png", "cat", None),
+        ("2.png", "dog", None),
+        ("3.png", None, "misc"),
+        ("1.png", None, None),
     ]
+
+
+def test_the_nearest_folder_that_is_named_as_a_class_counts_through_links_and_but_for_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "cat/2023/1.jfif.png", "cat/dog/2.png", "CAT/3.png", "Ant/4.png", "DOG/5.png")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "dog").symlink_to(tmp_path / "cat" / "2023")
+    labels = ("cat", "Dog", "ant", "ANT")
+
+    def truths(*paths: Path | str) -> list[str | None]:
+        return [image.truth for image in find_images([Path(path) for path in paths], labels)]
+
+    assert truths(tmp_path / "cat") == ["cat", "Dog"]
+    assert truths(tmp_path / "CAT", tmp_path / "DOG") == ["cat", "Dog"]
+    assert truths(tmp_path / "Ant") == [None], "two classes differ in case alone"
+    assert truths(tmp_path / "links") == ["Dog"]
+    monkeypatch.chdir(tmp_path / "cat" / "2023")
+    assert truths(".") == [None]
+    monkeypatch.chdir(tmp_path / "cat")
+    assert truths(".") == ["cat", "Dog"]
+
+
+def test_names_that_are_not_utf_8_are_shown(artifact: Artifact, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xbb\xa8"))
+    write(folder, os.fsdecode(b"\xc3.png"))
+    (found,) = find_images([tmp_path], ("\\xbb\\xa8",))
+    (prediction,) = predict(artifact, [found])
+    assert prediction.truth == "\\xbb\\xa8"
+    assert prediction.image == f"{tmp_path}/\\xbb\\xa8/\\xc3.png"
+
+
+def test_unreadable_images_are_left_out_and_named_where_that_is_asked_for(
+    artifact: Artifact, photos: list[Path], tmp_path: Path
+) -> None:
+    empty, text = tmp_path / "empty.png", tmp_path / "text.jpg"
+    empty.touch()
+    text.write_text("no image")
+    mixed = [empty, *photos[:20], text, *photos[20:]]
+    skipped: list[str] = []
+    assert list(predict(artifact, mixed, skipped=skipped)) == list(predict(artifact, photos))
+    assert skipped == [str(empty), str(text)]
+    with pytest.raises(InputError, match=rf"cannot read image '{empty}': .*; remove it, or use `skipped`"):
+        list(predict(artifact, mixed))
+    with pytest.raises(InputError, match="none of the 2 images can be read"):
+        list(predict(artifact, [empty, text], skipped=[]))
+
+
+def test_accuracy_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    labels = tuple("abcdefgh")
+    shares = random.dirichlet(np.ones(8), 200)
+    truth = random.integers(0, 7, 200)  # h has no images
+    shares[np.arange(200), truth] += 0.1
+    order = np.argsort(-shares)[:, :5]
+    predictions = [
+        Prediction("x.png", [(labels[place], 0.1) for place in row], labels[true])
+        for row, true in zip(order, truth, strict=True)
+    ]
+    found = folder_accuracy([*predictions, Prediction("y.png", [("a", 1.0)])], labels)
+    assert found is not None
+    assert found.images == 200
+    assert found.top1 == found.right / 200 == pytest.approx(metrics.accuracy_score(truth, order[:, 0]))
+    assert found.top5 == pytest.approx(metrics.top_k_accuracy_score(truth, shares, k=5, labels=range(8)))
+    recall = metrics.recall_score(truth, order[:, 0], labels=range(7), average=None)
+    assert [row.label for row in found.classes] == list("abcdefg")
+    np.testing.assert_allclose([row.recall for row in found.classes], recall)
+    assert sum(row.images for row in found.classes) == 200
+    assert folder_accuracy([Prediction("y.png", [("a", 1.0)])], labels) is None
 
 
 def test_names_given_may_not_contradict_the_file(artifact: Artifact) -> None:

@@ -1,0 +1,182 @@
+"""Labels of image files: which files, what the model answers, and how many answers their class folders confirm."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alexdeploy.data.folders import image_files
+from alexdeploy.errors import InputError
+from alexdeploy.files import printable
+from alexdeploy.runners.artifact import Artifact
+from alexdeploy.runners.classifier import Classifier
+
+JUDGED = 5  # likeliest classes of each image, for top-5 accuracy
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image to label.
+
+    Attributes:
+        path: the file.
+        truth: the class whose folder it lies in, where a folder was searched.
+        folder: the folder that names no class, where one was searched and there is no truth.
+    """
+
+    path: Path
+    truth: str | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model answers for an image.
+
+    Attributes:
+        image: its path; bytes that are not UTF-8 as \\xbb.
+        top: (label, probability) of the likeliest classes, best first. A probability is the softmax of the logits,
+            with ten crops the mean of the ten.
+        truth: see ``FoundImage``.
+    """
+
+    image: str
+    top: list[tuple[str, float]]
+    truth: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        return self.top[0][1]
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Of one class: its images, how many of them were answered with it, and their share."""
+
+    label: str
+    images: int
+    right: int
+    recall: float
+
+
+@dataclass(frozen=True)
+class FolderAccuracy:
+    """Of the images in class folders.
+
+    ``top1`` is the share that is right, ``top5`` the share whose class is among the five likeliest, None for a model
+    of at most five classes. ``classes`` are those that have images, in label order.
+    """
+
+    top1: float
+    top5: float | None
+    images: int
+    right: int
+    classes: list[ClassAccuracy]
+
+
+def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage]:
+    """Files as given; folders searched through, sorted.
+
+    The nearest folder above an image, up to the one given, that is named as a class tells its truth. Names are
+    compared as they are, then but for case.
+
+    Raises:
+        InputError: a path that does not exist, or a folder without images.
+    """
+    known = frozenset(labels)
+    alike = Counter(label.casefold() for label in labels)
+    folded = {label.casefold(): label for label in labels if alike[label.casefold()] == 1}
+    found: list[FoundImage] = []
+    for path in paths:
+        if path.is_dir():
+            inside = image_files(path)
+            if not inside:
+                raise InputError(f"{printable(path)}: the folder holds no images; name another")
+            found += [_in_folder(image, path, known, folded) for image in inside]
+        elif path.exists():
+            found.append(FoundImage(path))
+        else:
+            raise InputError(f"{printable(path)}: no such file; check the path")
+    return found
+
+
+def _in_folder(image: Path, root: Path, known: frozenset[str], folded: dict[str, str]) -> FoundImage:
+    own_name = os.path.basename(os.path.abspath(root))  # noqa: PTH100, PTH119 (of "." too, and of a link its own)
+    folders = [own_name, *image.relative_to(root).parts[:-1]]
+    for name in map(printable, reversed(folders)):
+        truth = name if name in known else folded.get(name.casefold())
+        if truth is not None:
+            return FoundImage(image, truth)
+    return FoundImage(image, folder=printable(folders[min(1, len(folders) - 1)]))
+
+
+def predict(
+    artifact: Path | str | bytes | Artifact,
+    images: Iterable[Path | str | FoundImage],
+    *,
+    ten_crop: bool = False,
+    top: int = 1,
+    skipped: list[str] | None = None,
+) -> Iterator[Prediction]:
+    """One prediction per image, in order; the last partial batch too.
+
+    Args:
+        artifact: as for ``Classifier``.
+        images: files, or what ``find_images`` found.
+        ten_crop: as for ``Classifier``.
+        top: how many classes of each image, at most.
+        skipped: the names of unreadable images are added to it, and those images left out; without it the first one
+            is an error.
+
+    Raises:
+        UnavailableError: nothing on this machine can run the artifact.
+        InputError: an image that cannot be read, or none that can.
+        GateError: logits that are not finite.
+
+    Example:
+        >>> from alexdeploy import predict
+        >>> [prediction] = predict("model.onnx", ["digit.png"])
+        >>> prediction.label
+        '0'
+    """
+    found = [image if isinstance(image, FoundImage) else FoundImage(Path(image)) for image in images]
+    position = -1
+    with Classifier(artifact, ten_crop=ten_crop) as classifier:
+        try:
+            for position, answers in classifier.ranked([image.path for image in found], top, skipped=skipped):
+                yield Prediction(printable(found[position].path), answers, found[position].truth)
+        except InputError as error:
+            raise InputError(f"{error}; remove it, or use `skipped`") from error
+    if found and position < 0:
+        raise InputError(f"none of the {len(found)} images can be read, {printable(found[0].path)} first")
+
+
+def folder_accuracy(predictions: Iterable[Prediction], labels: Sequence[str]) -> FolderAccuracy | None:
+    """Compare predictions, of the ``JUDGED`` likeliest classes at least, with their truth; None where none is known."""
+    ranks: dict[str, list[int]] = {label: [] for label in labels}  # place of the truth among the answers
+    for prediction in predictions:
+        if prediction.truth is not None:
+            answers = [label for label, _ in prediction.top]
+            ranks[prediction.truth].append(answers.index(prediction.truth) if prediction.truth in answers else JUDGED)
+    together = [rank for places in ranks.values() for rank in places]
+    if not together:
+        return None
+    classes = [
+        ClassAccuracy(label, len(places), places.count(0), places.count(0) / len(places))
+        for label, places in ranks.items()
+        if places
+    ]
+    return FolderAccuracy(
+        top1=together.count(0) / len(together),
+        top5=sum(rank < JUDGED for rank in together) / len(together) if len(labels) > JUDGED else None,
+        images=len(together),
+        right=together.count(0),
+        classes=classes,
+    )
