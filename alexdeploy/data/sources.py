@@ -38,6 +38,12 @@ def load_dataset(source: str, split: Split, *, data_root: Path | None = None, sk
 
     Raises:
         InputError: no such data set, or one that cannot be used (no images, one class, an empty class folder).
+
+    Example:
+        >>> from alexdeploy import load_dataset
+        >>> digits = load_dataset("digits", "val")
+        >>> digits.classes[digits.labels[0]], digits.image(0).size
+        ('0', (8, 8))
     """
     if source == "digits":
         return _digits(split)

@@ -48,6 +48,7 @@ VOCABULARY = {
     "files",
     "machine",
     "recipe",
+    "preprocessor_config",
     "metrics",
     "pickled",
 }
