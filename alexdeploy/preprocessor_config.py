@@ -236,7 +236,8 @@ def _arithmetic(config: _Transformers, name: str) -> tuple[float, tuple[float, .
         if not 0 < factor <= 1:
             _refuse("rescale_factor", f"expected more than 0 and at most 1; found {factor:g}")
         scale = round(1 / factor, 3)  # 0.003921569 is 1/255
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if config.do_normalize is not False and name != "MobileViT":
         mean, std = _each("image_mean", config.image_mean), _each("image_std", config.image_std)
     if config.rescale_offset and config.do_rescale is not False:

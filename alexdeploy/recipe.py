@@ -46,6 +46,8 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         label_smoothing: share of the target spread over all classes.
         augment: ``crop-mirror`` is the paper's (a window of the crop's size anywhere in the image, mirrored half the
             time); ``scale-mirror`` also takes 35 to 100 % of the area, stretched by up to 4/3 (Szegedy et al. 2014).
+        rotate: degrees; each image is first turned about its centre by an angle drawn evenly from ±rotate, bilinear,
+            its corners filled with black (torchvision's ``RandomRotation``).
         fancy_pca: standard deviation of the paper's colour shifts along the principal components of the training
             set's pixels; 0 for none, 0.1 in the paper.
         initialisation: ``pytorch``; ``paper`` (normal, 0.01, biases of conv2, 4, 5 and of hidden layers 1); or ``he``
@@ -64,6 +66,7 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     schedule: Literal["one-cycle", "step"] = "one-cycle"
     label_smoothing: float = 0.0
     augment: Literal["none", "crop-mirror", "scale-mirror"] = "none"
+    rotate: float = 0.0
     fancy_pca: float = 0.0
     initialisation: Literal["pytorch", "paper", "he"] = "pytorch"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -80,6 +83,8 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise UsageError("momentum must be at least 0 and below 1, weight_decay at least 0")
         if not 0 <= self.label_smoothing < 1 or not self.fancy_pca >= 0:
             raise UsageError("label_smoothing must be at least 0 and below 1, fancy_pca at least 0")
+        if not 0 <= self.rotate <= 180:
+            raise UsageError("rotate must be 0 to 180 degrees")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
