@@ -32,7 +32,7 @@ def _parse(content: Any) -> Contract:
     return parse_preprocessor_config(json.dumps(content), "x.json")
 
 
-TRANSFORMERS = {
+TRANSFORMERS: dict[str, tuple[dict[str, Any], Contract]] = {
     "ViT": (
         {"size": {"height": 224, "width": 200}, "do_convert_rgb": None, "processor_class": "X", **NORMAL},
         _rgb(resize=(224, 200)),
