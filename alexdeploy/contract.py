@@ -2,7 +2,8 @@
 
 It is stored in the checkpoint, in the ONNX ``metadata_props`` (key ``alexdeploy.contract``) and in the engine's
 sidecar, so that training, calibration, bench, predict and serving cannot preprocess differently. How it is applied
-is in ``alexdeploy.data.preprocess``; transforms and files of others become one in ``alexdeploy.data.transforms``.
+is in ``alexdeploy.data.preprocess``; transforms of torchvision become one in ``alexdeploy.data.transforms``, files of
+others in ``alexdeploy.preprocessor_config``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         layout: order of the input's axes behind the batch.
         input_type: ``float32``, ``float16``, or ``uint8`` for a graph that takes the pixels as they are.
         labels: class names in output order; empty when the origin of the weights did not tell.
+
+    Example:
+        >>> from alexdeploy import Contract
+        >>> Contract(color="gray", resize=(28, 28), mean=(0.1307,), std=(0.3081,)).input_shape
+        (1, 28, 28)
     """
 
     color: Literal["rgb", "bgr", "gray"]

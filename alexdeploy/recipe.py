@@ -15,6 +15,7 @@ import msgspec
 
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError, unknown_name
+from alexdeploy.preprocessor_config import parse_preprocessor_config
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "models"
 _INSTALLED = Path(__file__).resolve().parent / "recipes"
@@ -45,6 +46,8 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         label_smoothing: share of the target spread over all classes.
         augment: ``crop-mirror`` is the paper's (a window of the crop's size anywhere in the image, mirrored half the
             time); ``scale-mirror`` also takes 35 to 100 % of the area, stretched by up to 4/3 (Szegedy et al. 2014).
+        rotate: degrees; each image is first turned about its centre by an angle drawn evenly from ±rotate, bilinear,
+            its corners filled with black (torchvision's ``RandomRotation``).
         fancy_pca: standard deviation of the paper's colour shifts along the principal components of the training
             set's pixels; 0 for none, 0.1 in the paper.
         initialisation: ``pytorch``; ``paper`` (normal, 0.01, biases of conv2, 4, 5 and of hidden layers 1); or ``he``
@@ -63,6 +66,7 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     schedule: Literal["one-cycle", "step"] = "one-cycle"
     label_smoothing: float = 0.0
     augment: Literal["none", "crop-mirror", "scale-mirror"] = "none"
+    rotate: float = 0.0
     fancy_pca: float = 0.0
     initialisation: Literal["pytorch", "paper", "he"] = "pytorch"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -79,6 +83,8 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise UsageError("momentum must be at least 0 and below 1, weight_decay at least 0")
         if not 0 <= self.label_smoothing < 1 or not self.fancy_pca >= 0:
             raise UsageError("label_smoothing must be at least 0 and below 1, fancy_pca at least 0")
+        if not 0 <= self.rotate <= 180:
+            raise UsageError("rotate must be 0 to 180 degrees")
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,13 +121,24 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def load_contract(name_or_path: str) -> Contract:
-    """The preprocessing of a network's recipe, of a recipe file, or of a TOML file with nothing but [preprocess].
+    """The preprocessing of a network's recipe, or of a file.
+
+    Args:
+        name_or_path: a network of the zoo; a recipe, or a TOML file with nothing but [preprocess]; or a JSON file,
+            preprocessor_config.json of Transformers or config.json of timm.
 
     Raises:
-        UsageError, InputError: see ``load_recipe``.
+        UsageError, InputError: see ``load_recipe``; a JSON file with a key that a contract cannot express (named).
+
+    Example:
+        >>> from alexdeploy import load_contract
+        >>> load_contract("alexnet").input_shape
+        (3, 227, 227)
     """
     path = _recipe_file(name_or_path)
     text = path.read_bytes()
+    if path.suffix.lower() == ".json":
+        return parse_preprocessor_config(_utf8(text, str(path)), str(path))
     content = _decode(text, str(path), dict[str, Any])
     if content.keys() & {"network", "train"}:
         return parse_recipe(text, str(path)).preprocess
@@ -133,7 +150,7 @@ def _recipe_file(name_or_path: str) -> Path:
     if name_or_path in bundled:
         return bundled[name_or_path]
     path = Path(name_or_path)
-    if path.suffix != ".toml" and not path.is_file():
+    if path.suffix not in (".toml", ".json") and not path.is_file():
         raise UsageError(unknown_name("network", name_or_path, list(bundled)))
     if not path.is_file():
         raise InputError(f"{path}: no such recipe file; check the path, or name one of: {', '.join(sorted(bundled))}")
@@ -154,11 +171,22 @@ def parse_recipe(text: bytes, origin: str) -> Recipe:
 
 def _decode(text: bytes, origin: str, kind: type[_Decoded]) -> _Decoded:
     try:
-        return msgspec.toml.decode(text, type=kind)
+        return msgspec.toml.decode(_utf8(text, origin), type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {_explain(str(error))}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise InputError(f"{origin}: not a TOML file: {error}") from error
+
+
+def _utf8(text: bytes, origin: str) -> str:
+    """As text, with or without a byte order mark."""
+    try:
+        decoded = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{origin}: its text is not UTF-8; save it as UTF-8") from error
+    if "\0" in decoded:  # ASCII as UTF-16 without a mark
+        raise InputError(f"{origin}: its text is not UTF-8; save it as UTF-8")
+    return decoded
 
 
 def with_train_options(recipe: Recipe, **options: Any) -> Recipe:

@@ -77,8 +77,9 @@ def command(
 
     def show(epoch: Epoch) -> None:
         note(
-            f"epoch {epoch.epoch}/{loaded.train.epochs}: loss {epoch.train_loss:.4f}, held out {epoch.val_loss:.4f}, "
-            f"top-1 {epoch.top1:.2%}, {epoch.images_per_s:.0f} images/s, {epoch.seconds:.1f} s"
+            f"epoch {epoch.epoch}/{loaded.train.epochs}: loss {epoch.train_loss:.4f}, top-1 {epoch.train_top1:.2%}; "
+            f"held out: loss {epoch.val_loss:.4f}, top-1 {epoch.top1:.2%}; {epoch.images_per_s:.0f} images/s, "
+            f"{epoch.seconds:.1f} s"
         )
 
     with progress("loading PyTorch") as bar:
@@ -107,11 +108,13 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
     precision = "bf16" if result.bf16 else "fp32"
     if as_json:
         found = {"checkpoint": str(result.path), "top1": result.top1, "epochs": result.epochs, "fresh": result.fresh}
-        print_json({**found, "precision": precision})
+        print_json({**found, "precision": precision, "test": result.test})
         return
     if result.bf16:
         note('computed in bfloat16; precision = "fp32" in the recipe forbids that')
     click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images")
+    if result.test is not None:
+        click.echo(f"top-1 {result.test.test_top1:.2%} on {result.test.test_images} test images, which chose nothing")
 
 
 def _checkpoint_path(out: Path | None, network: str) -> Path:

@@ -39,6 +39,12 @@ def load_dataset(
 
     Raises:
         InputError: no such data set or split, or one that cannot be used (no images, an empty class folder).
+
+    Example:
+        >>> from alexdeploy import load_dataset
+        >>> digits = load_dataset("digits", "val")
+        >>> digits.classes[digits.labels[0]], digits.image(0).size
+        ('0', (8, 8))
     """
     if source in named.NAMES:
         root = data_root or Path(os.environ.get("ALEXDEPLOY_DATA", "data"))

@@ -42,6 +42,11 @@ class QuantizeSettings:
         lrn_fp16: FP16 inside LRN too, if calibration proves that its sums stay in range.
         keep_float: names of layers that stay in float, such as ``fc8``.
         max_drop: largest loss of top-1 in points; layers are kept in float until it is met. None: no budget.
+
+    Example:
+        >>> from alexdeploy import QuantizeSettings
+        >>> QuantizeSettings(method="entropy", keep_float=("fc8",)).dialect
+        'tensorrt'
     """
 
     method: Method | Literal["auto"] | None = None

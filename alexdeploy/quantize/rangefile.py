@@ -103,7 +103,15 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def save_ranges(
     path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...] = (), options: Mapping[str, Any] = _NO_OPTIONS
 ) -> None:
-    """Write the file, indented and sorted, with its sidecar."""
+    """Write the file, indented and sorted, with its sidecar.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from alexdeploy import calibrate, load_dataset, save_ranges
+        >>> save_ranges(Path("mine.json"), calibrate(Path("model.onnx"), load_dataset("digits", "train"), samples=32))
+        >>> Path("mine.json").exists()
+        True
+    """
     data = msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n"
     files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
 

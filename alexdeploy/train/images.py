@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.preprocess import center_crop, resize
+from alexdeploy.recipe import TrainSettings
 
 LEAST_AREA, GREATEST_STRETCH = 0.35, 4 / 3
 _MEMORY_SHARE = 0.4
@@ -100,14 +101,15 @@ def principal_components(pixels: Pixels) -> Tensor:
 class Augmentation:
     """The recipe's random changes and the contract's normalisation, for whole batches."""
 
-    def __init__(self, pixels: Pixels, contract: Contract, augment: str, fancy_pca: float) -> None:
-        self._pixels, self._contract, self._augment = pixels, contract, augment
-        self._shifts = principal_components(pixels) * fancy_pca if fancy_pca else None
+    def __init__(self, pixels: Pixels, contract: Contract, settings: TrainSettings) -> None:
+        self._pixels, self._contract = pixels, contract
+        self._augment, self._degrees = settings.augment, settings.rotate
+        self._shifts = principal_components(pixels) * settings.fancy_pca if settings.fancy_pca else None
 
     @property
     def is_instant(self) -> bool:
         """True if a batch takes no work on single images."""
-        return self._augment == "none" and self._pixels.are_stacked
+        return self._augment == "none" and not self._degrees and self._pixels.are_stacked
 
     def batch(self, indices: Tensor, places: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """Float32 (n, C, H, W) in channels-last memory, and labels (n,).
@@ -120,13 +122,16 @@ class Augmentation:
         """
         generator = torch.Generator().manual_seed(seed)
         chance = torch.rand(size, 5, generator=generator)[places]
-        images = self._pixels[indices]
-        if self._augment != "none":
-            images = [self._window(image, draw) for image, draw in zip(images, chance.tolist(), strict=True)]
-        stacked = images if isinstance(images, Tensor) else torch.stack(images)
         shifts = None
         if self._shifts is not None:
             shifts = torch.randn(size, self._contract.channels, generator=generator)[places] @ self._shifts.T
+        images = self._pixels[indices]
+        if self._degrees:
+            angles = (2 * torch.rand(size, generator=generator)[places] - 1) * self._degrees
+            images = [_turned(image, angle) for image, angle in zip(images, angles.tolist(), strict=True)]
+        if self._augment != "none":
+            images = [self._window(image, draw) for image, draw in zip(images, chance.tolist(), strict=True)]
+        stacked = images if isinstance(images, Tensor) else torch.stack(images)
         return normalize_batch(stacked, self._contract, shifts), self._pixels.labels[indices]
 
     def _window(self, image: Tensor, chance: Sequence[float]) -> Tensor:
@@ -144,6 +149,14 @@ class Augmentation:
         if (tall, wide) != size:
             image = tv.resize(image.permute(2, 0, 1), [*size], antialias=True).permute(1, 2, 0)
         return image.flip(1) if chance[4] < 0.5 else image
+
+
+def _turned(image: Tensor, angle: float) -> Tensor:
+    """(H, W, C) turned about its centre by that many degrees, counter-clockwise; black where there was no image."""
+    pixels = image.numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    turned = picture.rotate(angle, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(turned).reshape(pixels.shape))
 
 
 def _at_least(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,10 +18,10 @@ from alexdeploy.recipe import Recipe
 from alexdeploy.train import optimizer as learning
 from alexdeploy.train.images import Augmentation, Pixels
 from alexdeploy.train.processes import Processes, join_processes
-from alexdeploy.train.progress import Epoch, Step, write_curves, write_log
+from alexdeploy.train.progress import Epoch, FinalTest, Step, write_curves, write_log
 from alexdeploy.train.run import Batches, Stepper, evaluate, uses_bf16
 from alexdeploy.train.state import State, load_state, save_state
-from alexdeploy.zoo.checkpoint import Checkpoint, save_checkpoint
+from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.registry import build_network
 from alexdeploy.zoo.weights import start_from
@@ -33,7 +33,8 @@ SAVE_EVERY_S = 300.0
 class TrainResult:
     """The checkpoint written, the best held-out accuracy and the epochs it was chosen from; whether in bfloat16.
 
-    ``fresh`` names the parameters that ``weights`` did not fill, ``is_first`` is False in all processes but one.
+    ``test`` is what the checkpoint does on the test images, in the first process. ``fresh`` names the parameters that
+    ``weights`` did not fill, ``is_first`` is False in all processes but one.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class TrainResult:
     fresh: list[str]
     is_first: bool
     bf16: bool
+    test: FinalTest | None = None
 
 
 def train_network(
@@ -53,10 +55,11 @@ def train_network(
     device: str = "auto",
     weights: Path | None = None,
     resume: bool = False,
+    test: ImageDataset | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> TrainResult:
-    """Train a network of the zoo on ``learn`` and write the weights that score best on ``judge``.
+    """Train a network of the zoo on ``learn``, write the weights that score best on ``judge``, try them on ``test``.
 
     ``NAME.safetensors`` holds the best weights. ``NAME.last.pt`` holds the last ones and all that ``resume`` needs; it
     is replaced after each epoch, every five minutes and on interruption. ``NAME.jsonl`` and ``NAME.png`` are log and
@@ -71,6 +74,7 @@ def train_network(
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         weights: start from these instead of fresh ones; the last layer is new when they are for other classes.
         resume: go on with the run that left ``NAME.last.pt``, if its settings and images are the same.
+        test: images that the checkpoint is tried on once, at the end; they choose nothing.
         on_epoch: called after each epoch.
         on_step: called after each step.
 
@@ -101,6 +105,8 @@ def train_network(
         raise InputError(f"{learn.name}: is not split, and nothing would be held out; use class folders")
     if learn.classes != judge.classes:
         raise InputError(f"{learn.name} and {judge.name} name different classes")
+    if test is not None and test.classes != learn.classes:
+        raise InputError(f"{learn.name} and {test.name} name different classes")
     with join_processes(device) as processes:
         run = _Run(recipe, learn, judge, path, processes, weights)
         if resume:
@@ -110,8 +116,9 @@ def train_network(
         with processes.signals_deferred():
             while run.state.step < run.steps:
                 run.epoch(on_step, on_epoch)
-        bf16 = bool(run.state.bf16)
-        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, processes.is_first, bf16)
+        bf16, is_first = bool(run.state.bf16), processes.is_first
+        tested = run.try_on(test) if test is not None and is_first else None
+        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, is_first, bf16, tested)
 
 
 class _Run:
@@ -141,7 +148,7 @@ class _Run:
         self._stepper = Stepper(self._model, self._optimizer, settings, processes)
         pixels = Pixels(learn, self._contract, cropped=settings.augment == "none")
         self._held_out = Pixels(judge, self._contract, cropped=True)
-        augmentation = Augmentation(pixels, self._contract, settings.augment, settings.fancy_pca)
+        augmentation = Augmentation(pixels, self._contract, settings)
         self._batches = Batches(augmentation, len(pixels), settings, processes)
         self.steps = settings.epochs * self._batches.per_epoch
         self._identity = {
@@ -180,9 +187,10 @@ class _Run:
         rate = 0.0
         for images, labels, counted, size in self._batches.from_step(state.step):
             rate = learning.set_learning_rate(self._optimizer, settings.schedule, state.step, self.steps)
-            loss = self._stepper.step(state.step, images, labels, counted, size, bf16=bool(state.bf16))
+            loss, correct = self._stepper.step(state.step, images, labels, counted, size, bf16=bool(state.bf16))
             state.step += 1
             state.loss_sum += loss * size
+            state.correct += correct
             state.images += size
             state.seconds = time.perf_counter() - started
             if self._processes.is_first:
@@ -197,12 +205,23 @@ class _Run:
         speed = state.images / state.seconds
         top1, val_loss = evaluate(self._model, self._held_out, self._contract, self._processes)
         seconds = time.perf_counter() - started
-        ended = Epoch(number, state.loss_sum / state.images, val_loss, top1, rate, speed, seconds)
+        train_loss, train_top1 = state.loss_sum / state.images, state.correct / state.images
+        ended = Epoch(number, train_loss, val_loss, top1, rate, speed, seconds, train_top1)
         self._close(ended)
         if self._processes.is_first:
             on_epoch(ended)
         if self._processes.any_signalled():
             self._processes.obey_signal()
+
+    def try_on(self, test: ImageDataset) -> FinalTest:
+        """The best checkpoint on other images, alone in this process; the log gets it too."""
+        alone = Processes(0, 1, self._processes.device)
+        best = load_checkpoint(self._path).model.to(alone.device)
+        images = Pixels(test, self._contract, cropped=True)
+        top1, loss = evaluate(best, images, self._contract, alone)
+        tested = FinalTest(top1, loss, len(images))
+        write_log(self._path.with_suffix(".jsonl"), self.state.epochs, tested)
+        return tested
 
     def _close(self, ended: Epoch) -> None:
         """Write what an epoch leaves behind; the state last, so that a run killed before it repeats the epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from alexdeploy import files
 class Epoch:
     """The figures of one epoch.
 
-    ``train_loss`` is the mean over its images, with augmentation, dropout and label smoothing; ``val_loss`` (plain
-    cross entropy) and ``top1`` are over the held-out split.
+    ``train_loss`` and ``train_top1`` are over its images as they were learnt: in each batch before its step, with
+    augmentation, dropout and label smoothing. ``val_loss`` (plain cross entropy) and ``top1`` are over the held-out
+    split. ``train_top1`` is NaN for an epoch of an older version.
     """
 
     epoch: int
@@ -26,6 +28,7 @@ class Epoch:
     learning_rate: float
     images_per_s: float
     seconds: float
+    train_top1: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,22 @@ class Step:
     images_per_s: float
 
 
-def write_log(path: Path, epochs: list[Epoch]) -> None:
-    """One JSON object per epoch and line."""
-    files.write_bytes(path, msgspec.json.Encoder().encode_lines(epochs))
+@dataclass(frozen=True)
+class FinalTest:
+    """The best checkpoint on images that neither taught nor chose it."""
+
+    test_top1: float
+    test_loss: float
+    test_images: int
+
+
+def write_log(path: Path, epochs: list[Epoch], test: FinalTest | None = None) -> None:
+    """One JSON object per epoch and line, and one for the test."""
+    files.write_bytes(path, msgspec.json.Encoder().encode_lines([*epochs, *([test] if test else [])]))
 
 
 def write_curves(path: Path, epochs: list[Epoch]) -> None:
-    """Losses, and held-out accuracy, over the epochs, as PNG."""
+    """Losses and accuracies over the epochs, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,10 +68,11 @@ def write_curves(path: Path, epochs: list[Epoch]) -> None:
     losses.plot(numbers, [epoch.train_loss for epoch in epochs], ".-", label="training")
     losses.plot(numbers, [epoch.val_loss for epoch in epochs], ".-", label="held out")
     losses.set(xlabel="epoch", ylabel="cross entropy")
-    losses.legend()
-    accuracy.plot(numbers, [100 * epoch.top1 for epoch in epochs], ".-")
-    accuracy.set(xlabel="epoch", ylabel="held-out top-1, %")
+    accuracy.plot(numbers, [100 * epoch.train_top1 for epoch in epochs], ".-", label="training")
+    accuracy.plot(numbers, [100 * epoch.top1 for epoch in epochs], ".-", label="held out")
+    accuracy.set(xlabel="epoch", ylabel="top-1, %")
     for axes in (losses, accuracy):
+        axes.legend()
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     image = io.BytesIO()

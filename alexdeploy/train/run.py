@@ -111,8 +111,13 @@ class Stepper:
         self._model, self._optimizer = processes.wrap(model), optimizer
         self._settings, self._processes = settings, processes
 
-    def step(self, number: int, images: Tensor, labels: Tensor, counted: int, size: int, *, bf16: bool) -> float:
-        """Learn from a batch, ``bf16`` in bfloat16; returns the mean loss over the global batch of ``size`` images.
+    def step(
+        self, number: int, images: Tensor, labels: Tensor, counted: int, size: int, *, bf16: bool
+    ) -> tuple[float, float]:
+        """Learn from a batch, ``bf16`` in bfloat16.
+
+        Returns:
+            The mean loss over the global batch of ``size`` images, and how many of them were answered rightly.
 
         Raises:
             TrainingDivergedError: that loss is NaN or infinite; the weights are as they were.
@@ -122,17 +127,19 @@ class Stepper:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = self._model(images.to(device, non_blocking=True))
         smoothing = self._settings.label_smoothing
-        losses = cross_entropy(logits.float(), labels.to(device), reduction="none", label_smoothing=smoothing)
+        labels = labels.to(device)
+        losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
         local = (
             losses[:counted].sum() + 0 * losses.sum()
         )  # the second term keeps padding images in the graph: every rank runs backward
-        (loss,) = self._processes.total(float(local.detach()) / size)
+        right = (logits.argmax(1) == labels)[:counted].sum()
+        loss, correct = self._processes.total(float(local.detach()) / size, float(right))
         if not math.isfinite(loss):
             raise TrainingDivergedError(self._advice(number, loss, bf16))
         self._optimizer.zero_grad(set_to_none=True)
         (local * (self._processes.world / size)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return loss
+        return loss, correct
 
     def _advice(self, number: int, loss: float, bf16: bool) -> str:
         rate = float(self._optimizer.param_groups[0]["lr"])

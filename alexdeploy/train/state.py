@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ class State:
     Attributes:
         bf16: the run computes in bfloat16, wherever it goes on; None while that is open.
         step: steps done, over all epochs.
-        loss_sum, images, seconds: of the epoch begun: summed loss, images seen, time spent.
+        loss_sum, correct, images, seconds: of the epoch begun: summed loss, images answered rightly, images seen,
+            time spent.
         best: highest held-out top-1 so far.
         epochs: those that ended.
     """
@@ -33,6 +35,7 @@ class State:
     bf16: bool | None = None
     step: int = 0
     loss_sum: float = 0.0
+    correct: float = 0.0
     images: int = 0
     seconds: float = 0.0
     best: float = -1.0
@@ -61,8 +64,9 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, A
     files.check_input(path)
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        state = msgspec.convert(kept["state"], State)
-        found, model, optimizer = kept["identity"], kept["model"], kept["optimizer"]
+        # older versions did not count the right answers, and did not rotate
+        state = msgspec.convert({"correct": math.nan, **kept["state"]}, State)
+        found, model, optimizer = {"rotate": 0.0, **kept["identity"]}, kept["model"], kept["optimizer"]
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, msgspec.ValidationError) as error:
         raise InputError(f"{path}: not the state of a training run ({type(error).__name__}); start anew") from error
     other = [key for key in sorted({*identity, *found}) if identity.get(key) != found.get(key)]

@@ -49,6 +49,7 @@ VOCABULARY = {
     "files",
     "machine",
     "recipe",
+    "preprocessor_config",
     "metrics",
     "pickled",
 }

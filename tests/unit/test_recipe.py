@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alexdeploy.errors import InputError, UsageError
-from alexdeploy.recipe import load_recipe, parse_recipe, with_train_options
+from alexdeploy.recipe import load_contract, load_recipe, parse_recipe, with_train_options
 from alexdeploy.zoo.registry import NETWORKS, build_network
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -74,9 +74,16 @@ def test_a_faulty_recipe_is_refused_with_its_origin_and_the_cure(old: str, new: 
         parse_recipe(TEXT.replace(old, new, 1).encode(), "mine.toml")
 
 
-def test_a_recipe_that_is_not_utf8_is_refused() -> None:
-    with pytest.raises(InputError, match="not a TOML file"):
-        parse_recipe(b"\xff\xfe", "mine.toml")
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16", "utf-16-le"])
+def test_a_recipe_that_is_not_utf8_is_refused_with_the_cure(encoding: str) -> None:
+    with pytest.raises(InputError, match=r"^mine.toml: its text is not UTF-8; save it as UTF-8$"):
+        parse_recipe(f"# 花\n{TEXT}".encode(encoding) if encoding == "gbk" else TEXT.encode(encoding), "mine.toml")
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert load_recipe(str(tmp_path / "mine.toml")) == parse_recipe(TEXT.encode(), "mine.toml")
+    assert load_contract(str(tmp_path / "mine.toml")).crop == 28
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.preprocess import center_crop, preprocess, resize, to_input
+from alexdeploy.recipe import TrainSettings
 from alexdeploy.train.images import Augmentation, Pixels, principal_components
 
 RGB = Contract(color="rgb", resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -33,10 +36,13 @@ def _dataset(*sizes: tuple[int, int], bad: tuple[int, ...] = (), skip_bad: bool 
     return ImageDataset("noise", ("a", "b"), names, np.arange(len(sizes)) % 2, read, skip_bad)
 
 
-def _batch(dataset: ImageDataset, contract: Contract, augment: str, seed: int = 0, pca: float = 0.0) -> Tensor:
+def _batch(
+    dataset: ImageDataset, contract: Contract, augment: Any, seed: int = 0, pca: float = 0.0, rotate: float = 0.0
+) -> Tensor:
     every = torch.arange(len(dataset))
     pixels = Pixels(dataset, contract, cropped=augment == "none")
-    return Augmentation(pixels, contract, augment, pca).batch(every, every, len(dataset), seed)[0]
+    settings = TrainSettings(epochs=1, batch_size=1, learning_rate=1.0, augment=augment, fancy_pca=pca, rotate=rotate)
+    return Augmentation(pixels, contract, settings).batch(every, every, len(dataset), seed)[0]
 
 
 @pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
@@ -101,6 +107,37 @@ def test_fancy_pca_adds_one_colour_to_each_image() -> None:
     torch.testing.assert_close(per_image, per_image[:, :, :1].expand_as(per_image), rtol=0, atol=1e-6)
     assert float(per_image.std()) > 0.005
     assert not torch.allclose(per_image[0], per_image[1])
+
+
+def test_rotation_turns_about_the_centre_by_up_to_the_angle_and_fills_with_black() -> None:
+    size, degrees = 65, 30.0
+    bar = Image.new("L", (size, size))
+    bar.paste(255, (32, 0, 33, size))  # a line through the centre, from top to bottom
+    dataset = ImageDataset("bar", ("a", "b"), ["x"] * 60, np.zeros(60, np.int64), lambda i: bar)
+    contract = Contract(color="gray", crop=size, mean=(0.0,), std=(1.0,))
+    turned = _batch(dataset, contract, "none", rotate=degrees)[:, 0]
+    assert torch.all(turned[:, 32, 32] > 0.9)
+    # the line is at x = 32 + tan(angle) * 20, twenty rows above the centre
+    columns = torch.arange(size, dtype=torch.float32)
+    found = torch.rad2deg(torch.atan((32 - (turned[:, 12] * columns).sum(1) / turned[:, 12].sum(1)) / 20))
+    assert float(found.abs().max()) <= degrees + 0.5
+    assert np.allclose(np.quantile(found, [0.1, 0.5, 0.9]), [-24, 0, 24], atol=8)  # even over ±30
+    white = ImageDataset("white", ("a", "b"), ["x"], np.array([0]), lambda i: Image.new("L", (size, size), 255))
+    corners = _batch(white, contract, "none", seed=3, rotate=degrees)[0, 0][[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.tolist() == [0, 0, 0, 0]
+
+
+def test_rotation_leaves_the_other_draws_alone() -> None:
+    dataset = ImageDataset("flat", ("a", "b"), ["x"], np.array([0]), lambda i: _disc())
+    for augment in ("crop-mirror", "scale-mirror"):
+        still, turned = (_batch(dataset, RGB, augment, seed=5, pca=0.1, rotate=angle) for angle in (0.0, 1e-6))
+        torch.testing.assert_close(turned, still, rtol=0, atol=0.05)
+
+
+def _disc() -> Image.Image:
+    """Something smooth, which bilinear resampling leaves as it is."""
+    rows, columns = np.mgrid[:40, :50]
+    return Image.fromarray(np.stack([rows * 4, columns * 4, rows + columns], axis=-1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("free_memory", [True, False])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,12 +31,14 @@ from alexdeploy.zoo.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 LEARN, JUDGE = load_dataset("digits", "train").subset(150), load_dataset("digits", "val").subset(60)
+TEST = load_dataset("digits", "val").subset(90)
 
 
 def _recipe(**options: Any) -> Recipe:
     recipe = load_recipe("lenet")
     network = msgspec.structs.replace(recipe.network, dropout=0.2)
     defaults = {"epochs": 3, "batch_size": 32, "augment": "crop-mirror", "fancy_pca": 0.1, "label_smoothing": 0.1}
+    defaults["rotate"] = 5.0
     return with_train_options(msgspec.structs.replace(recipe, network=network), **{**defaults, **options})
 
 
@@ -90,8 +94,8 @@ def test_a_resumed_run_is_to_the_bit_one_that_was_never_interrupted(
     seen: list[Step] = []
     result = _train(tmp_path, _recipe(), resume=True, on_step=seen.append)
     assert [(step.done, step.loss) for step in seen] == [(step.done, step.loss) for step in steps[stop:]]
-    assert [(e.train_loss, e.val_loss, e.top1) for e in result.epochs] == [
-        (e.train_loss, e.val_loss, e.top1) for e in expected.epochs
+    assert [(e.train_loss, e.train_top1, e.val_loss, e.top1) for e in result.epochs] == [
+        (e.train_loss, e.train_top1, e.val_loss, e.top1) for e in expected.epochs
     ]
     for name, weight in _last(folder).items():
         assert torch.equal(_last(tmp_path)[name], weight), name
@@ -99,6 +103,38 @@ def test_a_resumed_run_is_to_the_bit_one_that_was_never_interrupted(
     assert again.metrics == best.metrics
     for name, weight in best.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], weight), name
+
+
+def _right(path: Path, images: ImageDataset) -> int:
+    """How many images the checkpoint answers rightly, by hand."""
+    checkpoint = load_checkpoint(path)
+    checkpoint.model.eval()
+    ((inputs, labels),) = images.batches(checkpoint.contract, len(images))
+    with torch.inference_mode():
+        return int(np.sum(checkpoint.model(torch.from_numpy(inputs)).numpy().argmax(1) == labels))
+
+
+def test_the_training_accuracy_is_that_of_the_images_as_they_were_learnt(tmp_path: Path) -> None:
+    recipe = load_recipe("lenet")  # no dropout; one step, so small that the weights stay what they were
+    settings = {"augment": "none", "epochs": 1, "batch_size": 200, "learning_rate": 1e-12, "precision": "fp32"}
+    (epoch,) = _train(tmp_path, with_train_options(recipe, **settings)).epochs
+    assert epoch.train_top1 == _right(tmp_path / "net.safetensors", LEARN) / len(LEARN)
+
+
+def test_the_best_checkpoint_is_tried_on_test_images_that_choose_nothing(
+    whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    before = (folder / "net.safetensors").read_bytes()
+    result = _train(folder, _recipe(), resume=True, test=TEST)
+    assert result.test is not None
+    assert result.test.test_top1 == _right(folder / "net.safetensors", TEST) / len(TEST)
+    assert (folder / "net.safetensors").read_bytes() == before
+    log = (folder / "net.jsonl").read_bytes().splitlines()
+    assert len(log) == 4
+    assert msgspec.json.decode(log[-1]) == msgspec.to_builtins(result.test)
+    with pytest.raises(InputError, match="name different classes"):
+        _train(tmp_path / "other", _recipe(), test=replace(TEST, classes=tuple("abcdefghij")))
 
 
 def _measured_share(monkeypatch: pytest.MonkeyPatch, share: float, *, present: bool = True) -> None:
@@ -146,8 +182,11 @@ def test_a_state_of_an_older_version_is_resumed_as_the_recipe_says(
         _train(tmp_path, _recipe(), on_step=_interrupt_at(7))
     kept = torch.load(tmp_path / "net.last.pt", weights_only=True)
     assert kept["state"].pop("bf16") is True
+    del kept["state"]["correct"], kept["state"]["epochs"][0]["train_top1"], kept["identity"]["rotate"]
     torch.save(kept, tmp_path / "net.last.pt")
-    assert _train(tmp_path, _recipe(), resume=True).bf16
+    result = _train(tmp_path, _recipe(rotate=0.0), resume=True)
+    assert result.bf16
+    assert [math.isnan(epoch.train_top1) for epoch in result.epochs] == [True, True, False]
 
 
 def test_resuming_a_run_that_ended_changes_nothing(whole: tuple[Path, TrainResult, list[Step]]) -> None:
@@ -278,7 +317,13 @@ def test_two_processes_learn_what_one_does_and_only_the_first_writes(tmp_path: P
     assert done.returncode == 0, done.stderr
     one, two = _last(tmp_path / "one"), _last(tmp_path / "two")
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
-    assert len((tmp_path / "two" / "net.jsonl").read_text().splitlines()) == 4
+    logs = [
+        msgspec.json.Decoder(dict[str, float]).decode_lines((tmp_path / name / "net.jsonl").read_bytes())
+        for name in ("one", "two")
+    ]
+    assert [len(log) for log in logs] == [4, 4]
+    for alone, together in zip(*logs, strict=True):
+        assert together["train_top1"] == pytest.approx(alone["train_top1"], abs=1 / 61)
 
 
 def test_a_launcher_that_starts_one_process_of_several_is_not_taken_for_a_run_on_one(
