@@ -53,7 +53,7 @@ class Classifier:
         **options: Any,
     ) -> None:
         opened = open_artifact(artifact)
-        self.contract = opened.contract
+        self.contract, self._ends_in_softmax = opened.contract, opened.ends_in_softmax
         self.runner = opened.runner(runtime, **options)
         self._ten_crop = ten_crop
 
@@ -74,7 +74,9 @@ class Classifier:
         for start in range(0, len(images), step):
             chunk = images[start : start + step]
             batch = np.concatenate([self._network_input(image) for image in chunk])
-            for row in softmax(self.runner.infer(batch)).reshape(len(chunk), crops, -1).mean(axis=1):
+            scores = self.runner.infer(batch)
+            probabilities = scores if self._ends_in_softmax else softmax(scores)
+            for row in probabilities.reshape(len(chunk), crops, -1).mean(axis=1):
                 best = int(np.argmax(row))
                 found.append((self.contract.labels[best] if self.contract.labels else str(best), float(row[best])))
         return found

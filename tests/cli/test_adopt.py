@@ -36,7 +36,7 @@ def test_a_foreign_model_is_adopted_and_used(run: Run, foreign: Path, pictures: 
     done = run("export", foreign, "--contract", "alexnet-mnist", "--data", "digits", "-o", model, "--json")
     assert done.code == 0, done.err
     answer = json.loads(done.out)
-    assert answer.keys() == {"model", "ops", "fused_lrn", "parity"}
+    assert answer.keys() == {"model", "ops", "fused_lrn", "interface", "parity"}
     assert len(answer["fused_lrn"]) == answer["ops"]["LRN"] == 2
     assert answer["parity"]["random_inputs"] <= answer["parity"]["tolerance"] == 1e-5
     assert contract_of(load_onnx(model), "model").labels == tuple("0123456789")
