@@ -35,7 +35,7 @@ class Foreign:
         for text in self.constant:
             name, _, value = text.rpartition("=")
             if not name or name in found:
-                raise UsageError(f"--constant {text}: expected NAME=VALUE, each name once, such as training=false")
+                raise UsageError(f"--constant {text}: expected INPUT=VALUE, each input once, such as training=false")
             found[name] = _constant(text, value)
         return found
 
@@ -134,9 +134,11 @@ def _changes(result: AdoptResult) -> str:
         "logits": [interface.logits] if interface.dropped else [],
         "outputs taken out": interface.dropped,
         "constants": interface.constants,
-        "taken out at the end, since predict applies it": [interface.softmax] if interface.softmax else [],
     }
-    return "".join(f"{what}: {few(names)}; " for what, names in changes.items() if names)
+    told = [f"{what}: {few(names)}" for what, names in changes.items() if names]
+    if interface.softmax:
+        told.append(f"{interface.softmax} taken out at the end, since predict applies it")
+    return "".join(f"{change}; " for change in told)
 
 
 def print_written(output: Path, ops: dict[str, int], parity: Parity, original: str, more: str = "") -> None:

@@ -126,7 +126,7 @@ def _rewritten(plain: ir.Model, *, fuse: bool = True) -> tuple[ir.Model, list[st
     """The model as it is to be written, and the names of the LRN nodes it did not have before."""
     native = {node.outputs[0].name for node in plain.graph if node.op_type == "LRN"}
     model = fuse_lrn(plain)[0] if fuse else plain
-    model = name_unnamed(restore_flatten(fold_constants(modernised(model))))
+    model = restore_flatten(fold_constants(name_unnamed(modernised(model))))  # folding invents names
     lrn = [node for node in model.graph if node.op_type == "LRN"]
     return model, [str(node.name) for node in lrn if node.outputs[0].name not in native]
 

@@ -66,11 +66,13 @@ def _automatic_pads(
     before, after = (value.shape if value is not None else None for value in (node.inputs[0], node.outputs[0]))
     if not mode.startswith("SAME") or before is None or after is None:
         return (0, 0, 0, 0)
-    small, large = [], []
+    small: list[int] = []
+    large: list[int] = []
     for axis, (size, count) in enumerate(zip(before[2:], after[2:], strict=True)):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        known = isinstance(size, int) and isinstance(count, int)
-        total = max((count - 1) * stride[axis] + reach - size, 0) if known else 0
+        total = 0
+        if isinstance(size, int) and isinstance(count, int):
+            reach = dilation[axis] * (kernel[axis] - 1) + 1
+            total = max((count - 1) * stride[axis] + reach - size, 0)
         small.append(total // 2)
         large.append(total - total // 2)
     return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)

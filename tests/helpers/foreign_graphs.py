@@ -17,7 +17,7 @@ NHWC = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.25,) * 3,
 PIXELS = Contract(color="rgb", resize=8, crop=8, layout="nhwc", input_type="uint8")
 HALF = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, input_type="float16")
 
-Tensor = tuple[str, int, Sequence[int | str | None]]
+Tensor = tuple[str, int, Sequence[Any]]
 node = helper.make_node
 
 
