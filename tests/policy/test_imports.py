@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 VOCABULARY = {
     "alexdeploy",
     "_version",
+    "arrays",
     "columns",
     "errors",
     "optional",

@@ -176,7 +176,7 @@ class IExecutionContext:
     def get_tensor_shape(self, name: str) -> list[int]:
         assert self._shape is not None
         first = self.engine._tensors[0]
-        images = np.zeros(self._shape, nptype(_TYPES[first.type]))
+        images: Any = np.zeros(self._shape, nptype(_TYPES[first.type]))
         return list(self.engine._session.run([name], {first.name: images})[0].shape)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:

@@ -20,6 +20,7 @@ from alexdeploy.runners.classifier import Classifier
 from tests.helpers.foreign_graphs import (
     CONTRACT,
     Foreign,
+    Tensor,
     caffe,
     features,
     further_inputs,
@@ -81,7 +82,7 @@ def test_a_constant_that_is_missing_or_does_not_fit_is_named(constants: dict[str
 
 def test_an_input_of_a_dropped_output_alone_needs_no_value(tmp_path: Path) -> None:
     nodes = [*features("image"), *head(), node("Add", ["flat", "noise"], ["noisy"])]
-    ends = [("scores", 1, ["n", 4]), ("noisy", 1, ["n", "k"])]
+    ends: list[Tensor] = [("scores", 1, ["n", 4]), ("noisy", 1, ["n", "k"])]
     onnx.save(graph(nodes, [IMAGE, ("noise", 1, ["n", 16])], ends), tmp_path / "theirs.onnx")
     result = adopt_onnx(tmp_path / "theirs.onnx", CONTRACT, tmp_path / "ours.onnx", logits="scores")
     assert (result.interface.dropped, result.interface.constants, result.parity.worst) == (("noisy",), (), 0.0)
@@ -101,10 +102,8 @@ def test_an_input_of_a_dropped_output_alone_needs_no_value(tmp_path: Path) -> No
     ],
 )
 def test_a_softmax_is_one_over_the_classes(shape: list[Any], axis: int | None, opset: int, softmax: bool) -> None:
-    nodes = [
-        node("Relu", ["image"], ["x"]),
-        node("Softmax", ["x"], ["scores"], **({} if axis is None else {"axis": axis})),
-    ]
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+    nodes = [node("Relu", ["image"], ["x"]), node("Softmax", ["x"], ["scores"], **attributes)]
     model = ir.from_proto(graph(nodes, [("image", 1, shape)], [("scores", 1, shape)], opset=opset))
     for value in model.graph.node(0).outputs:
         value.shape = model.graph.inputs[0].shape

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import subprocess
 import sys
 import warnings
@@ -61,7 +62,7 @@ def test_an_int8_graph_is_close_to_its_definition_or_said_not_to_be() -> None:
     ("flags", "warns"), [("avx2", True), ("avx2 avx512f", True), ("avx2 avx_vnni", False), ("avx512_vnni", False)]
 )
 def test_sums_that_saturate_are_told(flags: str, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags.split()))
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
