@@ -310,3 +310,35 @@ def test_a_graph_of_any_interface_goes_all_the_way(make: Callable[[], Foreign], 
     assert record.input is not None
     assert record.input.dtype == contract.input_type
     assert next(iter(record.shapes.values())) == batches.with_sizes(contract.input_shape)
+
+
+class FeaturesAndProbabilities(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = block(3, 16, stride=2), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.features(x)
+        pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        return x, torch.softmax(self.head(pooled), 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_either_exporter_may_leave_the_size_open_and_write_several_outputs(dynamo: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, example, path = FeaturesAndProbabilities().eval(), (torch.zeros(2, 3, 32, 32),), tmp_path / "theirs.onnx"
+    axes = {0: "batch", 2: "height", 3: "width"}
+    if dynamo:
+        shapes = ({axis: torch.export.Dim(name) for axis, name in axes.items()},)
+        torch.onnx.export(module, example, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    else:
+        names: dict[str, Any] = {"input_names": ["image"], "dynamic_axes": {"image": axes}}
+        torch.onnx.export(module, example, str(path), dynamo=False, **names)
+    contract = Contract(color="rgb", resize=32, crop=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    interface = adopt_onnx(path, contract, tmp_path / "ours.onnx").interface
+    assert (len(interface.dropped), interface.softmax) == (1, "Softmax")
+    larger = torch.randn(3, 3, 40, 24)
+    with torch.no_grad(), load(tmp_path / "ours.onnx") as runner:
+        answer = torch.softmax(torch.from_numpy(runner.infer(larger.numpy())), 1)
+        np.testing.assert_allclose(answer, module(larger)[1], rtol=1e-5, atol=1e-6)
