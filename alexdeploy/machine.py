@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
@@ -86,3 +88,24 @@ def _primary_context(driver: ctypes.CDLL) -> Iterator[None]:
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu(field: str) -> str:
+    """A line of the first core in ``/proc/cpuinfo``, such as ``model name``; empty where there is none."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith(field):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets as Linux names them (``avx2``, ``avx512_vnni``); empty on other systems."""
+    return frozenset((cpu("flags") or cpu("Features")).split())
+
+
+def saturates_int8() -> bool:
+    """True on x86 without VNNI and AMX: sums of uint8 × int8 go through 16 bits there, unless a library avoids it."""
+    exact = {"avx512_vnni", "avx_vnni", "amx_int8"}
+    return platform.machine() in ("x86_64", "AMD64") and bool(cpu_flags()) and not cpu_flags() & exact

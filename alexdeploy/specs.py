@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -63,6 +63,29 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+    @property
+    def classes(self) -> int | None:
+        """Columns of a row of scores, channels of a map of them; None where they are not fixed."""
+        columns = self.shape[1] if len(self.shape) > 1 else None
+        return columns if isinstance(columns, int) and columns > 0 else None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dtype}, shape ({', '.join(map(str, self.shape))}))"
+
+
+def find_logits(outputs: Sequence[TensorSpec], classes: int | None = None) -> TensorSpec | None:
+    """The output that holds the logits: the only one, or the only row of scores; None where that is not clear.
+
+    A row of scores is float, (batch, classes) or (batch, classes, 1, 1), the number of classes fixed. Where there are
+    several, ``classes`` decides, the number that is expected.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    rows = [one for one in outputs if "float" in one.dtype and one.classes and one.shape[2:] in ((), (1, 1))]
+    if len(rows) > 1:
+        rows = [row for row in rows if row.classes == classes]
+    return rows[0] if len(rows) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from alexdeploy import files
 from alexdeploy._version import __version__
-from alexdeploy.machine import cores
+from alexdeploy.machine import cores, cpu, cpu_flags
 
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "openvino", "numpy")
 _SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
@@ -29,8 +29,8 @@ def environment() -> dict[str, Any]:
     no_cuda = why_no_cuda()
     return {
         "alexdeploy": __version__,
-        "cpu": _cpu("model name") or platform.processor() or platform.machine(),
-        "cpu_flags": [flag for flag in _SPEED_FLAGS if flag in (_cpu("flags") or _cpu("Features")).split()],
+        "cpu": cpu("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _SPEED_FLAGS if flag in cpu_flags()],
         "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
         "cores": cores(),
         "thread_variables": {name: os.environ[name] for name in _THREADS if name in os.environ},
@@ -41,14 +41,6 @@ def environment() -> dict[str, Any]:
         "cuda": no_cuda or "available",
         "gpu": None if no_cuda else _gpu(),
     }
-
-
-def _cpu(field: str) -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        if line.startswith(field):
-            return line.partition(":")[2].strip()
-    return ""
 
 
 def _gpu() -> dict[str, str] | None:

@@ -1,17 +1,80 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
+from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
 from alexdeploy.cli.output import print_json, progress
-from alexdeploy.errors import few
+from alexdeploy.errors import InputError, UsageError, few
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from alexdeploy.export.from_onnx import AdoptResult
     from alexdeploy.export.parity import Parity
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a graph of others leaves open."""
+
+    logits: str | None
+    constant: tuple[str, ...]
+
+    @property
+    def given(self) -> bool:
+        return self.logits is not None or bool(self.constant)
+
+    def constants(self) -> dict[str, npt.ArrayLike]:
+        """By input: a number, a truth value, or what a file holds."""
+        found: dict[str, npt.ArrayLike] = {}
+        for text in self.constant:
+            name, _, value = text.rpartition("=")
+            if not name or name in found:
+                raise UsageError(f"--constant {text}: expected INPUT=VALUE, each input once, such as training=false")
+            found[name] = _constant(text, value)
+        return found
+
+
+def _constant(text: str, value: str) -> npt.ArrayLike:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value.endswith(".npy"):
+        import numpy as np
+
+        files.check_input(Path(value))
+        try:
+            return np.asarray(np.load(value, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{value}: not an array that NumPy wrote: {error}") from error
+    try:
+        return int(value)
+    except ValueError:
+        try:
+            return float(value)
+        except ValueError:
+            raise UsageError(f"--constant {text}: expected a number, true, false or a .npy file") from None
+
+
+foreign_options = option_group(
+    "foreign",
+    Foreign,
+    click.option(
+        "--logits",
+        metavar="OUTPUT",
+        help="Of several outputs the one with one score per class.  [default: the only one of shape (batch, classes)]",
+    ),
+    click.option(
+        "--constant",
+        multiple=True,
+        metavar="INPUT=VALUE",
+        help="Value of an input besides the image: a number, true, false, or a .npy file.",
+    ),
+)
 
 
 @click.command("adopt")
@@ -22,25 +85,28 @@ if TYPE_CHECKING:
     metavar="RECIPE|NETWORK",
     help="Preprocessing it was trained with: a network's, or a TOML file with a [preprocess] section.",
 )
+@foreign_options
 @data_options(required=False, split=False)
 @output_option("model.onnx")
 @json_option
-def command(model: Path, contract: str, data: DataChoice | None, output: Path, as_json: bool) -> None:
+def command(model: Path, contract: str, foreign: Foreign, data: DataChoice | None, output: Path, as_json: bool) -> None:
     """Make a foreign ONNX classifier one of ours.
 
     It gets the preprocessing of --contract, the class names of --data, and one LRN node for each LRN that its
-    exporter took apart.
+    exporter took apart. One image input and one output of logits stay: other outputs and a Softmax at the end are
+    taken out, other inputs get the value of --constant.
 
     ONNX Runtime compares it with the original at batch 1, 2 and 5 on noise; beyond a relative error of 1e-5
     nothing is written (exit 5).
 
     \b
     Example: alexdeploy adopt foreign.onnx --contract alexnet -o model.onnx
+             alexdeploy adopt keras.onnx --contract mine.toml --logits dense --constant training=false -o model.onnx
     """
-    adopt(model, contract, data, output, as_json)
+    adopt(model, contract, foreign, data, output, as_json)
 
 
-def adopt(model: Path, name: str, data: DataChoice | None, output: Path, as_json: bool) -> None:
+def adopt(model: Path, name: str, foreign: Foreign, data: DataChoice | None, output: Path, as_json: bool) -> None:
     """The command; also what ``export FOREIGN.onnx`` does."""
     files.check_output(output, model)
     files.check_input(model)
@@ -53,12 +119,26 @@ def adopt(model: Path, name: str, data: DataChoice | None, output: Path, as_json
     if data is not None:
         contract = msgspec.structs.replace(contract, labels=data.open("val").classes)
     with progress(f"reading {model.name}") as bar:
-        result = adopt_onnx(model, contract, output, progress=bar)
+        result = adopt_onnx(model, contract, output, logits=foreign.logits, constants=foreign.constants(), progress=bar)
     if as_json:
-        print_json({"model": str(output), "ops": result.ops, "fused_lrn": result.fused, "parity": result.parity})
+        told = {"ops": result.ops, "fused_lrn": result.fused, "interface": result.interface, "parity": result.parity}
+        print_json({"model": str(output), **told})
         return
-    lrn = f"LRN put back: {few(result.fused)}; " if result.fused else ""
-    print_written(output, result.ops, result.parity, model.name, lrn)
+    print_written(output, result.ops, result.parity, model.name, _changes(result))
+
+
+def _changes(result: AdoptResult) -> str:
+    interface = result.interface
+    changes = {
+        "LRN put back": result.fused,
+        "logits": [interface.logits] if interface.dropped else [],
+        "outputs taken out": interface.dropped,
+        "constants": interface.constants,
+    }
+    told = [f"{what}: {few(names)}" for what, names in changes.items() if names]
+    if interface.softmax:
+        told.append(f"{interface.softmax} taken out at the end, since predict applies it")
+    return "".join(f"{change}; " for change in told)
 
 
 def print_written(output: Path, ops: dict[str, int], parity: Parity, original: str, more: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.adopt import adopt, print_written
+from alexdeploy.cli.adopt import Foreign, adopt, foreign_options, print_written
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
 from alexdeploy.cli.output import note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
@@ -44,6 +44,7 @@ _network_options = option_group(
 @click.option(
     "--contract", metavar="RECIPE|NETWORK", help="Of a foreign .onnx file, which is adopted: see alexdeploy adopt."
 )
+@foreign_options
 @click.option(
     "--fully-convolutional",
     is_flag=True,
@@ -56,6 +57,7 @@ def command(
     checkpoint: Path | None,
     fresh: _Network,
     contract: str | None,
+    foreign: Foreign,
     fully_convolutional: bool,
     data: DataChoice | None,
     output: Path,
@@ -84,10 +86,12 @@ def command(
             raise UsageError(
                 "an .onnx file needs --contract: a network (alexnet) or a TOML file with a [preprocess] section"
             )
-        adopt(checkpoint, contract, data, output, as_json)
+        adopt(checkpoint, contract, foreign, data, output, as_json)
         return
     if contract is not None:
         raise UsageError("--contract is for a foreign .onnx file; a checkpoint and a network have their own")
+    if foreign.given:
+        raise UsageError("--logits and --constant are for a foreign .onnx file; leave them out")
     files.check_output(output, *([checkpoint] if checkpoint is not None else []))
     dataset = data.open("val") if data else None
     with progress("loading PyTorch") as bar:

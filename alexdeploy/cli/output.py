@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _OPTION_OF = {  # settings whose options have other names
     "batches": "--batch",
+    "constants": "--constant",
     "dialect": "--for",
     "lrn_fp16": "--lrn fp16",
     "newer_versions": "--version-compatible",

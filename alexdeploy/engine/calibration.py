@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from alexdeploy.arrays import Batch
 from alexdeploy.cuda.open import open_device
 from alexdeploy.engine.versions import Library
 from alexdeploy.errors import GateError
 
-Batches = Iterator[npt.NDArray[np.float32]]
+Batches = Iterator[Batch]
 
 
 class Calibration:
@@ -26,8 +26,8 @@ class Calibration:
 
     Args:
         library: TensorRT 10.
-        shape: (n, C, H, W) of every batch.
-        batches: float32 arrays of that shape, preprocessed; empty when ``cache`` holds the ranges.
+        shape, dtype: of every batch, n images as the network's input.
+        batches: arrays of that shape and type, preprocessed; empty when ``cache`` holds the ranges.
         images: how many images ``batches`` has given in all; asked at the end.
         fp16: whether TensorRT may choose FP16 too.
         cache: calibration cache that TensorRT wrote before; b"" to calibrate.
@@ -46,11 +46,12 @@ class Calibration:
         batches: Batches,
         images: Callable[[], int],
         *,
+        dtype: str = "float32",
         fp16: bool = False,
         cache: bytes = b"",
     ) -> None:
         self.seen, self.written, self.fp16, self.batch = 0, b"", fp16, shape[0]
-        self._shape, self._batches, self._images, self._cache = shape, batches, images, cache
+        self._shape, self._dtype, self._batches, self._images, self._cache = shape, dtype, batches, images, cache
         self.error: BaseException | None = None
         self._device = open_device()
         self._release = contextlib.ExitStack()
@@ -60,7 +61,7 @@ class Calibration:
         with self._device.current(), contextlib.ExitStack() as stack:
             self._stream = self._device.stream()
             stack.callback(self._stream.release)
-            self._pinned = self._device.pinned(self._shape, np.float32)
+            self._pinned = self._device.pinned(self._shape, np.dtype(self._dtype))
             stack.callback(self._pinned.release)
             self._memory = self._device.allocate(self._pinned.array.nbytes)
             stack.callback(self._memory.release)
@@ -94,8 +95,9 @@ class Calibration:
             batch = next(self._batches, None)
             if batch is None:
                 return None
-            if batch.shape != self._shape:
-                raise ValueError(f"a calibration batch is {batch.shape}, expected {self._shape}")
+            if batch.shape != self._shape or batch.dtype != self._dtype:
+                found, expected = f"{batch.shape} {batch.dtype}", f"{self._shape} {self._dtype}"
+                raise ValueError(f"a calibration batch is {found}, expected {expected}")
             with self._device.current():
                 self._pinned.array[...] = batch
                 self._stream.upload(self._memory.pointer, self._pinned.array)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.device import Device, Graph
 from alexdeploy.engine.monitor import layer_profiler
 from alexdeploy.engine.runtime import refused
@@ -104,7 +105,7 @@ class Execution:
         """
         self._owned.close()
 
-    def infer(self, batch: npt.NDArray[np.float32], result: npt.NDArray[np.float32]) -> None:
+    def infer(self, batch: Batch, result: Logits) -> None:
         """Host to host, at most the largest batch; fewer than the smallest are filled up with zeros."""
         shape = self.load(batch)
         self.launch(shape)
@@ -121,8 +122,8 @@ class Execution:
         """
         return self._output_shape(self._engine.outputs[0], shape)
 
-    def load(self, batch: npt.NDArray[np.float32]) -> tuple[int, ...]:
-        """Enqueue the copy of a batch to the engine's input; returns the shape to launch."""
+    def load(self, batch: Batch) -> tuple[int, ...]:
+        """Enqueue the copy of a batch to the engine's input, in its type; returns the shape to launch."""
         shape = (max(len(batch), self._engine.profile.min[0]), *batch.shape[1:])
         images = _shaped(self._host_input.array, shape)
         images[: len(batch)] = batch
@@ -145,7 +146,7 @@ class Execution:
         elif not self._execute(prepared.context):
             raise self._failed("the engine could not be enqueued")
 
-    def layer_times_ms(self, batch: npt.NDArray[np.float32], runs: int) -> dict[str, list[float]]:
+    def layer_times_ms(self, batch: Batch, runs: int) -> dict[str, list[float]]:
         """The time of each layer by TensorRT's profiler, run by run, in a context of its own."""
         shape = self.load(batch)
         context = self._new_context(graph=False)

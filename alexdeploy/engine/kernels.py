@@ -62,7 +62,8 @@ def precisions_of_layers(kernels: Iterable[Kernel], onnx_layers: Iterable[str]) 
     """Precision of the kernel that multiplies, by Conv/Gemm node; a node without such a kernel is absent."""
     wanted = set(onnx_layers)
     found: dict[str, str] = {}
-    for kernel in kernels:
+    # a generated kernel that pads the channels holds a constant as large as a filter; the multiplication comes first
+    for kernel in sorted(kernels, key=lambda kernel: kernel.type == "kgen"):
         if kernel.weighted:
             for layer in kernel.onnx_layers:
                 if layer in wanted:

@@ -19,7 +19,7 @@ from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.calibration import Calibration
 from alexdeploy.engine.options import BuildSettings
 from alexdeploy.engine.record import EngineRecord, write_engine
-from alexdeploy.engine.shapes import input_profiles
+from alexdeploy.engine.shapes import input_profiles, open_inputs
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import GateError, InputError, UsageError, few
 from alexdeploy.graph.lint import check_tensorrt
@@ -115,15 +115,16 @@ def plan_engine(
         weighted=[_in_reports(node) for node in graph.model.graph if is_weighted(node)],
         quantized={_in_reports(node): asked for node in graph.model.graph if (asked := quantized_type(node))},
     )
-    feed = _calibration(graph, implicit, library) if implicit is not None else None
+    image = next(iter(built_from.shapes.values()))
+    feed = _calibration(graph, implicit, library, image.opt[1:]) if implicit is not None else None
     precision = precision_of(graph.model)
     if implicit is not None:
         if built_from.quantized:
             raise UsageError(f"{graph.path} has Q/DQ, which decides what is quantized; build it without `implicit`")
         precision = Precision.of(int8=True, fp16=implicit.fp16)
     build = EngineBuild(built_from, settings.options, library, feed)
-    largest = {name: shape.max for name, shape in settings.shapes.items()}
-    batches = next(iter(built_from.shapes.values())).batches
+    largest = {name: shape.max for name, shape in built_from.shapes.items() if name in open_inputs(graph.model)}
+    batches = image.batches
     options = {
         "precision": precision.value,
         "batch": str(batches),
@@ -138,19 +139,16 @@ def plan_engine(
     return Plan(graph, precision, settings, build, memory, free_memory_bytes(), options, feed)
 
 
-def _calibration(graph: PreparedGraph, implicit: ImplicitInt8, library: Library) -> Calibration:
-    images, data = image_input(graph.model, str(graph.path)), implicit.calibrate_on
-
-    def shape(count: int) -> tuple[int, ...]:
-        return (count, *(int(dim) for dim in images.shape[1:]))
-
+def _calibration(graph: PreparedGraph, implicit: ImplicitInt8, library: Library, sizes: tuple[int, ...]) -> Calibration:
+    """Of images of those sizes."""
+    dtype, data = image_input(graph.model, str(graph.path)).dtype, implicit.calibrate_on
     if isinstance(data, Path):
         cache = data.read_bytes()
-        return Calibration(library, shape(1), iter(()), lambda: 0, fp16=implicit.fp16, cache=cache)
+        return Calibration(library, (1, *sizes), iter(()), lambda: 0, dtype=dtype, fp16=implicit.fp16, cache=cache)
     count = 1 if data.skip_bad else math.gcd(len(data), _CALIBRATION_BATCH)  # TensorRT takes whole batches only
     batches = (batch for batch, _ in data.batches(contract_of(graph.model, str(graph.path)), count))
     seen: Callable[[], int] = lambda: len(data) - len(data.skipped)  # noqa: E731
-    return Calibration(library, shape(count), batches, seen, fp16=implicit.fp16)
+    return Calibration(library, (count, *sizes), batches, seen, dtype=dtype, fp16=implicit.fp16)
 
 
 def build_engine(

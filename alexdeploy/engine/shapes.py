@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from alexdeploy.contract import METADATA_KEY
 from alexdeploy.engine.options import BuildSettings
 from alexdeploy.errors import InputError, UsageError, unknown_name
+from alexdeploy.graph.model import contract_of, fed_inputs, tensor_spec
 from alexdeploy.specs import Profile
 
 _Dims = Sequence[ir.SymbolicDim | int]
@@ -16,11 +18,13 @@ _Dims = Sequence[ir.SymbolicDim | int]
 def input_profiles(model: ir.Model, origin: str, settings: BuildSettings) -> dict[str, Profile]:
     """By input, the image first: the shape that the settings name, or the graph's own at the settings' batch sizes.
 
+    Sizes that the graph leaves open are those of its contract.
+
     Raises:
         InputError: the graph has no input with a batch.
         UsageError: the settings name no such input, contradict its shape, or leave open what is dynamic.
     """
-    inputs = {str(v.name): list(v.shape or ()) for v in model.graph.inputs if not v.is_initializer()}
+    inputs = {str(value.name): list(value.shape or ()) for value in fed_inputs(model)}
     declared = {name: dims for name, dims in inputs.items() if dims}  # a scalar has one shape
     for name in settings.shapes.keys() - declared.keys():
         raise UsageError(f"{origin}: {unknown_name('input', name, list(declared))}")
@@ -35,9 +39,24 @@ def input_profiles(model: ir.Model, origin: str, settings: BuildSettings) -> dic
     return {
         name: _checked(origin, name, dims, settings.shapes[name])
         if name in settings.shapes
-        else _by_batch(origin, name, dims, settings.batches)
+        else _by_batch(origin, name, _at_contract(model, dims), settings.batches)
         for name, dims in declared.items()
     }
+
+
+def open_inputs(model: ir.Model) -> set[str]:
+    """Inputs that are dynamic beyond the batch."""
+    return {
+        spec.name for spec in map(tensor_spec, fed_inputs(model)) if any(isinstance(d, str) for d in spec.shape[1:])
+    }
+
+
+def _at_contract(model: ir.Model, dims: _Dims) -> _Dims:
+    """The image's dimensions with those open beyond the batch as in the contract, if there is one."""
+    if len(dims) != 4 or METADATA_KEY not in model.metadata_props:
+        return dims
+    sizes = contract_of(model, "the model").input_shape
+    return [dims[0], *(dim if isinstance(dim, int) else size for dim, size in zip(dims[1:], sizes, strict=True))]
 
 
 def _checked(origin: str, name: str, dims: _Dims, asked: Profile) -> Profile:

@@ -1,52 +1,92 @@
-"""A foreign ONNX classifier made one of ours: LRN in one node, every node named, a preprocessing contract inside."""
+"""A foreign ONNX classifier made one of ours.
+
+One image in and logits out, LRN in one node, every node named, a preprocessing contract inside.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import onnxruntime as ort
 
 from alexdeploy import files
+from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError, few
-from alexdeploy.export.parity import PARITY_BATCHES, Parity, distance, in_batches, noise
+from alexdeploy.export.parity import (
+    HALF_TOLERANCE,
+    PARITY_BATCHES,
+    PARITY_TOLERANCE,
+    Parity,
+    distance,
+    in_batches,
+    noise,
+)
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
+from alexdeploy.graph.interface import Interface, constant_for, image_to_logits
 from alexdeploy.graph.lrn.fuse import fuse_lrn
-from alexdeploy.graph.model import class_count, image_input, load_onnx, model_bytes, op_counts, save_onnx
+from alexdeploy.graph.model import (
+    class_count,
+    fed_inputs,
+    image_input,
+    load_onnx,
+    model_bytes,
+    op_counts,
+    precision_of,
+    save_onnx,
+)
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
-from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.metrics import softmax
+from alexdeploy.runners.onnxruntime import session_options
 from alexdeploy.specs import Progress
 
 
 @dataclass(frozen=True)
 class AdoptResult:
-    """Operators of the written file, the LRN nodes put back, and its distance from the original."""
+    """Operators of the written file, the LRN nodes put back, its distance from the original, and what was left out."""
 
     ops: dict[str, int]
     fused: list[str]
     parity: Parity
+    interface: Interface
 
 
 def adopt_onnx(
-    path: Path, contract: Contract, output: Path, *, progress: Progress = lambda what, share: None
+    path: Path,
+    contract: Contract,
+    output: Path,
+    *,
+    logits: str | None = None,
+    constants: Mapping[str, npt.ArrayLike] = {},
+    progress: Progress = lambda what, share: None,
 ) -> AdoptResult:
-    """Write ``path`` with its decomposed LRN fused, unnamed nodes named and ``contract`` in its metadata.
+    """Write ``path`` with one image input, one output of logits and ``contract`` in its metadata.
+
+    Its decomposed LRN is fused, unnamed nodes are named, and a Softmax at the end is taken out: ``predict`` applies it.
 
     Args:
-        path: any ONNX image classifier with one float32 input (batch, C, H, W) and (batch, classes) first.
+        path: any ONNX image classifier whose image input is as the contract says: (batch, C, H, W) or (batch, H, W, C),
+            float32, float16 or uint8. Dynamic dimensions stay dynamic.
         contract: the preprocessing it was trained with, and its labels or none.
-        output: written atomically with its sidecar; untouched when anything fails.
+        output: written atomically with its sidecar, weights inside; untouched when anything fails.
+        logits: the output with one score per class; None takes the only one, of several the only one that is
+            (batch, classes), or has as many classes as there are labels.
+        constants: a value for each input besides the image, in its shape or to be broadcast to it.
         progress: called with what is being done and the share that is done before.
 
     Raises:
-        UsageError: ``output`` is ``path``.
-        InputError: not such a model, an input of another shape than the contract's, or another number of labels.
-        GateError: ONNX Runtime's results for both files differ by more than ``PARITY_TOLERANCE``.
+        UsageError: ``output`` is ``path``; or it is not clear which output holds the logits, or which is the image.
+        InputError: not such a model, an input of another shape or type than the contract's, or other labels.
+        GateError: ONNX Runtime's results for both files differ by more than ``PARITY_TOLERANCE`` (of a graph in FP16
+            ``HALF_TOLERANCE``). Where a Softmax was taken out, the results are the probabilities.
 
     Example:
         >>> from pathlib import Path
@@ -58,12 +98,15 @@ def adopt_onnx(
     """
     files.check_output(output, path)
     original = load_onnx(path)
-    _check_interface(original, contract, path)
+    plain, interface = image_to_logits(
+        original, str(path), logits=logits, classes=len(contract.labels) or None, constants=constants
+    )
+    _check_interface(plain, contract, path)
     progress("putting the LRN back", 0.2)
-    model, fused = _rewritten(original)
+    model, fused = _rewritten(plain)
     model.metadata_props[METADATA_KEY] = contract.to_json()
     progress("comparing it with the original", 0.4)
-    parity = _check_parity(path, original, model, contract, fused)
+    parity = _check_parity(_Original(path, original, interface, constants), plain, model, contract, fused)
     progress(f"writing {output.name}", 0.8)
     save_onnx(
         model,
@@ -72,30 +115,42 @@ def adopt_onnx(
         details={
             "contract": contract.fingerprint,
             "fused_lrn": fused,
+            "interface": msgspec.to_builtins(interface),
             "parity": {"random_inputs": parity.random_inputs},
         },
     )
-    return AdoptResult(op_counts(model), fused, parity)
+    return AdoptResult(op_counts(model), fused, parity, interface)
 
 
-def _rewritten(original: ir.Model, *, fuse: bool = True) -> tuple[ir.Model, list[str]]:
+def _rewritten(plain: ir.Model, *, fuse: bool = True) -> tuple[ir.Model, list[str]]:
     """The model as it is to be written, and the names of the LRN nodes it did not have before."""
-    native = {node.outputs[0].name for node in original.graph if node.op_type == "LRN"}
-    model = fuse_lrn(original)[0] if fuse else original
-    model = name_unnamed(restore_flatten(fold_constants(modernised(model))))
+    native = {node.outputs[0].name for node in plain.graph if node.op_type == "LRN"}
+    model = fuse_lrn(plain)[0] if fuse else plain
+    model = restore_flatten(fold_constants(name_unnamed(modernised(model))))  # folding invents names
     lrn = [node for node in model.graph if node.op_type == "LRN"]
     return model, [str(node.name) for node in lrn if node.outputs[0].name not in native]
 
 
 def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:
-    spec = image_input(model, str(path))
-    if spec.dtype != "float32":
-        raise InputError(f"{path}: input '{spec.name}' is {spec.dtype}; expected float32, so export it so")
-    if spec.shape[1:] != contract.input_shape:
+    spec, expected = image_input(model, str(path)), contract.input_shape
+    if not _fits(spec.shape[1:], expected):
+        other = "nchw" if contract.layout == "nhwc" else "nhwc"
+        turned = msgspec.structs.replace(contract, layout=other).input_shape
+        fix = "name the contract it was trained with, or export it again with that size"
+        if _fits(spec.shape[1:], turned):
+            fix = f'put layout = "{other}" into the contract'
         raise InputError(
-            f"{path}: input '{spec.name}' has shape {spec.shape}; the contract expects (batch, "
-            f"{', '.join(map(str, contract.input_shape))}); name the contract it was trained with, or export it again "
-            "as (batch, C, H, W) of that size"
+            f"{path}: input '{spec.name}' has shape ({', '.join(map(str, spec.shape))}); the contract expects (batch, "
+            f"{', '.join(map(str, expected))}); {fix}"
+        )
+    if spec.dtype != contract.input_type:
+        fix = f'put input_type = "{spec.dtype}" into the contract'
+        if spec.dtype == "uint8":
+            fix += " and leave mean, std and scale out: the graph does that arithmetic"
+        elif spec.dtype not in ("float32", "float16"):
+            fix = "export it with float32, float16 or uint8 images"
+        raise InputError(
+            f"{path}: input '{spec.name}' is {spec.dtype}; the contract's input_type is {contract.input_type}; {fix}"
         )
     shape, classes = model.graph.outputs[0].shape, class_count(model)
     if shape is not None and len(shape) != 2:
@@ -110,28 +165,73 @@ def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:
         )
 
 
-def _check_parity(path: Path, original: ir.Model, model: ir.Model, contract: Contract, fused: list[str]) -> Parity:
-    spec = image_input(original, str(path))
-    batches = (spec.shape[0],) if isinstance(spec.shape[0], int) else PARITY_BATCHES
-    images = noise(contract.input_shape, max(batches))
-    images *= np.exp2(np.arange(len(images), dtype=np.float32) % 5).reshape(-1, 1, 1, 1)  # LRN shows on large inputs
+def _fits(found: tuple[int | str, ...], expected: tuple[int, ...]) -> bool:
+    return all(isinstance(dim, str) or dim == size for dim, size in zip(found, expected, strict=True))
+
+
+def _check_parity(
+    original: _Original, plain: ir.Model, model: ir.Model, contract: Contract, fused: list[str]
+) -> Parity:
+    batch = image_input(plain, str(original.path)).shape[0]
+    batches = (batch,) if isinstance(batch, int) else PARITY_BATCHES
+    images = noise(contract.input_shape, max(batches), contract.input_type)
+    if contract.input_type != "uint8":  # LRN shows on large inputs
+        images = images * np.exp2(np.arange(len(images)) % 5).reshape(-1, 1, 1, 1).astype(images.dtype)
     inputs = in_batches(images, batches)
-    names = [node.name for node in original.graph if node.name]
-    unique = len(names) == len(set(names))  # or ONNX Runtime refuses the file
-    with OnnxRuntimeRunner(path if unique else model_bytes(name_unnamed(original))) as runner:
-        expected = {len(batch): _infer(runner, batch, path) for batch in inputs}
-    parity = Parity(distance(model, inputs, lambda batch: expected[len(batch)]), batches=batches)
+    expected = {len(batch): original.scores(batch) for batch in inputs}
+    tolerance = HALF_TOLERANCE if precision_of(plain).fp16 else PARITY_TOLERANCE
+
+    def worst(candidate: ir.Model) -> float:
+        try:
+            return distance(candidate, inputs, lambda batch: expected[len(batch)], original.seen)
+        except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {error}") from error
+
+    parity = Parity(worst(model), batches=batches, tolerance=tolerance)
     blamed = False
     if fused and not parity.worst <= parity.tolerance:
-        unfused = _rewritten(original, fuse=False)[0]
-        blamed = distance(unfused, inputs, lambda batch: expected[len(batch)]) <= parity.tolerance
+        blamed = worst(_rewritten(plain, fuse=False)[0]) <= parity.tolerance
     cause = f"; fusing the LRN ({few(fused)}) is what broke it" if blamed else ""
-    parity.check(f"adopted, {path} differs from the original", cause)
+    parity.check(f"adopted, {original.path} differs from the original", cause)
     return parity
 
 
-def _infer(runner: OnnxRuntimeRunner, batch: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
-    try:
-        return runner.run(batch)[runner.output_names[0]]
-    except Exception as error:  # ONNX Runtime's exceptions have no common public base
-        raise InputError(f"{path}: ONNX Runtime cannot run it at batch {len(batch)}: {error}") from error
+def _probabilities(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    return softmax(logits.astype(np.float64))
+
+
+class _Original:
+    """The file as it came, in ONNX Runtime, with the constants as inputs."""
+
+    def __init__(
+        self, path: Path, model: ir.Model, interface: Interface, constants: Mapping[str, npt.ArrayLike]
+    ) -> None:
+        names = [node.name for node in model.graph if node.name]
+        unique = len(names) == len(set(names))  # or ONNX Runtime refuses the file
+        try:
+            source = str(path) if unique else model_bytes(name_unnamed(model))
+            self._session = ort.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        self.path, self._interface = path, interface
+        self._inputs, self._constants = fed_inputs(model), constants
+
+    @property
+    def seen(self) -> Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]:
+        """What of the adopted graph's logits is comparable to ``scores``."""
+        return _probabilities if self._interface.softmax else np.asarray
+
+    def scores(self, batch: Batch) -> npt.NDArray[np.floating]:
+        """(N, classes) as the file gives them; of a LogSoftmax the probabilities."""
+        feed = {
+            str(value.name): constant_for(value, self._constants.get(str(value.name), 0), len(batch))
+            for value in self._inputs
+            if value.name != self._interface.image
+        }
+        feed[self._interface.image] = batch
+        try:
+            (scores,) = self._session.run([self._interface.logits], feed)
+        except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            raise InputError(f"{self.path}: ONNX Runtime cannot run it at batch {len(batch)}: {error}") from error
+        rows: npt.NDArray[np.floating] = scores.reshape(scores.shape[0], -1)
+        return np.exp(rows) if self._interface.softmax == "LogSoftmax" else rows

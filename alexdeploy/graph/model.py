@@ -23,7 +23,7 @@ from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
 from alexdeploy.graph.weighted import type_of_levels
-from alexdeploy.specs import Precision, TensorSpec
+from alexdeploy.specs import Precision, TensorSpec, find_logits
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class PreparedGraph:
 
 
 _PLACE = "place"  # of a tensor: the bytes of the file at which it begins and ends
-_NUMPY_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.UINT8: "uint8"}
 
 
 def load_onnx(source: Path | bytes) -> ir.Model:
@@ -213,25 +212,31 @@ def precision_of(model: ir.Model) -> Precision:
     return Precision.of(int8=bool(levels - {"FP8"}), fp8="FP8" in levels, fp16=fp16)
 
 
+def tensor_spec(value: ir.Value) -> TensorSpec:
+    """Name, shape and type of a value; a shape that is not known has no dimensions."""
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value or "?") for dim in value.shape or ())
+    return TensorSpec(str(value.name), shape, value.dtype.numpy().name if value.dtype is not None else "unknown")
+
+
+def fed_inputs(model: ir.Model) -> list[ir.Value]:
+    """The inputs without those that have a value in the file, which old files list among them."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
 def image_input(model: ir.Model, origin: str) -> TensorSpec:
-    """The single image input: (batch, C, H, W), C, H and W fixed.
+    """The single image input: (batch, C, H, W) or (batch, H, W, C); any of them may be dynamic.
 
     Raises:
-        InputError: several inputs, or another rank, or a dimension besides the batch that is not fixed.
+        InputError: several inputs, or another rank.
     """
-    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    if len(inputs) != 1 or inputs[0].shape is None or len(inputs[0].shape) != 4:
-        found = ", ".join(f"{value.name}{value.shape}" for value in inputs)
-        raise InputError(f"{origin}: expected one image input of shape (batch, C, H, W), found {found}")
-    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in inputs[0].shape)
-    if not all(isinstance(dim, int) for dim in shape[1:]):
-        raise InputError(f"{origin}: input '{inputs[0].name}' has shape {shape}; only the batch may be dynamic")
-    dtype = inputs[0].dtype
-    return TensorSpec(str(inputs[0].name), shape, _NUMPY_NAMES.get(dtype, str(dtype)) if dtype else "unknown")
+    inputs = [tensor_spec(value) for value in fed_inputs(model)]
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        found = ", ".join(map(str, inputs))
+        raise InputError(f"{origin}: expected one image input of rank 4, as (batch, C, H, W), found {found}")
+    return inputs[0]
 
 
 def class_count(model: ir.Model) -> int | None:
-    """Columns of the first output, channels where it is a map; None where they are not fixed."""
-    shape = model.graph.outputs[0].shape
-    classes = shape[1] if shape is not None and len(shape) > 1 else None
-    return classes if isinstance(classes, int) else None
+    """Classes of the output that holds the logits; None where they, or it, are not clear."""
+    logits = find_logits([tensor_spec(value) for value in model.graph.outputs])
+    return logits.classes if logits is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -46,8 +47,8 @@ def _window(node: ir.Node) -> Window | None:
     kernel = node.attributes.get_ints("kernel_shape", default)
     if len(kernel) != 2:
         return None
-    top, left, bottom, right = node.attributes.get_ints("pads", [0, 0, 0, 0])
     stride, dilation = (node.attributes.get_ints(name, [1, 1]) for name in ("strides", "dilations"))
+    top, left, bottom, right = node.attributes.get_ints("pads", _automatic_pads(node, kernel, stride, dilation))
     return Window(
         kernel=(kernel[0], kernel[1]),
         stride=(stride[0], stride[1]),
@@ -55,6 +56,26 @@ def _window(node: ir.Node) -> Window | None:
         groups=node.attributes.get_int("group", 1),
         dilation=(dilation[0], dilation[1]),
     )
+
+
+def _automatic_pads(
+    node: ir.Node, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """(t, l, b, r) of SAME_UPPER and SAME_LOWER (ONNX operator Conv), which the odd pixel tells apart; else 0."""
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    before, after = (value.shape if value is not None else None for value in (node.inputs[0], node.outputs[0]))
+    if not mode.startswith("SAME") or before is None or after is None:
+        return (0, 0, 0, 0)
+    small: list[int] = []
+    large: list[int] = []
+    for axis, (size, count) in enumerate(zip(before[2:], after[2:], strict=True)):
+        total = 0
+        if isinstance(size, int) and isinstance(count, int):
+            reach = dilation[axis] * (kernel[axis] - 1) + 1
+            total = max((count - 1) * stride[axis] + reach - size, 0)
+        small.append(total // 2)
+        large.append(total - total // 2)
+    return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
 
 
 def _whole_map(node: ir.Node) -> Window:

@@ -117,6 +117,11 @@ class Artifact(ABC):
     def classes(self) -> int | None:
         """Columns of the result; None where the file does not say."""
 
+    @property
+    def ends_in_softmax(self) -> bool:
+        """True if the file gives probabilities in place of logits; False where it does not tell."""
+        return False
+
     @abstractmethod
     def layers(self) -> list[Layer] | None:
         """The layer table for one image; None for an engine, whose fused kernels have no such costs."""
@@ -229,19 +234,22 @@ class OnnxArtifact(Artifact):
 
         return class_count(self.model)
 
+    @property
+    def ends_in_softmax(self) -> bool:
+        from alexdeploy.graph.interface import ends_in_softmax
+
+        return ends_in_softmax(self.model)
+
     def layers(self) -> list[Layer] | None:
         from alexdeploy.graph.table import layer_table
 
         return layer_table(self.model)
 
     def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:
-        opened: Runner
         if runtime == "onnxruntime-cpu":
-            opened = self._with_fast_lrn(runner, options)
-        elif runtime == "openvino":
-            opened = runner(self.source, **options)
-        else:
-            opened = runner(self.source, self.precision, **options)
+            return self._with_fast_lrn(runner, options)
+        precision = () if runtime == "openvino" else (self.precision,)
+        opened: Runner = runner(self.source, *precision, **options)
         return opened
 
     def _with_fast_lrn(self, runner: type[Any], options: dict[str, Any]) -> Runner:

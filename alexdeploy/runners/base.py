@@ -11,11 +11,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.arrays import Batch
-from alexdeploy.errors import UsageError
-from alexdeploy.specs import TensorSpec
+from alexdeploy.arrays import Batch, Logits
+from alexdeploy.errors import InputError, UsageError
+from alexdeploy.specs import TensorSpec, find_logits
 
 _Self = TypeVar("_Self", bound="Runner")
+
+IMAGE_TYPES = ("float32", "float16", "uint8")
 
 
 class Runner(ABC):
@@ -67,13 +69,24 @@ class Runner(ABC):
     ) -> None:
         self.close()
 
+    @property
+    def frozen_batch(self) -> int | None:
+        """The only batch size that the model takes by itself; None where it is dynamic."""
+        size = self.input.shape[0]
+        return size if isinstance(size, int) and size != -1 else None
+
+    @property
+    def batch_types(self) -> tuple[str, ...]:
+        """Types of a batch that ``infer`` takes: the input's, and others that it converts."""
+        return (self.input.dtype,)
+
     def check_batch(self, batch: Batch) -> None:
         """Refuse what is not a batch of this runner's images; dynamic dimensions accept any size."""
         expected = [dim if isinstance(dim, int) and dim != -1 else None for dim in self.input.shape[1:]]
         fits = batch.ndim == len(self.input.shape) and all(
             dim in (None, found) for dim, found in zip(expected, batch.shape[1:], strict=True)
         )
-        if batch.dtype != self.input.dtype or not fits or not len(batch):
+        if batch.dtype not in self.batch_types or not fits or not len(batch):
             raise UsageError(
                 f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
                 f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) {self.input.dtype}"
@@ -88,9 +101,42 @@ def medians_ms(times_ms: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: float(np.median(found[PROFILE_WARMUP:])) for name, found in times_ms.items()}
 
 
-def one_row_each(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(N, classes); of a fully convolutional network's (N, classes, h, w) the mean over the map."""
+def one_row_each(scores: npt.NDArray[np.floating]) -> Logits:
+    """(N, classes) float32; of a fully convolutional network's (N, classes, h, w) the mean over the map."""
+    scores = np.asarray(scores, np.float32)
     return scores.mean(axis=(2, 3)) if scores.ndim == 4 else scores
+
+
+def logits_among(outputs: Sequence[TensorSpec], origin: str) -> TensorSpec:
+    """See ``specs.find_logits``.
+
+    Raises:
+        InputError: it is not clear which one.
+    """
+    found = find_logits(outputs)
+    if found is None:
+        raise InputError(
+            f"{origin}: has the outputs {', '.join(map(str, outputs))}; adopt it with the one that holds the `logits` "
+            "(alexdeploy adopt)"
+        )
+    return found
+
+
+def check_input(inputs: Sequence[TensorSpec], origin: str) -> TensorSpec:
+    """The only input, of a type that images have.
+
+    Raises:
+        InputError: another number or type of inputs.
+    """
+    found = ", ".join(map(str, inputs)) or "none"
+    if len(inputs) != 1:
+        raise InputError(
+            f"{origin}: expected one input, found {found}; adopt it with `constants` for all but the image "
+            "(alexdeploy adopt)"
+        )
+    if inputs[0].dtype not in IMAGE_TYPES:
+        raise InputError(f"{origin}: takes {found}; expected {', '.join(IMAGE_TYPES)} images")
+    return inputs[0]
 
 
 def frozen_pieces(batch: Batch, size: int) -> list[Batch]:

@@ -55,7 +55,7 @@ class Classifier:
         **options: Any,
     ) -> None:
         opened = open_artifact(artifact)
-        self.contract = opened.contract
+        self.contract, self._ends_in_softmax = opened.contract, opened.ends_in_softmax
         self.runner = opened.runner(runtime, **options)
         self._origin = opened.origin
         self._ten_crop = ten_crop
@@ -142,7 +142,7 @@ class Classifier:
                     f"{self._origin}: its logits are {kind} for image '{name}'; check its weights, and whether FP16 "
                     "holds its values"
                 )
-            shares = softmax(scores).mean(axis=0)
+            shares = (scores if self._ends_in_softmax else softmax(scores)).mean(axis=0)
             best = np.argsort(-shares, kind="stable")[:top]
             labels = self.contract.labels
             yield index, [(labels[i] if labels else str(i), float(shares[i])) for i in best]

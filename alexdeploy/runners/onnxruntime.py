@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,11 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from alexdeploy.arrays import Batch, Logits
 from alexdeploy.errors import InputError
-from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, frozen_pieces, medians_ms, one_row_each
-from alexdeploy.specs import TensorSpec
+from alexdeploy.runners.base import (
+    PROFILE_RUNS,
+    PROFILE_WARMUP,
+    Runner,
+    check_input,
+    frozen_pieces,
+    logits_among,
+    medians_ms,
+    one_row_each,
+)
+from alexdeploy.specs import TensorSpec, find_logits
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+_DTYPES = {"float": "float32", "double": "float64"}  # the others are called as in NumPy
 _FATAL_ONLY = 4
 
 
@@ -35,6 +45,9 @@ def session_options() -> ort.SessionOptions:
 
 class OnnxRuntimeRunner(Runner):
     """An ONNX model on ``CPUExecutionProvider``, as it is; threads may share it.
+
+    Images are (N, C, H, W) or (N, H, W, C), of the type and size that the graph takes. Of several outputs ``infer``
+    returns the one that ``specs.find_logits`` finds, and ``run`` all.
 
     Args:
         model: a file, or a serialised model.
@@ -90,30 +103,33 @@ class OnnxRuntimeRunner(Runner):
     def _open(self, options: ort.SessionOptions) -> None:
         """Start the session and read what goes in and out."""
         self._session = self._start(options)
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise InputError(f"expected a model with one input, found {len(inputs)}")
-        self.input = TensorSpec(inputs[0].name, tuple(inputs[0].shape), _DTYPES.get(inputs[0].type, inputs[0].type))
-        if self.input.dtype not in _DTYPES.values():
-            raise InputError(f"the model takes {self.input.dtype} images; expected {', '.join(_DTYPES.values())}")
-        self.output_names = [output.name for output in self._session.get_outputs()]
-        columns = self._session.get_outputs()[0].shape[1:2]
-        self.classes = columns[0] if columns and isinstance(columns[0], int) else None
+        self.input = check_input([_spec(value) for value in self._session.get_inputs()], _origin(self._model))
+        outputs = [_spec(value) for value in self._session.get_outputs()]
+        self.output_names = [output.name for output in outputs]
+        self._outputs, logits = outputs, find_logits(outputs)
+        self.classes = logits.classes if logits is not None else None
 
-    def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+    @cached_property
+    def _logits(self) -> list[str]:
+        """The name of the output that ``infer`` returns."""
+        return [logits_among(self._outputs, _origin(self._model)).name]
+
+    def run(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs by name."""
-        return dict(zip(self.output_names, self._outputs(batch, self.output_names), strict=True))
+        return dict(zip(self.output_names, self._run(batch, self.output_names), strict=True))
 
-    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return one_row_each(self._outputs(batch, self.output_names[:1])[0])
+    def infer(self, batch: Batch) -> Logits:
+        return one_row_each(self._run(batch, self._logits)[0])
 
-    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+    def device_call(self, batch: Batch) -> Callable[[], object]:
         self.check_batch(batch)
-        if isinstance(self.input.shape[0], int) and self.input.shape[0] != len(batch):
+        if self.frozen_batch not in (None, len(batch)):
             return partial(self.infer, batch)  # in pieces
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self.input.name, ort.OrtValue.ortvalue_from_numpy(batch, self._device, 0))
-        binding.bind_output(self.output_names[0], self._device)
+        binding.bind_ortvalue_input(
+            self.input.name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), self._device, 0)
+        )
+        binding.bind_output(self._logits[0], self._device)
         return partial(self._run_bound, binding)
 
     def _run_bound(self, binding: Any) -> object:
@@ -121,18 +137,18 @@ class OnnxRuntimeRunner(Runner):
         binding.synchronize_outputs()
         return binding.get_outputs()
 
-    def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:
+    def layer_times_ms(self, batch: Batch) -> dict[str, float]:
         """By ONNX Runtime's profiler, in a session of its own; a frozen batch is filled up."""
         self.check_batch(batch)
-        if isinstance(self.input.shape[0], int):
-            batch = np.resize(batch, (self.input.shape[0], *batch.shape[1:]))
+        if self.frozen_batch is not None:
+            batch = np.resize(batch, (self.frozen_batch, *batch.shape[1:]))
         options = session_options()
         options.enable_profiling = True
         with tempfile.TemporaryDirectory() as folder:
             options.profile_file_prefix = str(Path(folder, "profile"))
             session = self._start(options)
             for _ in range(PROFILE_WARMUP + PROFILE_RUNS):
-                session.run(self.output_names[:1], {self.input.name: batch})
+                session.run(self._logits, {self.input.name: batch})
             events = json.loads(Path(session.end_profiling()).read_bytes())
         taken_ms: dict[str, list[float]] = {}
         for event in events:
@@ -140,11 +156,11 @@ class OnnxRuntimeRunner(Runner):
                 taken_ms.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)
         return medians_ms(taken_ms)
 
-    def _outputs(self, batch: npt.NDArray[np.float32], names: list[str]) -> list[npt.NDArray[np.float32]]:
+    def _run(self, batch: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
         """Run the batch; where the model's batch is frozen, in pieces of that size, the last one filled with zeros."""
         self.check_batch(batch)
-        size = self.input.shape[0]
-        if not isinstance(size, int) or size == len(batch):
+        size = self.frozen_batch
+        if size is None or size == len(batch):
             results: list[npt.NDArray[np.float32]] = self._session.run(names, {self.input.name: batch})
             return results
         pieces = [self._session.run(names, {self.input.name: piece}) for piece in frozen_pieces(batch, size)]
@@ -152,6 +168,11 @@ class OnnxRuntimeRunner(Runner):
             np.concatenate(parts)[: len(batch)] if parts[0].ndim else np.max(parts, axis=0)
             for parts in zip(*pieces, strict=True)
         ]
+
+
+def _spec(value: ort.NodeArg) -> TensorSpec:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(value.name, tuple(-1 if dim is None else dim for dim in value.shape), _DTYPES.get(kind, kind))
 
 
 def _origin(model: Path | bytes) -> str:

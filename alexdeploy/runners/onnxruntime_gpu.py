@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
+from alexdeploy.arrays import Batch
 from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.machine import why_no_cuda
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
@@ -47,7 +46,7 @@ class CudaRunner(OnnxRuntimeRunner):
             raise UnavailableError(f"{self.runtime}: {error.__cause__ or error}") from error
         self._check_provider(self._session.get_providers())
 
-    def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:  # noqa: ARG002
+    def layer_times_ms(self, batch: Batch) -> dict[str, float]:  # noqa: ARG002
         return {}  # ONNX Runtime's profiler times the launch of a GPU kernel, not the kernel
 
     @staticmethod

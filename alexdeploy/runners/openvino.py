@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from alexdeploy.errors import InputError
-from alexdeploy.runners.base import Runner, frozen_pieces, one_row_each
+from alexdeploy.arrays import Batch, Logits
+from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.machine import saturates_int8
+from alexdeploy.runners.base import Runner, check_input, frozen_pieces, logits_among, one_row_each
 from alexdeploy.specs import TensorSpec
 
 
 class OpenVinoRunner(Runner):
-    """An ONNX model on OpenVINO's CPU plugin; threads may share it.
+    """An ONNX model on OpenVINO's CPU plugin; threads may share it. Images and outputs as of ``OnnxRuntimeRunner``.
 
     Batches up to ``whole`` are one request over all cores, which is the least latency. Larger ones are cut into as many
     pieces as the CPU has streams, computed side by side; that takes a second copy of the model, made on first use.
@@ -43,30 +46,34 @@ class OpenVinoRunner(Runner):
             self._compiled = self._compile("LATENCY")
         except RuntimeError as error:
             raise InputError(f"{self._origin}: OpenVINO cannot load it: {error}") from error
-        image, logits = self._compiled.input(0), self._compiled.output(0)
-        shape = tuple(dim.get_length() if dim.is_static else -1 for dim in image.get_partial_shape())
-        self.input = TensorSpec(image.get_any_name(), shape, image.get_element_type().to_dtype().name)
-        if len(self._compiled.inputs) != 1 or self.input.dtype != "float32":
-            raise InputError(f"{self._origin}: expected one float32 input, found {self._compiled.inputs}")
-        columns = logits.get_partial_shape()[1]
-        self.classes = columns.get_length() if columns.is_static else None
+        self.input = check_input([_spec(value) for value in self._compiled.inputs], self._origin)
+        outputs = [_spec(value) for value in self._compiled.outputs]
+        logits = logits_among(outputs, self._origin)
+        self._logits, self.classes = outputs.index(logits), logits.classes
+        if saturates_int8() and any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops()):
+            warnings.warn(
+                f"{self._origin}: OpenVINO's INT8 sums saturate on this CPU, which has neither VNNI nor AMX, and "
+                "answers may be wrong; use `runtime` onnxruntime-cpu, or the float model",
+                InputWarning,
+                stacklevel=2,
+            )
         self._own = threading.local()
         self._queue: ov.AsyncInferQueue | None = None
         self._queue_lock = threading.Lock()
 
-    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def infer(self, batch: Batch) -> Logits:
         self.check_batch(batch)
-        size = self.input.shape[0]
-        if isinstance(size, int) and size not in (-1, len(batch)):
-            logits = [self._request().infer({0: piece})[0] for piece in frozen_pieces(batch, size)]
+        size = self.frozen_batch
+        if size is not None and size != len(batch):
+            logits = [self._request().infer({0: piece})[self._logits] for piece in frozen_pieces(batch, size)]
             return one_row_each(np.concatenate(logits)[: len(batch)])
-        if len(batch) > self._whole and size == -1:
+        if len(batch) > self._whole and size is None:
             return one_row_each(self._in_pieces(batch))
-        return one_row_each(self._request().infer({0: batch})[0])  # copied in and out
+        return one_row_each(self._request().infer({0: batch})[self._logits])  # copied in and out
 
-    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+    def device_call(self, batch: Batch) -> Callable[[], object]:
         self.check_batch(batch)
-        if len(batch) > self._whole or self.input.shape[0] not in (-1, len(batch)):
+        if len(batch) > self._whole or self.frozen_batch not in (None, len(batch)):
             return partial(self.infer, batch)
         request = self._compiled.create_infer_request()
         request.set_input_tensor(ov.Tensor(batch.copy()))
@@ -79,13 +86,15 @@ class OpenVinoRunner(Runner):
         request: ov.InferRequest = self._own.request
         return request
 
-    def _in_pieces(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _in_pieces(self, batch: Batch) -> npt.NDArray[np.floating]:
         with self._queue_lock:
             if self._queue is None:
                 self._queue = ov.AsyncInferQueue(self._compile("THROUGHPUT"))
             pieces = np.array_split(batch, -(-len(batch) // self._whole))
-            parts: dict[int, npt.NDArray[np.float32]] = {}
-            self._queue.set_callback(lambda request, i: parts.__setitem__(i, request.get_output_tensor(0).data.copy()))
+            parts: dict[int, npt.NDArray[np.floating]] = {}
+            self._queue.set_callback(
+                lambda request, i: parts.__setitem__(i, request.get_output_tensor(self._logits).data.copy())
+            )
             for index, piece in enumerate(pieces):
                 self._queue.start_async({0: piece}, index)
             self._queue.wait_all()
@@ -97,3 +106,9 @@ class OpenVinoRunner(Runner):
         # pointing at freed memory, and Python's handlers run on it: the next Ctrl-C would crash the caller's thread.
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self._core.compile_model, self._model, "CPU", settings).result()
+
+
+def _spec(value: ov.ConstOutput) -> TensorSpec:
+    shape = value.get_partial_shape()
+    dims = tuple(dim.get_length() if dim.is_static else -1 for dim in shape) if shape.rank.is_static else ()
+    return TensorSpec(value.get_any_name(), dims, value.get_element_type().to_dtype().name)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from alexdeploy.arrays import Batch, Logits
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import TensorSpec
 from alexdeploy.zoo.checkpoint import Checkpoint
@@ -26,14 +26,18 @@ class PyTorchRunner(Runner):
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")
         self.classes = checkpoint.classes
 
-    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def infer(self, batch: Batch) -> Logits:
         self.check_batch(batch)
-        logits: npt.NDArray[np.float32] = self._run(torch.from_numpy(batch).to(self.device)).cpu().numpy()
+        logits: Logits = self._run(self._on_device(batch)).cpu().numpy()
         return logits
 
-    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+    def device_call(self, batch: Batch) -> Callable[[], object]:
         self.check_batch(batch)
-        return partial(self._run, torch.from_numpy(batch).to(self.device))
+        return partial(self._run, self._on_device(batch))
+
+    def _on_device(self, batch: Batch) -> torch.Tensor:
+        """Copied where PyTorch would refuse the array or warn of it: negative strides, read-only memory."""
+        return torch.from_numpy(np.require(batch, requirements=("C", "W"))).to(self.device)
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

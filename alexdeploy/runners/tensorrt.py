@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.arrays import DeviceArray, view
 from alexdeploy.cuda.open import open_device
 from alexdeploy.engine.execution import Engine, Execution, Tensor
@@ -17,7 +17,15 @@ from alexdeploy.engine.record import EngineFile, check_runs_here, read_engine
 from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
-from alexdeploy.runners.base import PROFILE_RUNS, PROFILE_WARMUP, Runner, medians_ms, one_row_each
+from alexdeploy.runners.base import (
+    PROFILE_RUNS,
+    PROFILE_WARMUP,
+    Runner,
+    check_input,
+    logits_among,
+    medians_ms,
+    one_row_each,
+)
 from alexdeploy.runners.pool import Pool
 from alexdeploy.specs import Profile, TensorSpec
 
@@ -63,13 +71,14 @@ class TensorRTRunner(Runner):
                 pass  # fail at construction, not at the first call
             on_failure.pop_all()
         self._profile = described.profile
-        dims = [dim if dim != -1 else f"size{axis}" for axis, dim in enumerate(described.input.shape, start=1)]
-        self.input = TensorSpec(described.input.name, ("batch", *dims), "float32")
+        self.input = _spec(described.input)
         self._output = described.outputs[0]
-        self.classes = self._output.shape[0] if self._output.shape else None  # shape without the batch
+        self.classes = _spec(self._output).classes
 
-    def infer(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(N, C, H, W) float32 → (N, classes) float32; more than the profile's maximum goes in pieces of that size.
+    def infer(self, batch: Batch) -> Logits:
+        """A batch → (N, classes) float32; more than the profile's maximum goes in pieces of that size.
+
+        An engine that takes float16 takes float32 too, which is rounded on the way.
 
         Raises:
             UsageError: wrong shape or dtype, or the runner is closed.
@@ -88,7 +97,7 @@ class TensorRTRunner(Runner):
         """Images and logits that lie on the GPU, without copying: tensors of PyTorch or CuPy, PyCUDA's GPUArray.
 
         Args:
-            batch: (N, C, H, W), N within the engine's profile, of the engine's input type, C-contiguous.
+            batch: N images within the engine's profile, of its input's layout and type, C-contiguous.
             out: (N, classes) of the engine's output type; overwritten.
             stream: None: waits for the work that the producers of ``batch`` and ``out`` have pending (as DLPack and
                 ``__cuda_array_interface__`` tell it) and returns when ``out`` is complete. A ``CUstream`` as an integer
@@ -108,7 +117,7 @@ class TensorRTRunner(Runner):
                     execution.stream.follow(array.after)
             execution.infer_on_device(images.shape, images.pointer, logits.pointer, stream)
 
-    def device_call(self, batch: npt.NDArray[np.float32]) -> Callable[[], object]:
+    def device_call(self, batch: Batch) -> Callable[[], object]:
         """A call on buffers of its own, filled now; pieces of a larger batch all run on the first one's data."""
         self.check_batch(batch)
         most, least = self._profile.max[0], self._profile.min[0]
@@ -127,7 +136,7 @@ class TensorRTRunner(Runner):
 
         return call
 
-    def layer_times_ms(self, batch: npt.NDArray[np.float32]) -> dict[str, float]:
+    def layer_times_ms(self, batch: Batch) -> dict[str, float]:
         """By TensorRT's profiler, whose events make each layer, and so their sum, take longer than without."""
         self.check_batch(batch)
         with self._pool.lend() as execution, self._device.current():
@@ -159,7 +168,11 @@ class TensorRTRunner(Runner):
         with self._device.current():
             execution.release()
 
-    def check_batch(self, batch: npt.NDArray[np.float32]) -> None:
+    @property
+    def batch_types(self) -> tuple[str, ...]:
+        return (self.input.dtype, "float32") if self.input.dtype == "float16" else (self.input.dtype,)
+
+    def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
         sizes = batch.shape[1:]
         if not self._profile.accepts((self._profile.max[0], *sizes)):
@@ -197,11 +210,22 @@ def _describe(library: Library, engine: trt.ICudaEngine, name: str) -> Engine:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [entry for entry in names if engine.get_tensor_mode(entry) == modes.INPUT]
     if len(inputs) != 1:
-        raise InputError(f"{name}: expected an engine with one input, found {', '.join(inputs) or 'none'}")
+        raise InputError(
+            f"{name}: expected an engine with one input, found {', '.join(inputs) or 'none'}; adopt the ONNX file with "
+            "`constants` for all but the image (alexdeploy adopt) and build again"
+        )
     tensors = {entry: _tensor(library, engine, entry, name) for entry in names}
     bounds = [tuple(int(dim) for dim in shape) for shape in engine.get_tensor_profile_shape(inputs[0], 0)]
-    outputs = tuple(tensors[entry] for entry in names if entry != inputs[0])
-    return Engine(library, engine, tensors[inputs[0]], outputs, Profile(*bounds))
+    check_input([_spec(tensors[inputs[0]])], name)
+    outputs = {entry: _spec(tensors[entry]) for entry in names if entry != inputs[0]}
+    logits = logits_among([*outputs.values()], name).name
+    first = (tensors[logits], *(tensors[entry] for entry in outputs if entry != logits))
+    return Engine(library, engine, tensors[inputs[0]], first, Profile(*bounds))
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    sizes = (dim if dim != -1 else f"size{axis}" for axis, dim in enumerate(tensor.shape, start=1))
+    return TensorSpec(tensor.name, ("batch", *sizes), tensor.dtype.name)
 
 
 def _tensor(library: Library, engine: trt.ICudaEngine, entry: str, name: str) -> Tensor:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
@@ -20,13 +24,18 @@ from alexdeploy.data.sources import load_dataset
 from alexdeploy.engine.options import BuildSettings
 from alexdeploy.engine.plan import build_engine
 from alexdeploy.export.from_onnx import adopt_onnx
-from alexdeploy.graph.model import class_count, load_onnx
+from alexdeploy.graph.lint import lint
+from alexdeploy.graph.model import class_count, image_input, load_onnx, precision_of
+from alexdeploy.graph.table import layer_table
 from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 from alexdeploy.quantize.calibrate import calibrate
-from alexdeploy.quantize.quantize import quantize_onnx
+from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
+from alexdeploy.runners.artifact import load
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.specs import Profile
+from tests.helpers.foreign_graphs import ALL, Foreign
+from tests.helpers.graphs import Array
 
 CLASSES = ("blue", "green", "red", "white")
 
@@ -236,3 +245,100 @@ def test_a_foreign_classifier_goes_all_the_way(case: Case, pictures: Path, tmp_p
     report = build_engine(int8, tmp_path / "int8.engine", settings=settings)
     assert report.float_layers == ()
     assert report.precisions == {"INT8": len(wanted), "HALF": 0, "FLOAT": 0}
+
+
+def theirs(foreign: Foreign, batch: Array) -> Array:
+    """The original as it is, in a plain session with all its outputs; of a frozen batch piece by piece."""
+    session = ort.InferenceSession(foreign.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = {value.name: value for value in session.get_inputs()}
+    feed = {
+        name: np.broadcast_to(np.array(value, bool if "bool" in inputs[name].type else np.float32), inputs[name].shape)
+        for name, value in foreign.constants.items()
+    }
+    names = [value.name for value in session.get_outputs()]
+    size = inputs[foreign.image].shape[0]
+    pieces = np.split(batch, len(batch) // size) if isinstance(size, int) else [batch]
+    parts = [session.run(names, feed | {foreign.image: piece})[names.index(foreign.logits)] for piece in pieces]
+    whole: Array = np.concatenate(parts).reshape(len(batch), -1)
+    return whole
+
+
+def as_theirs(foreign: Foreign, scores: Array) -> Array:
+    """Of logits the probabilities, or their logarithms, where the original gives those."""
+    wide = scores.astype(np.float64)
+    logarithms: Array = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return {"Softmax": np.exp(logarithms), "LogSoftmax": logarithms}.get(foreign.model.graph.node[-1].op_type, scores)
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_a_graph_of_any_interface_goes_all_the_way(make: Callable[[], Foreign], pictures: Path, tmp_path: Path) -> None:
+    foreign, model, int8 = make(), tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    onnx.save(foreign.model, tmp_path / "theirs.onnx")
+    contract = msgspec.structs.replace(foreign.contract, labels=CLASSES)
+    adopt_onnx(tmp_path / "theirs.onnx", contract, model, constants=foreign.constants)
+    held_out = load_dataset(str(pictures), "val")
+    batch = next(iter(held_out.batches(contract, 8)))[0]
+    expected = theirs(foreign, batch)
+    loaded = load_onnx(model)
+    half = precision_of(loaded).fp16
+    tolerance = 2e-3 if half else 1e-5
+    for runtime in ("onnxruntime-cpu", *(["openvino"] if find_spec("openvino") else [])):
+        with load(model, runtime=runtime) as runner:
+            assert (runner.input.dtype, runner.classes) == (contract.input_type, 4)
+            answer = runner.infer(batch)
+        assert (answer.dtype.name, answer.shape) == ("float32", (len(batch), 4))
+        np.testing.assert_allclose(as_theirs(foreign, answer), expected, rtol=tolerance, atol=tolerance)
+    assert all(layer.output_shape for layer in layer_table(loaded))
+    if half:
+        return  # there is no FP32 model to quantize
+
+    ranges = calibrate(model, load_dataset(str(pictures), "train"), samples=16)
+    save_ranges(tmp_path / "ranges.json", ranges, parents=(), options={})
+    reference = logits(model, held_out, contract)
+    for fp16 in (True, False):
+        quantize_onnx(model, tmp_path / "ranges.json", int8, settings=QuantizeSettings(fp16=fp16))
+        assert [finding for finding in lint(load_onnx(int8)) if finding.severity == "error"] == []
+        assert np.linalg.norm(logits(int8, held_out, contract) - reference) < 0.1 * np.linalg.norm(reference)
+
+    if len(foreign.constants) or len(foreign.model.graph.output) > 1:
+        return  # by now a graph like any other
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    batches = Profile.parse("2" if image_input(loaded, "").shape[0] == 2 else "1:4:8")
+    settings = BuildSettings(batches=batches, builder="tensorrt-rtx")
+    record = build_engine(int8, tmp_path / "int8.engine", settings=settings)
+    assert (record.float_layers, record.precisions["FLOAT"], record.classes) == ((), 0, 4)
+    assert record.input is not None
+    assert record.input.dtype == contract.input_type
+    assert next(iter(record.shapes.values())) == batches.with_sizes(contract.input_shape)
+
+
+class FeaturesAndProbabilities(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = block(3, 16, stride=2), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.features(x)
+        pooled = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        return x, torch.softmax(self.head(pooled), 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_either_exporter_may_leave_the_size_open_and_write_several_outputs(dynamo: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, example, path = FeaturesAndProbabilities().eval(), (torch.zeros(2, 3, 32, 32),), tmp_path / "theirs.onnx"
+    axes = {0: "batch", 2: "height", 3: "width"}
+    if dynamo:
+        shapes = ({axis: torch.export.Dim(name) for axis, name in axes.items()},)
+        torch.onnx.export(module, example, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    else:
+        names: dict[str, Any] = {"input_names": ["image"], "dynamic_axes": {"image": axes}}
+        torch.onnx.export(module, example, str(path), dynamo=False, **names)
+    contract = Contract(color="rgb", resize=32, crop=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    interface = adopt_onnx(path, contract, tmp_path / "ours.onnx").interface
+    assert (len(interface.dropped), interface.softmax) == (1, "Softmax")
+    larger = torch.randn(3, 3, 40, 24)
+    with torch.no_grad(), load(tmp_path / "ours.onnx") as runner:
+        answer = torch.softmax(torch.from_numpy(runner.infer(larger.numpy())), 1)
+        np.testing.assert_allclose(answer, module(larger)[1], rtol=1e-5, atol=1e-6)

@@ -41,6 +41,7 @@ VOCABULARY = {
     "alexdeploy",
     "arrays",
     "_version",
+    "arrays",
     "columns",
     "errors",
     "optional",

@@ -49,6 +49,10 @@ def open_session(model: bytes) -> ort.InferenceSession:
 class DataType(IntEnum):
     FLOAT = 0
     HALF = 1
+    UINT8 = 5
+
+
+_TYPES = {"tensor(float)": DataType.FLOAT, "tensor(float16)": DataType.HALF, "tensor(uint8)": DataType.UINT8}
 
 
 class TensorIOMode(IntEnum):
@@ -118,7 +122,7 @@ class ICudaEngine:
         return TensorIOMode.INPUT if name == self._tensors[0].name else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return {"tensor(float)": DataType.FLOAT, "tensor(float16)": DataType.HALF}[self._tensor(name).type]
+        return _TYPES[self._tensor(name).type]
 
     def get_tensor_shape(self, name: str) -> list[int]:
         return [dim if isinstance(dim, int) else -1 for dim in self._tensor(name).shape]
@@ -172,7 +176,7 @@ class IExecutionContext:
     def get_tensor_shape(self, name: str) -> list[int]:
         assert self._shape is not None
         first = self.engine._tensors[0]
-        images = np.zeros(self._shape, np.float16 if first.type == "tensor(float16)" else np.float32)
+        images: Any = np.zeros(self._shape, nptype(_TYPES[first.type]))
         return list(self.engine._session.run([name], {first.name: images})[0].shape)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -258,7 +262,7 @@ _kernel = _Kernel(_compute)
 
 
 def _at(address: int, shape: tuple[int, ...], tensor: Any) -> np.ndarray[Any, Any] | None:
-    dtype = np.dtype(np.float16 if tensor.type == "tensor(float16)" else np.float32)
+    dtype = np.dtype(nptype(_TYPES[tensor.type]))
     nbytes = int(np.prod(shape)) * dtype.itemsize
     if not simulator_library().sim_is_device(address, nbytes):
         _problems.append(f"'{tensor.name}' lies outside device memory")
@@ -272,7 +276,7 @@ def _need_context() -> None:
 
 
 def nptype(trt_type: DataType) -> type:
-    return {DataType.FLOAT: np.float32, DataType.HALF: np.float16}[trt_type]
+    return {DataType.FLOAT: np.float32, DataType.HALF: np.float16, DataType.UINT8: np.uint8}[trt_type]
 
 
 CLASSES = (

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alexdeploy.cuda.open import open_device
 from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from alexdeploy.specs import BuilderName
+from tests.helpers.foreign_graphs import Foreign, half_throughout, pixels, several_outputs
 from tests.helpers.graphs import Array, images
 from tests.simulated_cuda import engine_double
 from tests.simulated_cuda.conftest import BINDING, PROFILE, expected, write_engine
@@ -377,6 +379,31 @@ def test_an_engine_of_any_size_runs_at_every_size_it_accepts(tmp_path: Path, bui
         for height, width in [(7, 8), (12, 17)]:
             with pytest.raises(UsageError, match=r"lie outside the engine's profile 1x3x8x8:2x3x8x8:4x3x12x16"):
                 runner.infer(np.zeros((1, 3, height, width), np.float32))
+
+
+@pytest.mark.parametrize("make", [pixels, half_throughout, several_outputs])
+def test_an_engine_of_another_type_or_layout_takes_its_own(make: Callable[[], Foreign], tmp_path: Path) -> None:
+    foreign = make()
+    if make is several_outputs:  # the double knows no int64
+        del foreign.model.graph.output[1]
+    model = foreign.model.SerializeToString()
+    shape, dtype = foreign.contract.input_shape, foreign.contract.input_type
+    path = write_engine(tmp_path / "own.engine", plan=engine_double.make_plan(model, PROFILE))
+    session = engine_double.open_session(model)
+    batch = (np.random.default_rng(0).random((6, *shape)) * 255).astype(dtype)
+    pieces = [session.run([foreign.logits], {"image": piece})[0] for piece in (batch[:MOST], batch[MOST:])]
+    with TensorRTRunner(path) as runner:
+        assert (runner.input.shape, runner.input.dtype, runner.classes) == (("batch", *shape), dtype, 4)
+        answer = runner.infer(batch)
+        assert answer.dtype == np.float32
+        np.testing.assert_array_equal(answer, np.concatenate(pieces))
+        runner.device_call(batch)()
+        wide = batch.astype(np.float32)
+        if dtype == "uint8":
+            with pytest.raises(UsageError, match=r"type float32; expected \(N, 8, 8, 3\) uint8"):
+                runner.infer(wide)
+        else:  # a float16 engine rounds them
+            np.testing.assert_array_equal(runner.infer(wide), answer)
 
 
 def any_size_network() -> bytes:

@@ -15,12 +15,14 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from alexdeploy.contract import METADATA_KEY
 from alexdeploy.engine import timing_cache
 from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
-from alexdeploy.engine.options import BuilderOptions
+from alexdeploy.engine.options import BuilderOptions, BuildSettings
 from alexdeploy.engine.plan import precision_verdict
 from alexdeploy.engine.record import EngineRecord
+from alexdeploy.engine.shapes import input_profiles
 from alexdeploy.engine.versions import Compatibility, Library, load_library
 from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.graph.fp16 import to_fp16
@@ -29,10 +31,23 @@ from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_type
 from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.specs import Profile
+from tests.helpers.foreign_graphs import any_size
 from tests.helpers.graphs import as_fp8, conv_lrn_gemm
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
+
+
+def test_sizes_that_a_graph_leaves_open_are_those_of_its_contract() -> None:
+    foreign = any_size()
+    model, settings = ir.from_proto(foreign.model), BuildSettings(batches=Profile.parse("1:2:4"))
+    with pytest.raises(UsageError, match=r"'image' has shape \(n, 3, h, w\); name the sizes .* `shapes` image="):
+        input_profiles(model, "theirs.onnx", settings)
+    model.metadata_props[METADATA_KEY] = foreign.contract.to_json()
+    assert input_profiles(model, "ours.onnx", settings) == {"image": settings.batches.with_sizes((3, 8, 8))}
+    wider = Profile.parse("1x3x8x8:2x3x8x8:4x3x16x24")
+    named = BuildSettings(batches=settings.batches, shapes={"image": wider})
+    assert input_profiles(model, "ours.onnx", named) == {"image": wider}
 
 
 SHAPES = {"input": Profile.parse("1:2:4").with_sizes((3, 8, 8))}
