@@ -49,6 +49,11 @@ _network_options = option_group(
     is_flag=True,
     help="The classifier as convolutions: takes larger images too and returns a map of logits.",
 )
+@click.option(
+    "--uint8-input",
+    is_flag=True,
+    help="The file takes pixels, uint8 (batch, H, W, C) in RGB or gray: scale, mean, std and colour order are in it.",
+)
 @data_options(required=False)
 @output_option("model.onnx")
 @json_option
@@ -57,6 +62,7 @@ def command(
     fresh: _Network,
     contract: str | None,
     fully_convolutional: bool,
+    uint8_input: bool,
     data: DataChoice | None,
     output: Path,
     as_json: bool,
@@ -73,6 +79,7 @@ def command(
     Example: alexdeploy export alexnet-mnist.safetensors -o model.onnx
              alexdeploy export --network alexnet --classes 1000 --seed 0 -o untrained.onnx
              alexdeploy export bvlc_alexnet.npy --network alexnet-caffe -o model.onnx
+             alexdeploy export alexnet-mnist.safetensors --uint8-input -o served.onnx
     """
     if checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
         if fresh.network is not None or fresh.classes is not None or fully_convolutional:
@@ -91,7 +98,15 @@ def command(
     files.check_output(output, *([checkpoint] if checkpoint is not None else []))
     dataset = data.open("val") if data else None
     with progress("loading PyTorch") as bar:
-        result = _export(checkpoint, fresh, dataset, output, fully_convolutional=fully_convolutional, progress=bar)
+        result = _export(
+            checkpoint,
+            fresh,
+            dataset,
+            output,
+            fully_convolutional=fully_convolutional,
+            uint8_input=uint8_input,
+            progress=bar,
+        )
     if dataset is not None:
         note_skipped(dataset)
     if as_json:
@@ -120,6 +135,7 @@ def _export(
     output: Path,
     *,
     fully_convolutional: bool,
+    uint8_input: bool,
     progress: Progress,
 ) -> ExportResult:
     loaded = _load(checkpoint, fresh)
@@ -131,8 +147,9 @@ def _export(
         convnet.fully_convolutional(loaded.model) if fully_convolutional else loaded.model,
         _with_labels(loaded, dataset),
         output,
-        real_images=real_images(loaded.contract, dataset),
+        real_images=real_images(loaded.contract.of_pixels if uint8_input else loaded.contract, dataset),
         any_size=fully_convolutional,
+        uint8_input=uint8_input,
         parents=(files.parent(checkpoint),) if checkpoint is not None else (),
         progress=progress,
     )

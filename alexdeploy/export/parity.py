@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from alexdeploy.arrays import Batch
 from alexdeploy.errors import GateError
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.metrics import relative_error
@@ -16,8 +17,6 @@ from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 PARITY_BATCHES = (1, 2, 5)
 PARITY_TOLERANCE = 1e-5
-
-Batch = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ class Parity:
 def noise(shape: tuple[int, int, int], count: int = max(PARITY_BATCHES)) -> Batch:
     """(count, C, H, W) of standard normal values, the same every time."""
     return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+
+
+def noisy_pixels(shape: tuple[int, int, int], count: int = max(PARITY_BATCHES)) -> Batch:
+    """(count, H, W, C) of uint8 values, the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def in_batches(images: Batch, sizes: Sequence[int] = PARITY_BATCHES) -> list[Batch]:
