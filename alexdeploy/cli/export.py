@@ -82,10 +82,10 @@ def command(
              alexdeploy export alexnet-mnist.safetensors --uint8-input -o served.onnx
     """
     if checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
-        if fresh.network is not None or fresh.classes is not None or fully_convolutional:
+        if fresh.network is not None or fresh.classes is not None or fully_convolutional or uint8_input:
             raise UsageError(
-                "--network, --classes and --fully-convolutional are for PyTorch weights; an .onnx file has its own "
-                "graph"
+                "--network, --classes, --fully-convolutional and --uint8-input are for PyTorch weights; an .onnx file "
+                "has its own graph"
             )
         if contract is None:
             raise UsageError(

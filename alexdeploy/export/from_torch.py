@@ -22,7 +22,7 @@ from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
 from alexdeploy.errors import InputError
-from alexdeploy.export.parity import Parity, distance, in_batches, noise, noisy_pixels
+from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
@@ -151,7 +151,8 @@ def check_parity(
             logits: npt.NDArray[np.floating] = module(images).numpy()
         return logits
 
-    random = in_batches(noisy_pixels(contract.of_pixels.input_shape) if pixels else noise(contract.input_shape))
+    taken = contract.of_pixels if pixels else contract
+    random = in_batches(noise(taken.input_shape, dtype=taken.input_type))
     if any_size:
         larger = ((0, _LARGER[0]), (0, _LARGER[1]))
         padding = ((0, 0), *larger, (0, 0)) if pixels else ((0, 0), (0, 0), *larger)

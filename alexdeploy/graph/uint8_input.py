@@ -41,7 +41,9 @@ def with_uint8_input(model: ir.Model, contract: Contract) -> tuple[ir.Model, Con
     if image.dtype != ir.DataType.FLOAT or image.shape is None:
         raise InputError(f"input '{image.name}' is {image.dtype}; only a float32 input can become uint8")
     mean, factor = np.multiply(contract.mean, contract.scale), 1 / np.multiply(contract.std, contract.scale)
-    users, per_channel, axis = list(image.uses()), (-1,), 3
+    users = list(image.uses())
+    per_channel: tuple[int, ...] = (-1,)
+    axis = 3
     steps: list[_Step] = [("Cast", None, {"to": int(ir.DataType.FLOAT)})]
     if contract.layout == "nchw":
         batch, channels, height, width = image.shape
@@ -66,7 +68,8 @@ def with_uint8_input(model: ir.Model, contract: Contract) -> tuple[ir.Model, Con
 
 def _prepend(graph: ir.Graph, image: ir.Value, steps: Sequence[_Step]) -> ir.Value:
     """Put nodes named as ``cast_input`` before all others, each on what the one before it made; returns the last's."""
-    used = {str(item.name) for node in graph for item in (node, *node.outputs)} | {*graph.initializers}
+    used = {str(node.name) for node in graph} | {*graph.initializers}
+    used |= {str(output.name) for node in graph for output in node.outputs}
     nodes, value = [], image
     for operator, constant, attributes in steps:
         name = unique(f"{operator.lower()}_{image.name}", used)
