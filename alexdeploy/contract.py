@@ -122,6 +122,19 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return (self.channels, *self.size) if self.layout == "nchw" else (*self.size, self.channels)
 
     @property
+    def of_pixels(self) -> Contract:
+        """For the same network with the arithmetic inside its graph: uint8 (H, W, C), in RGB where it had BGR."""
+        return msgspec.structs.replace(
+            self,
+            color="gray" if self.color == "gray" else "rgb",
+            mean=(),
+            std=(),
+            scale=255.0,
+            layout="nhwc",
+            input_type="uint8",
+        )
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the canonical JSON of every field, labels included."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -50,6 +50,11 @@ _network_options = option_group(
     is_flag=True,
     help="The classifier as convolutions: takes larger images too and returns a map of logits.",
 )
+@click.option(
+    "--uint8-input",
+    is_flag=True,
+    help="The file takes pixels, uint8 (batch, H, W, C) in RGB or gray: scale, mean, std and colour order are in it.",
+)
 @data_options(required=False, split=False)
 @output_option("model.onnx")
 @json_option
@@ -59,6 +64,7 @@ def command(
     contract: str | None,
     foreign: Foreign,
     fully_convolutional: bool,
+    uint8_input: bool,
     data: DataChoice | None,
     output: Path,
     as_json: bool,
@@ -75,12 +81,13 @@ def command(
     Example: alexdeploy export alexnet-mnist.safetensors -o model.onnx
              alexdeploy export --network alexnet --classes 1000 --seed 0 -o untrained.onnx
              alexdeploy export bvlc_alexnet.npy --network alexnet-caffe -o model.onnx
+             alexdeploy export alexnet-mnist.safetensors --uint8-input -o served.onnx
     """
     if checkpoint is not None and checkpoint.suffix.lower() == ".onnx":
-        if fresh.network is not None or fresh.classes is not None or fully_convolutional:
+        if fresh.network is not None or fresh.classes is not None or fully_convolutional or uint8_input:
             raise UsageError(
-                "--network, --classes and --fully-convolutional are for PyTorch weights; an .onnx file has its own "
-                "graph"
+                "--network, --classes, --fully-convolutional and --uint8-input are for PyTorch weights; an .onnx file "
+                "has its own graph"
             )
         if contract is None:
             raise UsageError(
@@ -95,7 +102,15 @@ def command(
     files.check_output(output, *([checkpoint] if checkpoint is not None else []))
     dataset = data.open("val") if data else None
     with progress("loading PyTorch") as bar:
-        result = _export(checkpoint, fresh, dataset, output, fully_convolutional=fully_convolutional, progress=bar)
+        result = _export(
+            checkpoint,
+            fresh,
+            dataset,
+            output,
+            fully_convolutional=fully_convolutional,
+            uint8_input=uint8_input,
+            progress=bar,
+        )
     if dataset is not None:
         note_skipped(dataset)
     if as_json:
@@ -124,6 +139,7 @@ def _export(
     output: Path,
     *,
     fully_convolutional: bool,
+    uint8_input: bool,
     progress: Progress,
 ) -> ExportResult:
     loaded = _load(checkpoint, fresh)
@@ -135,8 +151,9 @@ def _export(
         convnet.fully_convolutional(loaded.model) if fully_convolutional else loaded.model,
         _with_labels(loaded, dataset),
         output,
-        real_images=real_images(loaded.contract, dataset),
+        real_images=real_images(loaded.contract.of_pixels if uint8_input else loaded.contract, dataset),
         any_size=fully_convolutional,
+        uint8_input=uint8_input,
         parents=(files.parent(checkpoint),) if checkpoint is not None else (),
         progress=progress,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from alexdeploy.arrays import Batch
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.preprocess import preprocess
@@ -13,14 +13,14 @@ from alexdeploy.data.preprocess import preprocess
 _COUNT = 5
 
 
-def real_images(contract: Contract, dataset: ImageDataset | None = None) -> npt.NDArray[np.float32]:
-    """(5, C, H, W) preprocessed images.
+def real_images(contract: Contract, dataset: ImageDataset | None = None) -> Batch:
+    """(5, *input_shape) images as the contract says.
 
     Without a data set: scikit-learn's two photographs, whole and cut in parts, or its digits for grey-scale networks.
     """
     if dataset is not None:
-        images = [image for _, image in dataset.subset(_COUNT).images()]
-    elif contract.color == "gray":
+        return np.stack([image for _, image in dataset.subset(_COUNT).inputs(contract)])
+    if contract.color == "gray":
         from sklearn.datasets import load_digits
 
         images = [Image.fromarray((digit * 15).astype(np.uint8)) for digit in load_digits().images[:_COUNT]]

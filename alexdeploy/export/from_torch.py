@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from alexdeploy import files
+from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.data.preprocess import from_pixels
 from alexdeploy.errors import InputError
 from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
+from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.specs import Progress
 
 OPSET = 20
@@ -43,8 +46,9 @@ def export_onnx(
     contract: Contract,
     path: Path,
     *,
-    real_images: npt.NDArray[np.float32],
+    real_images: Batch,
     any_size: bool = False,
+    uint8_input: bool = False,
     parents: tuple[files.Parent, ...] = (),
     progress: Progress = lambda what, share: None,
 ) -> ExportResult:
@@ -52,11 +56,13 @@ def export_onnx(
 
     Args:
         module: takes float32 (N, C, H, W) as the contract says, returns (N, classes).
-        contract: preprocessing and labels to store in ``metadata_props``.
+        contract: preprocessing and labels; they are stored in ``metadata_props`` as they are for the file.
         path: written atomically with its sidecar; untouched when anything fails.
-        real_images: preprocessed photographs, (n >= 1, C, H, W) float32, for the second half of the parity gate.
+        real_images: photographs as the file is to take them, for the second half of the parity gate: preprocessed,
+            (n >= 1, C, H, W) float32; with ``uint8_input`` as ``contract.of_pixels`` says, (n >= 1, H, W, C) uint8.
         any_size: height and width are dynamic too, from the contract's size upwards; the module is fully convolutional
             and returns (N, classes, h, w). Parity is checked at a larger size as well.
+        uint8_input: the file takes pixels; scale, mean, std, colour order and layout are nodes of its graph.
         parents: files the module's weights came from.
         progress: called with what is being done and the share that is done before.
 
@@ -79,7 +85,10 @@ def export_onnx(
     module = module.eval()
     progress("tracing the network", 0.1)
     model = trace(module, contract, any_size=any_size)
-    model.metadata_props[METADATA_KEY] = contract.to_json()
+    stored = contract
+    if uint8_input:
+        model, stored = with_uint8_input(model, contract)
+    model.metadata_props[METADATA_KEY] = stored.to_json()
     progress("comparing ONNX Runtime with PyTorch", 0.4)
     parity = check_parity(module, model, contract, real_images, any_size=any_size)
     progress(f"writing {path.name}", 0.8)
@@ -89,7 +98,7 @@ def export_onnx(
         parents=parents,
         options={"opset": OPSET},
         details={
-            "contract": contract.fingerprint,
+            "contract": stored.fingerprint,
             "parity": {"random_inputs": parity.random_inputs, "real_inputs": parity.real_inputs},
         },
     )
@@ -125,27 +134,28 @@ def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> i
 
 
 def check_parity(
-    module: nn.Module,
-    model: ir.Model,
-    contract: Contract,
-    real_images: npt.NDArray[np.float32],
-    *,
-    any_size: bool = False,
+    module: nn.Module, model: ir.Model, contract: Contract, real_images: Batch, *, any_size: bool = False
 ) -> Parity:
     """ONNX Runtime against PyTorch at batch 1, 2 and 5, on noise (with ``any_size`` also larger) and on real images.
+
+    Where ``real_images`` are pixels, so is the noise, and PyTorch gets them preprocessed as ``contract`` says.
 
     Raises:
         GateError: beyond ``PARITY_TOLERANCE``, with the worst case in the message.
     """
+    pixels = real_images.dtype == np.uint8
 
-    def pytorch(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+    def pytorch(batch: Batch) -> npt.NDArray[np.floating]:
         with torch.inference_mode():
-            logits: npt.NDArray[np.floating] = module(torch.from_numpy(batch)).numpy()
+            images = torch.from_numpy(from_pixels(batch, contract) if pixels else batch)
+            logits: npt.NDArray[np.floating] = module(images).numpy()
         return logits
 
-    random = in_batches(noise(contract.input_shape))
+    taken = contract.of_pixels if pixels else contract
+    random = in_batches(noise(taken.input_shape, dtype=taken.input_type))
     if any_size:
-        padding = ((0, 0), (0, 0), (0, _LARGER[0]), (0, _LARGER[1]))
+        larger = ((0, _LARGER[0]), (0, _LARGER[1]))
+        padding = ((0, 0), *larger, (0, 0)) if pixels else ((0, 0), (0, 0), *larger)
         random += [np.pad(batch, padding, mode="wrap") for batch in random]
     parity = Parity(distance(model, random, pytorch), distance(model, in_batches(real_images), pytorch))
     parity.check("ONNX Runtime differs from PyTorch")

@@ -24,6 +24,7 @@ _ISLANDS = frozenset({"LRN", "QuantizeLinear", "DequantizeLinear", "Cast", "Resi
 # operators whose output is never larger in magnitude than their input
 _NEVER_LARGER = frozenset(
     {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Identity", "Dropout", "Clip", "LRN"}
+    | {"Gather", "Transpose"}
 )
 _PASS_ON = _NEVER_LARGER | {"QuantizeLinear", "DequantizeLinear", "Cast"}  # about as large as what they read
 LIMIT = float(np.finfo(np.float16).max)  # 65504

@@ -121,6 +121,13 @@ def _pool_indices(node: ir.Node) -> Breach:
     return "has the output Indices, which TensorRT lacks", "export without return_indices"
 
 
+def _uint8_input(node: ir.Node) -> Breach:
+    value = _input(node, 0)
+    if value.dtype != ir.DataType.UINT8 or value.producer() is not None or value.is_initializer():
+        return None
+    return f"takes the uint8 input '{value.name}', which TensorRT takes into a Cast only", "put a Cast before it"
+
+
 def _mixed_types(node: ir.Node) -> Breach:
     """A strongly typed network casts nothing by itself."""
     types = {value.dtype.name for value in node.inputs if value is not None and value.dtype is not None}
@@ -329,6 +336,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("lrn-rank", "error", frozenset({"LRN"}), _lrn_rank),
     ("pool-dilations", "error", frozenset({"MaxPool"}), _pool_dilations),
     ("pool-indices", "error", frozenset({"MaxPool"}), _pool_indices),
+    ("uint8-input", "error", _MOVES - {"Cast"} | {"Gather", "Resize"}, _uint8_input),
     ("mixed-types", "error", _WEIGHTED, _mixed_types),
     ("integer-operator", "error", _INTEGER, _integer_operator),
     ("zero-point", "error", _QUANTIZERS, _zero_point),

@@ -26,13 +26,13 @@ def rename(model: ir.Model) -> ir.Model:
     weighted = 0
     for node in model.graph:
         weighted += node.op_type in _WEIGHTED
-        node.name = _unique(layer_name(node.op_type, weighted), used)
+        node.name = unique(layer_name(node.op_type, weighted), used)
         for output in node.outputs:
             if not output.is_graph_output():
                 output.name = node.name if len(node.outputs) == 1 else f"{node.name}.{output.index()}"
         for value, part in zip(node.inputs[1:], _PARAMETERS.get(node.op_type, ()), strict=False):
             if value is not None and value.const_value is not None and len(value.uses()) == 1:
-                name = _unique(f"{node.name}.{part}", used)
+                name = unique(f"{node.name}.{part}", used)
                 # the clone shares its tensors with the original, and renaming a value renames its tensor
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
                 value.name = name
@@ -48,14 +48,15 @@ def name_unnamed(model: ir.Model) -> ir.Model:
     for node in model.graph:
         weighted += node.op_type in _WEIGHTED
         if not node.name:
-            node.name = _unique(layer_name(node.op_type, weighted), used)
+            node.name = unique(layer_name(node.op_type, weighted), used)
         elif node.name in seen:
-            node.name = _unique(node.name, used)
+            node.name = unique(node.name, used)
         seen.add(node.name)
     return model
 
 
-def _unique(base: str, used: set[str]) -> str:
+def unique(base: str, used: set[str]) -> str:
+    """``base``, with a number where that is in ``used``, which gets it."""
     name, number = base, 1
     while name in used:
         number += 1

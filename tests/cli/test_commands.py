@@ -24,7 +24,7 @@ import pytest
 from alexdeploy import files
 from alexdeploy.cli import COMMANDS, cli
 from alexdeploy.engine.record import read_engine
-from alexdeploy.specs import Profile
+from alexdeploy.specs import Dialect, Profile
 from tests.cli.conftest import Result, Run
 
 OPS = {"Conv": 5, "Flatten": 1, "Gemm": 3, "LRN": 2, "MaxPool": 3, "Relu": 7}
@@ -166,6 +166,40 @@ def test_a_fully_convolutional_export_gives_the_same_logits_and_a_map_of_larger_
         assert run("calibrate", source, "--data", pictures, "-o", target).code == 0
     same, wanted = (json.loads(target.read_text())["tensors"]["input"] for target in ranges)
     assert same == wanted, "at the size of the contract"
+
+
+def test_a_model_of_pixels_goes_the_same_way_and_gives_the_same_answers(
+    run: Run, checkpoint: Path, model: Path, ranges: Path, pictures: Path, out: Path
+) -> None:
+    from alexdeploy import Classifier, load
+
+    served, seen = out / "served.onnx", out / "ranges.json"
+    result = json_of(run("export", checkpoint, "--uint8-input", "--data", "digits", "-o", served, "--json"))
+    assert result["ops"] == OPS | {"Cast": 1, "Mul": 1, "Sub": 1, "Transpose": 1}
+    assert max(result["parity"]["random_inputs"], result["parity"]["real_inputs"]) <= 1e-5
+    tables = [json_of(run("inspect", path, "--json")) for path in (served, model)]
+    assert tables[0]["macs"] == tables[1]["macs"]
+    assert tables[0]["parameters"] == tables[1]["parameters"] == PARAMETERS
+    json_of(run("calibrate", served, "--data", "digits", "--samples", 32, "-o", seen, "--json"))
+    pixels, floats = (json.loads(path.read_text())["tensors"] for path in (seen, ranges))
+    assert pixels.keys() - floats.keys() == {"mul_input"}
+    assert pixels["mul_input"]["minmax"] == pytest.approx(floats["input"]["minmax"], rel=1e-5)
+    for dialect in get_args(Dialect):
+        quantized = out / f"{dialect}.onnx"
+        assert json_of(run("quantize", served, "--ranges", seen, "--for", dialect, "-o", quantized, "--json"))
+        assert [row["precision"] for row in layers_of(run, quantized) if row["name"] in WEIGHTED] == ["INT8"] * 8
+        with load(quantized) as runner:
+            assert (runner.input.shape[1:], runner.input.dtype) == ((28, 28, 1), "uint8")
+    images = sorted((pictures / "val").rglob("*.png"))
+    with Classifier(served) as ours, Classifier(model) as theirs:
+        (labels, shares), (expected, reference) = (zip(*classify(images), strict=True) for classify in (ours, theirs))
+    assert labels == expected
+    assert shares == pytest.approx(reference, rel=1e-4)
+
+
+def layers_of(run: Run, path: Path) -> list[dict[str, Any]]:
+    layers: list[dict[str, Any]] = json_of(run("inspect", path, "--json"))["layers"]
+    return layers
 
 
 def test_foreign_weights_are_exported_with_the_network_named(run: Run, out: Path) -> None:

@@ -41,7 +41,6 @@ VOCABULARY = {
     "alexdeploy",
     "arrays",
     "_version",
-    "arrays",
     "columns",
     "errors",
     "optional",

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from alexdeploy.contract import METADATA_KEY
+from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.engine import timing_cache
 from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
@@ -28,6 +28,7 @@ from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.graph.weighted import quantized_type
 from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.specs import Profile
@@ -80,6 +81,20 @@ def test_kernels_compute_in_the_type_the_graph_says(int8: bool, fp16: bool, expe
     assert report.size_bytes == len(plan) > 0
     sums_of_squares = [k for k in report.kernels if "lrn1" in k.onnx_layers and k.type == "avgpool"]
     assert [kernel.precision for kernel in sums_of_squares] == ["FLOAT"]
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_pixels_go_in_and_the_first_layer_is_int8(color: Any, fp16: bool) -> None:
+    contract = Contract(color=color, crop=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    model, _ = with_uint8_input(ir.from_proto(conv_lrn_gemm()), contract)
+    model = insert_qdq(model, {"mul_input": TensorRange(4.0), "flatten1": TensorRange(2.0)})
+    graph = graph_of(to_fp16(model) if fp16 else model)
+    pixels = {"input": Profile.parse("1:2:4").with_sizes((8, 8, 3))}
+    _, report = build(BuilderInput(**{**graph.__dict__, "shapes": pixels}))
+    assert report.layer_precisions == {"conv1": "INT8", "fc2": "INT8"}
+    first = next(kernel for kernel in report.kernels if "cast_input" in kernel.onnx_layers)
+    assert {"transpose_input", "sub_input"} <= set(first.onnx_layers)  # one kernel, and Mul in the scale behind it
 
 
 @pytest.mark.parametrize("fp16", [False, True])

@@ -5,15 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import GateError, InputError
+from alexdeploy.export import from_torch
 from alexdeploy.export.from_torch import export_onnx
+from alexdeploy.graph.uint8_input import with_uint8_input
 from tests.helpers.graphs import run
 
 TINY = Contract(color="rgb", crop=16, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -107,4 +111,30 @@ def test_a_graph_that_differs_fails_the_parity_gate_and_is_not_written(
 
     with pytest.raises(GateError, match="parity"):
         export_onnx(tiny(Unfaithful()), TINY, tmp_path / "model.onnx", real_images=images)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_of_pixels_computes_what_torchvision_and_the_module_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(5), nn.Conv2d(8, 4, 14)).eval()
+    contract = msgspec.structs.replace(TINY, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), labels=tuple("abcd"))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    path = tmp_path / "model.onnx"
+    export_onnx(module, contract, path, real_images=pixels, any_size=True, uint8_input=True)
+    proto = onnx.load(path)
+    stored = Contract.from_json({p.key: p.value for p in proto.metadata_props}[METADATA_KEY], "x")
+    assert (stored.input_type, stored.input_shape, stored.labels) == ("uint8", (16, 16, 3), ("a", "b", "c", "d"))
+    assert stored.differs_from(contract) is None
+    to_float = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(contract.mean, contract.std)])
+    with torch.inference_mode():
+        expected = module(to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(run(proto, pixels)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_arithmetic_that_differs_fails_the_parity_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = msgspec.structs.replace(TINY, mean=(0.5, 0.5, 0.501))
+    monkeypatch.setattr(from_torch, "with_uint8_input", lambda model, _: with_uint8_input(model, other))
+    pixels = np.zeros((1, 16, 16, 3), np.uint8)
+    with pytest.raises(GateError, match=r"parity.*random inputs"):
+        export_onnx(tiny(nn.ReLU()), TINY, tmp_path / "model.onnx", real_images=pixels, uint8_input=True)
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from alexdeploy.contract import Contract
 from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.options import BuilderOptions
 from alexdeploy.engine.versions import load_library
@@ -19,10 +20,12 @@ from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.lint import check_tensorrt, lint
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.specs import Dialect, Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm, make_model
 
-RANGES = {name: TensorRange(2.0, name != "input") for name in ("input", "relu1", "flatten1", "logits")}
+RGB = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+RANGES = {name: TensorRange(2.0, name[0] in "rfl") for name in ("input", "mul_input", "relu1", "flatten1", "logits")}
 Nodes = list[onnx.NodeProto]
 ACTIVATION: dict[str, Array] = {"scale": np.asarray(np.float32(0.03)), "zero": np.asarray(np.int8(0))}
 f32, i8, u8 = np.float32, np.int8, np.uint8
@@ -143,6 +146,14 @@ def pool_with_indices(*, used: bool) -> onnx.ModelProto:
     return make_model([pool, cast], {})
 
 
+def uint8_into(operator: str, *constants: Array, **attributes: Any) -> onnx.ModelProto:
+    weights = {f"constant{number}": array for number, array in enumerate(constants)}
+    layer = helper.make_node(operator, ["input", *weights], ["x"], "layer", **attributes)
+    model = make_model([layer, helper.make_node("Cast", ["x"], ["logits"], "cast", to=TensorProto.FLOAT)], weights)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    return model
+
+
 def half_weight(operator: str) -> onnx.ModelProto:
     weight = np.ones((8, 3, 3, 3) if operator == "Conv" else (8, 4), f32)
     model = make_model([helper.make_node(operator, ["input", "w"], ["logits"], "layer")], {"w": weight})
@@ -208,6 +219,8 @@ ERRORS = (
     Case("pool-dilations", lambda: single("MaxPool", kernel_shape=[2, 2], dilations=[1, 2]), "[1, 2]"),
     Case("pool-indices", lambda: pool_with_indices(used=True), "Indices"),
     Case("pool-indices", lambda: pool_with_indices(used=False), "Indices"),
+    Case("uint8-input", lambda: uint8_into("Transpose", perm=[0, 3, 1, 2]), "uint8 input 'input'"),
+    Case("uint8-input", lambda: uint8_into("Gather", np.array([2, 1, 0]), axis=1), "uint8 input 'input'"),
     Case("mixed-types", lambda: half_weight("Conv"), "FLOAT and FLOAT16"),
     Case("mixed-types", lambda: half_weight("MatMul"), "FLOAT and FLOAT16"),
     Case("integer-operator", integer_conv, "is ConvInteger"),
@@ -339,8 +352,10 @@ def test_a_conv_behind_a_relu_without_qdq_is_float_and_both_reasons_are_told() -
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("fp16", [False, True])
-def test_what_we_write_for_tensorrt_has_no_finding(trans_b: int, int8: bool, fp16: bool) -> None:
+@pytest.mark.parametrize("uint8", [False, True])
+def test_what_we_write_for_tensorrt_has_no_finding(trans_b: int, int8: bool, fp16: bool, uint8: bool) -> None:
     model = ir.from_proto(conv_lrn_gemm(trans_b=trans_b))
+    model = with_uint8_input(model, RGB)[0] if uint8 else model
     model = insert_qdq(model, RANGES) if int8 else model
     model = to_fp16(model) if fp16 else model
     assert lint(model) == []
