@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alexdeploy.errors import InputError, UnavailableError, UsageError, unknown_name
+from alexdeploy.errors import InputError, UnavailableError, UsageError, in_a_line, unknown_name
 from alexdeploy.zoo.weight_files import read_weight_file
 from alexdeploy.zoo.weights import load_weights, named_for
 
@@ -43,11 +41,12 @@ def build_module(
         UsageError: ``classes`` for a factory without such a parameter.
     """
     module, _, name = reference.partition(":")
-    sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         made = _call(reference, _find(_import(module), name, module), classes, seed)
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(here)
     if not isinstance(made, nn.Module):
         raise InputError(f"{reference} returns a {type(made).__name__}; expected a torch.nn.Module")
     made = made.to("cpu", torch.float32).eval()
@@ -56,23 +55,18 @@ def build_module(
     return made
 
 
-def is_reference(text: str) -> bool:
-    """Whether this reads ``package.module:factory``."""
-    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", text) is not None
-
-
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
             raise InputError(
-                f"no module '{error.name}' in {os.getcwd()} or among what is installed; run this where it can be "
+                f"no module '{error.name}' in {Path.cwd()} or among what is installed; run this where it can be "
                 "imported"
             ) from error
         raise UnavailableError(f"{name} needs '{error.name}', which is not installed; install it") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise InputError(f"importing {name} failed: {_in_a_line(error)}") from error
+        raise InputError(f"importing {name} failed: {in_a_line(error)}") from error
 
 
 def _find(module: ModuleType, name: str, origin: str) -> Any:
@@ -96,7 +90,7 @@ def _call(reference: str, factory: Any, classes: int | None, seed: int) -> Any:
             torch.manual_seed(seed)
             return factory(**given)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise InputError(f"{reference} failed: {_in_a_line(error)}") from error
+        raise InputError(f"{reference} failed: {in_a_line(error)}") from error
 
 
 def _returning(module: nn.Module) -> Callable[[], nn.Module]:
@@ -110,7 +104,3 @@ def _class_parameter(reference: str, factory: Callable[..., Any]) -> str:
         if name in parameters or takes_any:  # torchvision's functions hand on what they get
             return name
     raise UsageError(f"{reference} has no parameter {' or '.join(_CLASS_PARAMETERS)}; leave `classes` out")
-
-
-def _in_a_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")

@@ -112,20 +112,40 @@ def _in_python(load: str, path: Path, more: str = "", key: str = "") -> str:
     )
 
 
-class _StandIn:
-    """For any class or function that a pickle names: called or built, it leaves an empty dict with the state in it."""
+class _StandIn(list[Any]):
+    """For any class or function that a pickle names: what it is called, built or filled with has no effect."""
 
-    def __new__(cls, *_: Any) -> Any:
-        return OrderedDict[Any, Any]()
+    def __new__(cls, *_: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
+
+
+class _StandInDict:
+    """For those that are filled as a dict is, which ``weights_only`` allows to Python's own alone."""
+
+    def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+def _stand_in(name: str) -> tuple[Any, str]:
+    return (_StandInDict if name.lower().endswith("dict") else _StandIn), name
 
 
 def _unpickled(path: Path, *, zipped: bool) -> Any:
-    """The content, where what is neither tensor nor container of Python is an ``OrderedDict`` with attributes."""
+    """The content, with stand-ins for what is neither a tensor nor a container of Python's own."""
     try:
         with path.open("rb") as file:  # given a path, torch.load goes by its ending
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipped else []
             file.seek(0)
-            with torch.serialization.safe_globals([(_StandIn, name) for name in foreign]), warnings.catch_warnings():
+            with torch.serialization.safe_globals([*map(_stand_in, foreign)]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the pickle's protocol, and of typed storages
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -186,7 +206,7 @@ def _find_below(key: Any, value: Any, path: Path) -> Mapping[Any, Tensor] | None
 
 
 def _is_module(value: Any) -> bool:
-    return "_modules" in getattr(value, "__dict__", {})
+    return isinstance(value, _StandIn) and "_modules" in vars(value)
 
 
 def _read_npy(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:

@@ -25,7 +25,7 @@ _COUNTER = "num_batches_tracked"  # of batch normalisation: inference does not n
 
 
 def named_for(file: WeightFile, model: nn.Module, origin: str) -> dict[str, Tensor]:
-    """The weights of a file under the names of ``model``, as far as they are for it; shapes are left to ``load_weights``.
+    """The weights of a file under the names of ``model``, as far as they are for it. ``load_weights`` checks shapes.
 
     Names may have parts in front that all of them share (``model.``), and ``module.`` and ``_orig_mod.`` anywhere.
     Where they are others altogether, the tensors of an ordered file are taken in order, if every shape fits and no two
