@@ -48,7 +48,7 @@ class _Meaning:
 _network_options = option_group(
     "fresh",
     _Network,
-    click.option("--network", help="Network of a bare state dict, or of fresh weights when no MODEL is given."),
+    click.option("--network", help="Network of a bare state dict, or of fresh weights when no CHECKPOINT is given."),
     click.option(
         "--classes", type=click.IntRange(min=2), help="Classes of fresh weights, or for the factory's num_classes."
     ),
@@ -185,7 +185,7 @@ def _load_factory(reference: str, fresh: _Network, meaning: _Meaning) -> _Source
     from alexdeploy.recipe import load_contract
 
     contract = load_contract(meaning.contract)
-    note(f"{reference} is your own code, and is run")
+    note(f"this runs the code of {reference}")
     module = build_module(reference, fresh.weights, classes=fresh.classes, seed=fresh.seed)
     return _Source(module, contract, count_outputs(module, contract))
 

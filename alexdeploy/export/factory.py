@@ -48,7 +48,7 @@ def build_module(
     finally:
         sys.path.remove(here)
     if not isinstance(made, nn.Module):
-        raise InputError(f"{reference} returns a {type(made).__name__}; expected a torch.nn.Module")
+        raise InputError(f"{reference} returns {made!r:.60}; expected a torch.nn.Module")
     made = made.to("cpu", torch.float32).eval()
     if weights is not None:
         load_weights(made, named_for(read_weight_file(weights), made, str(weights)), f"{weights} into {reference}")
@@ -81,7 +81,7 @@ def _find(module: ModuleType, name: str, origin: str) -> Any:
 
 def _call(reference: str, factory: Any, classes: int | None, seed: int) -> Any:
     if not callable(factory):
-        raise InputError(f"{reference} is a {type(factory).__name__}; expected a function or class that makes a module")
+        raise InputError(f"{reference} is {factory!r:.60}; expected a function or class that makes a torch.nn.Module")
     if isinstance(factory, nn.Module):
         factory = _returning(factory)
     given = {} if classes is None else {_class_parameter(reference, factory): classes}

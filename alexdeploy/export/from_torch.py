@@ -230,7 +230,9 @@ def _input_error_in(error: BaseException | None) -> InputError | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter logs and warns about its own internals; a user can act on neither, and failures are raised too."""
-    loggers: Sequence[logging.Logger] = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers: Sequence[logging.Logger] = [
+        logging.getLogger(n) for n in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

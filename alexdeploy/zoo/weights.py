@@ -65,7 +65,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
     if foreign:
         faults.append(f"not part of the network: {few(foreign)}")
     if faults:
-        hint = suggestion(weights) if _shapes(weights) != _shapes(expected) else "; the names alone differ, shapes fit"
+        named = not _has_shapes(expected, _shapes(weights))
+        hint = suggestion(weights) if named else "; the names alone differ, shapes fit" if foreign else ""
         raise InputError(f"cannot load {what}: {'; '.join(faults)}{hint}")
     model.load_state_dict(weights)
 
@@ -81,7 +82,12 @@ def _problem(name: str, found: Tensor | None, expected: Tensor) -> str | None:
 def suggestion(weights: Mapping[str, Tensor]) -> str:
     """The end of a message: the networks of the zoo that have these shapes, for any number of classes; else nothing."""
     found = _shapes(weights)
-    names = [name for name in NETWORKS if _has_shapes(name, found)]
+    names = []
+    for name in NETWORKS:
+        with torch.device("meta"):
+            state = build_network(NetworkSettings(name), 2).state_dict()
+        if _has_shapes(state, found):
+            names.append(name)
     return f"; its shapes are those of {' and '.join(names)}" if names else ""
 
 
@@ -89,12 +95,12 @@ def _shapes(weights: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
     return Counter(tuple(tensor.shape) for name, tensor in weights.items() if not name.endswith(_COUNTER))
 
 
-def _has_shapes(network: str, found: Counter[tuple[int, ...]]) -> bool:
-    with torch.device("meta"):
-        state = build_network(NetworkSettings(network), 2).state_dict()
-    *rest, weight, _ = [tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(_COUNTER)]
-    head = sorted((found - Counter(rest)).elements(), key=len)
-    return found.total() == len(rest) + 2 and len(head) == 2 and head[1] == (*head[0], *weight[1:])
+def _has_shapes(state: Mapping[str, Tensor], found: Counter[tuple[int, ...]]) -> bool:
+    """Whether these are the shapes of the network, weight and bias of its last layer for any number of classes."""
+    shapes = list(_shapes(state).elements())
+    last = [tuple(tensor.shape) for tensor in state.values()][-2:]
+    head = sorted((found - (Counter(shapes) - Counter(last))).elements(), key=len)
+    return found.total() == len(shapes) and len(head) == 2 and head[1] == (*head[0], *last[0][1:])
 
 
 def head_of(model: nn.Module) -> str:

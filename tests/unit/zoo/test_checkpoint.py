@@ -95,6 +95,19 @@ def test_the_classes_entry_of_a_bare_state_dict_gives_the_labels(tmp_path: Path,
     assert load_checkpoint(path, "alexnet-mnist").contract.labels == ("ant", "bee", "cow")
 
 
+def test_bare_weights_may_have_been_trained_with_other_preprocessing(
+    tmp_path: Path, weights: dict[str, Tensor], checkpoint: Checkpoint
+) -> None:
+    path = _bare(tmp_path / "bare.safetensors", weights, classes="ant,bee,cow")
+    other = msgspec.structs.replace(load_recipe("alexnet-mnist").preprocess, mean=(0.25,))
+    found = load_checkpoint(path, "alexnet-mnist", other)
+    assert found.contract == msgspec.structs.replace(other, labels=("ant", "bee", "cow"))
+    assert found.recipe.preprocess == other
+    save_checkpoint(tmp_path / "ours.safetensors", checkpoint)
+    with pytest.raises(UsageError, match="leave `contract` out"):
+        load_checkpoint(tmp_path / "ours.safetensors", contract=other)
+
+
 def test_labels_for_other_outputs_are_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     path = _bare(tmp_path / "bare.safetensors", weights, classes="ant,bee")
     with pytest.raises(InputError, match="names 2 labels but has 3 outputs"):

@@ -150,17 +150,6 @@ def test_torchvision_weights_give_torchvision_logits(tmp_path: Path) -> None:
         torch.testing.assert_close(found.model(images), theirs(images), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrapped", ["state_dict", "model", "module."])
-def test_a_state_dict_is_found_where_training_scripts_put_it(tmp_path: Path, wrapped: str) -> None:
-    weights = untrained("lenet", 10, seed=0).model.state_dict()
-    content: dict[str, Any] = {"epoch": 3, wrapped: weights}
-    if wrapped == "module.":
-        content = {f"module.{name}": weight.half() for name, weight in weights.items()}
-    torch.save(content, tmp_path / "last.pt")
-    found = load_checkpoint(tmp_path / "last.pt", "lenet").model.state_dict()
-    torch.testing.assert_close(dict(found), dict(weights), rtol=1e-3, atol=1e-4)
-
-
 class Harmful:
     def __init__(self, path: Path) -> None:
         self.path = path
