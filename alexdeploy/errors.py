@@ -53,6 +53,11 @@ def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
     return f"{separator.join(found[: most - 1])} and {len(found) - most + 1} more"
 
 
+def in_a_line(error: BaseException) -> str:
+    """An error of other people's code, for a message of ours: ``ValueError: what it says``, cut where it is long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+
+
 def unknown_name(kind: str, found: str, valid: list[str]) -> str:
     """One line for a misspelt name: what was found, the nearest valid name, all valid names where they fit a line."""
     import difflib

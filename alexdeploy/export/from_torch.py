@@ -21,12 +21,13 @@ from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import InputError
-from alexdeploy.export.parity import Parity, distance, in_batches, noise
+from alexdeploy.errors import InputError, in_a_line
+from alexdeploy.export.parity import PARITY_TOLERANCE, Parity, distance, in_batches, noise
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
 from alexdeploy.graph.uint8_input import with_uint8_input
+from alexdeploy.metrics import relative_error
 from alexdeploy.specs import Progress
 
 OPSET = 20
@@ -67,7 +68,8 @@ def export_onnx(
         progress: called with what is being done and the share that is done before.
 
     Raises:
-        InputError: a local response normalisation with an even window.
+        InputError: a local response normalisation with an even window, or a module that cannot take what the contract
+            gives, returns no logits, computes something else at each call, or cannot be traced.
         GateError: ONNX Runtime and PyTorch differ by more than ``PARITY_TOLERANCE``.
 
     Example:
@@ -83,6 +85,9 @@ def export_onnx(
     """
     files.check_output(path)
     module = module.eval()
+    outputs = count_outputs(module, contract, any_size=any_size)
+    if len(contract.labels) not in (0, outputs):
+        raise InputError(f"the network has {outputs} outputs but the contract {len(contract.labels)} class names")
     progress("tracing the network", 0.1)
     model = trace(module, contract, any_size=any_size)
     stored = contract
@@ -103,6 +108,32 @@ def export_onnx(
         },
     )
     return ExportResult(op_counts(model), parity)
+
+
+def count_outputs(module: nn.Module, contract: Contract, *, any_size: bool = False) -> int:
+    """How many classes the network tells apart, after two calls that must agree; ``any_size``: see ``export_onnx``.
+
+    Raises:
+        InputError: it cannot take what the contract gives, returns no logits or other ones at each call.
+    """
+    if (contract.layout, contract.input_type) != ("nchw", "float32"):
+        raise InputError("a network of PyTorch takes float32 in nchw; leave layout and input_type out of its contract")
+    images = torch.from_numpy(noise(contract.input_shape, 2))
+    try:
+        with torch.inference_mode():
+            first, second = module(images), module(images)
+    except Exception as error:  # whatever the module's own code raises
+        raise InputError(
+            f"the network fails on float32 {tuple(images.shape)}, the contract's input: {in_a_line(error)}"
+        ) from error
+    if not isinstance(first, Tensor) or first.ndim != (4 if any_size else 2) or len(first) != 2:
+        found = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
+        raise InputError(f"the network returns {found} for 2 images; expected logits of shape (2, classes)")
+    if first.isfinite().all() and relative_error(second.numpy(), first.numpy()) > PARITY_TOLERANCE:
+        raise InputError(
+            "the network's output changes from call to call in eval mode (dropout without training=self.training?)"
+        )
+    return int(first.shape[1])
 
 
 def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> ir.Model:
@@ -184,13 +215,16 @@ def _lrn_node(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75,
 
 @contextlib.contextmanager
 def _input_errors_unwrapped() -> Iterator[None]:
-    """Raise our own error where the exporter wraps it in its own."""
+    """Raise our own error where the exporter wraps it in its own, and its own as one of the input."""
     try:
         yield
     except Exception as error:
         cause = _input_error_in(error)
         if cause is not None:
             raise cause from None
+        if isinstance(error, torch.onnx.errors.OnnxExporterError):
+            reason = in_a_line(error.__cause__ or error)
+            raise InputError(f"PyTorch's exporter cannot trace the network: {reason}") from error
         raise
 
 
@@ -206,7 +240,9 @@ def _input_error_in(error: BaseException | None) -> InputError | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter logs and warns about its own internals; a user can act on neither, and failures are raised too."""
-    loggers: Sequence[logging.Logger] = [logging.getLogger(n) for n in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers: Sequence[logging.Logger] = [
+        logging.getLogger(n) for n in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -50,6 +50,9 @@ RUNTIMES: Mapping[Runtime, _RuntimeEntry] = {  # of each kind the usual one firs
 }
 _KIND_OF_SUFFIX: Mapping[str, Kind] = {
     ".safetensors": "checkpoint",
+    ".pth": "checkpoint",
+    ".pt": "checkpoint",
+    ".ckpt": "checkpoint",
     ".onnx": "onnx",
     ".engine": "engine",
     ".plan": "engine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import TypeVar
 import msgspec
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from alexdeploy import files
 from alexdeploy.contract import Contract
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
 from alexdeploy.zoo.convnet import ConvNet
-from alexdeploy.zoo.registry import build_network
-from alexdeploy.zoo.weights import load_weights, read_metadata, read_weights
+from alexdeploy.zoo.registry import NETWORKS_WITH_LRN, build_network
+from alexdeploy.zoo.weight_files import WeightFile, read_weight_file
+from alexdeploy.zoo.weights import has_names, head_of, load_weights, named_for, suggestion
 
 _Decoded = TypeVar("_Decoded")
 _RECIPE, _CONTRACT, _METRICS = "alexdeploy.recipe", "alexdeploy.contract", "alexdeploy.metrics"
@@ -63,41 +64,76 @@ def save_checkpoint(
     )
 
 
-def load_checkpoint(path: Path, network: str | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, network: str | None = None, contract: Contract | None = None) -> Checkpoint:
     """Read a checkpoint of ours, or the bare weights of a network named by ``network``.
 
-    Bare weights (see ``alexdeploy.zoo.weights``) take the network's default contract; labels come from a ``classes``
-    entry (comma separated) in the metadata of a safetensors file when there is one. Half precision becomes float32.
+    Bare weights (see ``alexdeploy.zoo.weight_files``) take ``contract``, by default the network's; labels come from a
+    ``classes`` entry (comma separated) in the metadata of a safetensors file when there is one.
 
     Raises:
         InputError: not a file of weights, or weights that do not fit the network (named layer by layer).
-        UsageError: a bare state dict without ``network``, or ``network`` contradicts the checkpoint.
+        UsageError: a bare state dict without ``network``, or ``network`` or ``contract`` for a file that has its own.
     """
-    metadata = read_metadata(path)
+    file = read_weight_file(path)
+    metadata = file.metadata
     if _RECIPE in metadata and _CONTRACT in metadata:
         recipe = _decode(metadata[_RECIPE], Recipe, f"{path}: the recipe")
-        contract = Contract.from_json(metadata[_CONTRACT], str(path))
-        metrics = _decode(metadata.get(_METRICS, "{}"), dict[str, float], f"{path}: the metrics")
         if network not in (None, recipe.network.name):
             raise UsageError(f"{path} holds '{recipe.network.name}', not '{network}'; leave `network` out")
+        if contract is not None:
+            raise UsageError(f"{path} carries the preprocessing that it was trained with; leave `contract` out")
+        contract = Contract.from_json(metadata[_CONTRACT], str(path))
+        metrics = _decode(metadata.get(_METRICS, "{}"), dict[str, float], f"{path}: the metrics")
     elif network is None:
         raise UsageError(
             f"{path}: a bare state dict does not say which network it is; name it with `network` when exporting"
+            f"{suggestion(file.tensors)}"
         )
     else:
-        recipe = load_recipe(network)
+        recipe = _recipe_for(load_recipe(network), contract, file, path)
         labels = tuple(name for name in metadata.get("classes", "").split(",") if name)
-        contract = msgspec.structs.replace(recipe.preprocess, labels=labels)
+        contract = msgspec.structs.replace(recipe.preprocess, labels=labels or recipe.preprocess.labels)
         metrics = {}
-    with torch.device("meta"):
-        names = build_network(recipe.network, 2)
-    weights = read_weights(path, names)
-    classes = _classes(weights, path)
+    model = _loaded(recipe, file, path)
+    classes = int(model.state_dict()[f"{head_of(model)}.weight"].shape[0])
     if contract.labels and len(contract.labels) != classes:
         raise InputError(f"{path}: names {len(contract.labels)} labels but has {classes} outputs")
-    model = build_network(recipe.network, classes)
-    load_weights(model, weights, f"{path} into '{recipe.network.name}'")
     return Checkpoint(model.eval(), recipe, contract, classes, metrics)
+
+
+def _recipe_for(recipe: Recipe, contract: Contract | None, file: WeightFile, path: Path) -> Recipe:
+    """The recipe with the preprocessing that was named, and without LRN where the layers are numbered without it."""
+    if contract is not None:
+        recipe = msgspec.structs.replace(recipe, preprocess=contract)
+    settings = recipe.network
+    if settings.name not in NETWORKS_WITH_LRN or settings.lrn is False:
+        return recipe
+    plain = msgspec.structs.replace(recipe, network=msgspec.structs.replace(settings, lrn=False))
+    if not has_names(file, _shape_of(plain)):
+        return recipe
+    warnings.warn(
+        f"{path}: its layers are numbered as those of '{settings.name}' without LRN, so it is loaded without (lrn = "
+        "false in a recipe)",
+        InputWarning,
+        stacklevel=3,
+    )
+    return plain
+
+
+def _shape_of(recipe: Recipe, classes: int = 2) -> ConvNet:
+    """The network without values."""
+    with torch.device("meta"):
+        return build_network(recipe.network, classes)
+
+
+def _loaded(recipe: Recipe, file: WeightFile, path: Path) -> ConvNet:
+    """The network, as wide at its end as the weights are."""
+    empty = _shape_of(recipe)
+    weights = named_for(file, empty, str(path))
+    head = weights.get(f"{head_of(empty)}.weight")
+    model = build_network(recipe.network, int(head.shape[0]) if head is not None and head.ndim else 2)
+    load_weights(model, weights, f"{path} into '{recipe.network.name}'")
+    return model
 
 
 def _decode(text: str, kind: type[_Decoded], what: str) -> _Decoded:
@@ -105,18 +141,6 @@ def _decode(text: str, kind: type[_Decoded], what: str) -> _Decoded:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{what} in its metadata cannot be read: {error}") from error
-
-
-def _classes(weights: dict[str, Tensor], path: Path) -> int:
-    """Rows of the last matrix in the state dict."""
-    matrices = [tensor for name, tensor in sorted(weights.items(), key=_natural) if tensor.ndim == 2]
-    if not matrices:
-        raise InputError(f"{path}: holds no fully connected layer; expected the state dict of a classifier")
-    return int(matrices[-1].shape[0])
-
-
-def _natural(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]
 
 
 def untrained(network: str, classes: int, seed: int) -> Checkpoint:

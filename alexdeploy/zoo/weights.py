@@ -1,65 +1,121 @@
-"""Weights that others trained: safetensors, PyTorch's ``.pth``, and the ``bvlc_alexnet.npy`` that TensorFlow texts use.
-
-Nothing in a file is executed: ``.pth`` is read with ``weights_only``, ``.npy`` by an unpickler that knows arrays only.
-"""
+"""Weights that others trained, under the names of the network that they are for."""
 
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Mapping
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor, nn
 
-from alexdeploy import files
-from alexdeploy.errors import InputError, few
-from alexdeploy.pickled import load_arrays
+from alexdeploy.errors import InputError, InputWarning, few
+from alexdeploy.recipe import NetworkSettings
 from alexdeploy.zoo.convnet import ConvNet, layer_paths
+from alexdeploy.zoo.registry import NETWORKS, build_network
+from alexdeploy.zoo.weight_files import WeightFile, read_weight_file
 
-_PICKLED = frozenset({".pth", ".pt", ".bin"})
+_WRAPPERS = ("module", "_orig_mod")  # of DataParallel and torch.compile, around the network or a part of it
+_COUNTER = "num_batches_tracked"  # of batch normalisation: inference does not need it, and old files lack it
 
 
-def read_weights(path: Path, network: ConvNet) -> dict[str, Tensor]:
-    """A state dict in float32 under the names of ``network``.
+def named_for(file: WeightFile, model: nn.Module, origin: str) -> dict[str, Tensor]:
+    """The weights of a file under the names of ``model``, as far as they are for it. ``load_weights`` checks shapes.
 
-    Shapes are not compared; ``load_weights`` and ``start_from`` do that.
-
-    Raises:
-        InputError: missing, empty, damaged, or a file that holds something else than weights.
+    Names may have parts in front that all of them share (``model.``), and ``module.`` and ``_orig_mod.`` anywhere.
+    Where they are others altogether, the tensors of an ordered file are taken in order, if every shape fits and no two
+    layers could be mistaken for each other; an ``InputWarning`` that begins with ``origin`` says so.
     """
-    files.check_input(path)
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return _from_caffe(_read_npy(path), network)
-    weights = _read_pickled(path) if suffix in _PICKLED else _read_safetensors(path)[0]
-    return {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for the other kinds.
-
-    Raises:
-        InputError: missing, empty or damaged.
-    """
-    files.check_input(path)
-    return {} if path.suffix.lower() in (".npy", *_PICKLED) else _read_safetensors(path)[1]
+    if file.layers:
+        return _from_caffe(file.layers, model)
+    expected = model.state_dict()
+    names = _by_name(file.tensors, expected)
+    if file.ordered and not names.keys() >= file.tensors.keys():
+        in_order = _by_order(file.tensors, expected, head_of(model))
+        if in_order and names.items() <= in_order.items():
+            layers = {_owner(old): _owner(new) for old, new in in_order.items()}
+            warnings.warn(
+                f"{origin}: its names differ; loaded by order and shape: "
+                f"{few(f'{old} → {new}' for old, new in layers.items())}. A state dict does not say what is between "
+                "the layers (ReLU, pooling, LRN): compare some answers with the original's",
+                InputWarning,
+                stacklevel=2,
+            )
+            names = in_order
+    weights = {names.get(name, name): tensor for name, tensor in file.tensors.items()}
+    counters = {name: torch.tensor(0) for name in expected if name.endswith(_COUNTER)}
+    return {**counters, **weights}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Load a state dict that must fit.
 
     Raises:
-        InputError: it does not; ``what`` and the layers at fault are in the message.
+        InputError: it does not; ``what``, the layers at fault and the networks that it does fit are in the message.
     """
-    problems = _problems(model, weights)
-    if problems:
-        raise InputError(f"cannot load {what}: {few(problems, separator='; ')}")
+    expected = model.state_dict()
+    problems = [_problem(name, weights.get(name), tensor) for name, tensor in expected.items()]
+    faults = [few(found, separator="; ")] if (found := [problem for problem in problems if problem]) else []
+    foreign = [name for name in weights if name not in expected]
+    if foreign:
+        faults.append(f"not part of the network: {few(foreign)}")
+    if faults:
+        named = not _has_shapes(expected, _shapes(weights))
+        hint = suggestion(weights) if named else "; the names alone differ, shapes fit" if foreign else ""
+        raise InputError(f"cannot load {what}: {'; '.join(faults)}{hint}")
     model.load_state_dict(weights)
+
+
+def _problem(name: str, found: Tensor | None, expected: Tensor) -> str | None:
+    if found is None:
+        return f"{name} is missing"
+    if found.shape != expected.shape:
+        return f"{name} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    return None
+
+
+def suggestion(weights: Mapping[str, Tensor]) -> str:
+    """The end of a message: the networks of the zoo that have these shapes, for any number of classes; else nothing."""
+    found = _shapes(weights)
+    names = []
+    for name in NETWORKS:
+        with torch.device("meta"):
+            state = build_network(NetworkSettings(name), 2).state_dict()
+        if _has_shapes(state, found):
+            names.append(name)
+    return f"; its shapes are those of {' and '.join(names)}" if names else ""
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(tensor.shape) for name, tensor in weights.items() if not name.endswith(_COUNTER))
+
+
+def _has_shapes(state: Mapping[str, Tensor], found: Counter[tuple[int, ...]]) -> bool:
+    """Whether these are the shapes of the network, weight and bias of its last layer for any number of classes."""
+    shapes = list(_shapes(state).elements())
+    last = [tuple(tensor.shape) for tensor in state.values()][-2:]
+    head = sorted((found - (Counter(shapes) - Counter(last))).elements(), key=len)
+    return found.total() == len(shapes) and len(head) == 2 and head[1] == (*head[0], *last[0][1:])
+
+
+def head_of(model: nn.Module) -> str:
+    """The path of the last layer with weights; empty where no layer is a convolution or fully connected."""
+    return next(reversed(layer_paths(model).values()), "")
+
+
+def has_names(file: WeightFile, model: nn.Module) -> bool:
+    """Whether the file is for ``model`` by its names and, but for the number of classes, by its shapes."""
+    expected = model.state_dict()
+    names = _by_name(file.tensors, expected)
+    head = head_of(model)
+    return set(names.values()) == expected.keys() and all(
+        _fits(file.tensors[old], expected[new], is_head=_owner(new) == head) for old, new in names.items()
+    )
 
 
 def start_from(model: ConvNet, path: Path, network: str) -> list[str]:
@@ -67,7 +123,7 @@ def start_from(model: ConvNet, path: Path, network: str) -> list[str]:
 
     Args:
         model: freshly initialised; on return it holds the file's weights.
-        path: any file that ``read_weights`` takes, for any number of classes.
+        path: any file that ``read_weight_file`` takes, for any number of classes.
         network: the name of the network, for messages.
 
     Returns:
@@ -77,9 +133,9 @@ def start_from(model: ConvNet, path: Path, network: str) -> list[str]:
     Raises:
         InputError: the file is unusable, or another layer than the last does not fit (named layer by layer).
     """
-    weights = read_weights(path, model)
+    weights = named_for(read_weight_file(path), model, str(path))
     fresh = model.state_dict()
-    head = list(layer_paths(model).values())[-1]
+    head = head_of(model)
     names = [f"{head}.weight", f"{head}.bias"]
     replaced = [name for name in names if name in weights and weights[name].shape[1:] == fresh[name].shape[1:]]
     if len(replaced) != 2 or all(weights[name].shape == fresh[name].shape for name in names):
@@ -88,66 +144,12 @@ def start_from(model: ConvNet, path: Path, network: str) -> list[str]:
     return replaced
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return weights, dict(file.metadata() or {})
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file: {error}") from error
-
-
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """A state dict, also inside a training checkpoint (``state_dict``, ``model``) or of a DataParallel model."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: holds Python objects besides weights, or is no PyTorch file; "
-            "save model.state_dict() and nothing else"
-        ) from error
-    except Exception as error:  # torch.load raises what its zip reader and its unpickler raise
-        raise InputError(f"{path}: not PyTorch weights: {' '.join(str(error).split())[:200]}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path}: expected a state dict (layer name → tensor); save model.state_dict()")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
-
-
-def _read_npy(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
-    """The dict in a file that ``np.save`` wrote, by Python 2 or 3: layer → [weights, biases]."""
-    try:
-        with path.open("rb") as file:
-            content = _unpickled(file)
-    except Exception as error:  # what a damaged pickle raises has no common base
-        raise InputError(
-            f"{path}: not a NumPy file of layers ({error}); expected the form of bvlc_alexnet.npy"
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, np.ndarray) for part in pair)
-        for pair in content.values()
-    ):
-        raise InputError(f"{path}: expected a dict of layer → [weights, biases], as in bvlc_alexnet.npy")
-    return {name.decode() if isinstance(name, bytes) else str(name): list(pair) for name, pair in content.items()}
-
-
-def _unpickled(file: BinaryIO) -> Any:
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if shape != () or dtype.kind != "O":
-        raise ValueError(f"an array of shape {shape} and type {dtype}")
-    return load_arrays(file).item()
-
-
-def _from_caffe(layers: dict[str, list[np.ndarray[Any, Any]]], network: ConvNet) -> dict[str, Tensor]:
+def _from_caffe(layers: Mapping[str, list[np.ndarray[Any, Any]]], model: nn.Module) -> dict[str, Tensor]:
     """TensorFlow's layouts → PyTorch's: HWIO → OIHW, (in, out) → (out, in), and the first matrix from HWC to CHW rows.
 
     A grouped convolution has the input channels of one group; its outputs are in the order of the groups, in both.
     """
-    paths = layer_paths(network)
+    paths = layer_paths(model)
     weights: dict[str, Tensor] = {}
     channels = 0
     for name in sorted(layers, key=lambda layer: list(paths).index(layer) if layer in paths else -1):
@@ -169,13 +171,61 @@ def _from_caffe(layers: dict[str, list[np.ndarray[Any, Any]]], network: ConvNet)
     return weights
 
 
-def _problems(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """The mismatches, in the order of the layers."""
-    expected = model.state_dict()
-    problems = []
-    for name, tensor in expected.items():
-        if name not in weights:
-            problems.append(f"{name} is missing")
-        elif weights[name].shape != tensor.shape:
-            problems.append(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
-    return problems + [f"{name} is not part of the network" for name in weights if name not in expected]
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _fits(found: Tensor, expected: Tensor, *, is_head: bool) -> bool:
+    """The last layer may be for another number of classes."""
+    if is_head:
+        return found.ndim == expected.ndim and found.shape[1:] == expected.shape[1:]
+    return found.shape == expected.shape
+
+
+def _by_name(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """Name in the file → name in the network, for those that differ by what is around the network alone."""
+    names = {bare: name for name, bare in _bare(expected).items()}
+    return {name: names[bare] for name, bare in _bare(found).items() if bare in names}
+
+
+def _bare(names: Iterable[str]) -> dict[str, str]:
+    """Each name without wrappers and without the parts that all of them begin with; as it is, if two would be one."""
+    parts = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in names}
+    while all(len(part) > 2 for part in parts.values()) and len({part[0] for part in parts.values()}) == 1:
+        parts = {name: part[1:] for name, part in parts.items()}
+    bare = {name: ".".join(part) for name, part in parts.items()}
+    return bare if len(set(bare.values())) == len(bare) else {name: name for name in bare}
+
+
+def _by_order(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str) -> dict[str, str] | None:
+    """Name in the file → name in the network, one after the other; None where order and shapes leave a doubt."""
+    if not any(name.endswith(_COUNTER) for name in found):
+        expected = {name: tensor for name, tensor in expected.items() if not name.endswith(_COUNTER)}
+    if len(found) != len(expected):
+        return None
+    names = dict(zip(found, expected, strict=True))
+    layers: dict[str, str] = {}
+    shapes: dict[str, list[torch.Size]] = {}
+    for old, new in names.items():
+        same_kind = old.rpartition(".")[2] == new.rpartition(".")[2]
+        if not same_kind or not _fits(found[old], expected[new], is_head=_owner(new) == head):
+            return None
+        if layers.setdefault(_owner(old), _owner(new)) != _owner(new) or _renumbered(_owner(old), _owner(new)):
+            return None
+        shapes.setdefault(_owner(old), []).append(found[old].shape)
+    alike: dict[tuple[torch.Size, ...], list[str]] = {}
+    for layer, own in shapes.items():
+        alike.setdefault(tuple(own), []).append(layer)
+    settled = all(sorted(same, key=_natural) == same for same in alike.values())
+    return names if settled and len(set(layers.values())) == len(layers) else None
+
+
+def _renumbered(found: str, expected: str) -> bool:
+    """``features.3`` for ``features.4``: a sequence with other layers in between is another network."""
+    (before, old), (same, new) = found.rpartition(".")[::2], expected.rpartition(".")[::2]
+    return before == same and old != new and old.isdigit() and new.isdigit()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Key that puts ``conv2`` before ``conv10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,235 @@
+"""Files of weights as others write them: safetensors, PyTorch's pickles, and the ``.npy`` that TensorFlow texts use.
+
+The kind is told by the first bytes, not by the name. Nothing in a file is executed: pickles are read with
+``weights_only`` and with inert stand-ins for what is no tensor, ``.npy`` by an unpickler that knows arrays only.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from alexdeploy import files
+from alexdeploy.errors import InputError, InputWarning, few
+from alexdeploy.pickled import load_arrays
+
+# keys of a training checkpoint that lead to its weights, the preferred one first
+_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "params_ema", "ema")
+_PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: by name, in float32 (integers as they are); empty where there are ``layers``.
+        ordered: the tensors are in the order in which the layers were made; a safetensors file sorts them.
+        metadata: of a safetensors file.
+        layers: of a ``.npy`` file: layer → [weights, biases], in TensorFlow's layouts.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    ordered: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, list[np.ndarray[Any, Any]]] = field(default_factory=dict)
+
+
+def read_weight_file(path: Path) -> WeightFile:
+    """Read a file of weights, whatever its name.
+
+    A state dict is also found inside a training checkpoint; of averaged (EMA) and plain weights the averaged ones are
+    taken, as timm and Ultralytics do, and an ``InputWarning`` says so.
+
+    Raises:
+        InputError: missing, empty, damaged, or a file that holds something else than weights.
+    """
+    files.check_input(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(b"\x93NUMPY"):
+        return WeightFile(layers=_read_npy(path))
+    zipped = head.startswith(b"PK\x03\x04")
+    if zipped:
+        _check_archive(path)
+    elif head[8:9] == b"{":
+        return _read_safetensors(path)
+    elif head[:1] != b"\x80":
+        raise InputError(
+            f"{path}: not a safetensors file, and none of PyTorch or NumPy; it begins with {head[:12]!r}; copy or "
+            "download it again"
+        )
+    return WeightFile(_in_float32(_state_dict(_unpickled(path, zipped=zipped), path)), ordered=True)
+
+
+def _in_float32(tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    plain = {str(name): tensor.detach() for name, tensor in tensors.items()}
+    if all(name == "n_averaged" or name.startswith("module.") for name in plain):
+        plain.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts its updates in it
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in plain.items()}
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return WeightFile(_in_float32(tensors), metadata=dict(file.metadata() or {}))
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file: {error}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """PyTorch's zip files hold a ``data.pkl``, those of TorchScript also a ``constants.pkl``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: not PyTorch weights: {error}; copy or download it again") from error
+    parts = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in parts:
+        raise InputError(f"{path}: a TorchScript program; {_in_python('torch.jit.load', path)}")
+    if "data.pkl" not in parts:
+        raise InputError(f"{path}: a zip file without PyTorch weights; it holds {few(names)}")
+
+
+def _in_python(load: str, path: Path, more: str = "", key: str = "") -> str:
+    """The two lines that turn what holds a module into a state dict, as one that can be copied."""
+    name, item = str(path).replace('"', '\\"'), f'["{key}"]' if key else ""
+    return (
+        f'save its weights, in Python: model = {load}("{name}"{more}){item}; '
+        f'torch.save(model.state_dict(), "weights.pth")'
+    )
+
+
+class _StandIn(list[Any]):
+    """For any class or function that a pickle names: what it is called, built or filled with has no effect."""
+
+    def __new__(cls, *_: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
+
+
+class _StandInDict:
+    """For those that are filled as a dict is, which ``weights_only`` allows to Python's own alone."""
+
+    def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+def _stand_in(name: str) -> tuple[Any, str]:
+    return (_StandInDict if name.lower().endswith("dict") else _StandIn), name
+
+
+def _unpickled(path: Path, *, zipped: bool) -> Any:
+    """The content, with stand-ins for what is neither a tensor nor a container of Python's own."""
+    try:
+        with path.open("rb") as file:  # given a path, torch.load goes by its ending
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipped else []
+            file.seek(0)
+            with torch.serialization.safe_globals([*map(_stand_in, foreign)]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the pickle's protocol, and of typed storages
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = str(error).partition("GLOBAL ")[2].split()
+        what = f" ({found[0]})" if found else ""
+        raise InputError(
+            f"{path}: holds Python objects besides weights{what}, whose code is not run here; "
+            f"if it is a whole module, {_in_python('torch.load', path, ', weights_only=False')}"
+        ) from error
+    except Exception as error:  # torch.load raises what its zip reader and its unpickler raise
+        raise InputError(f"{path}: not PyTorch weights: {' '.join(str(error).split())[:200]}") from error
+
+
+def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
+    found = _find(content, path)
+    if found:
+        return found
+    if _is_module(content):
+        lines = _in_python("torch.load", path, ", weights_only=False")
+        raise InputError(f"{path}: a whole pickled module, whose code is not run here; {lines}")
+    expected = "expected a state dict (layer name → tensor)"
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {expected}, found a {type(content).__name__}; save model.state_dict()")
+    module = next((key for key in (*_AVERAGED, *_PLAIN, *content) if _is_module(content.get(key))), None)
+    if module is not None:
+        lines = _in_python("torch.load", path, ", weights_only=False", str(module))
+        raise InputError(f"{path}: '{module}' in it is a whole pickled module, whose code is not run here; {lines}")
+    keys = few((f"'{key}'" for key in content), most=10) or "nothing"
+    raise InputError(f"{path}: {expected}, found {keys}; save model.state_dict()")
+
+
+def _find(content: Any, path: Path) -> Mapping[Any, Tensor] | None:
+    """The state dict that this is, or that is somewhere in this training checkpoint."""
+    if not isinstance(content, dict) or not content:
+        return None
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return content
+    found = {str(key): inner for key, value in content.items() if (inner := _find_below(key, value, path))}
+    averaged = [key for key in _AVERAGED if key in found]
+    plain = [key for key in _PLAIN if key in found]
+    if averaged and plain:
+        warnings.warn(
+            f"{path}: holds '{plain[0]}' and '{averaged[0]}'; took the averaged weights, '{averaged[0]}'",
+            InputWarning,
+            stacklevel=2,
+        )
+    if not averaged and not plain and len(found) > 1:
+        raise InputError(f"{path}: holds several state dicts ({few(found)}); save the one that is meant")
+    chosen = next(iter([*averaged, *plain, *found]), None)
+    return found[chosen] if chosen is not None else None
+
+
+def _find_below(key: Any, value: Any, path: Path) -> Mapping[Any, Tensor] | None:
+    """Under keys that are not known only a state dict itself counts, not one deep inside an optimizer's state."""
+    if isinstance(value, dict) and (key in (*_AVERAGED, *_PLAIN) or all(isinstance(v, Tensor) for v in value.values())):
+        return _find(value, path)
+    return None
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, _StandIn) and "_modules" in vars(value)
+
+
+def _read_npy(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """The dict in a file that ``np.save`` wrote, by Python 2 or 3: layer → [weights, biases]."""
+    try:
+        with path.open("rb") as file:
+            content = _array_of_objects(file)
+    except Exception as error:  # what a damaged pickle raises has no common base
+        raise InputError(
+            f"{path}: not a NumPy file of layers ({error}); expected the form of bvlc_alexnet.npy"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, np.ndarray) for part in pair)
+        for pair in content.values()
+    ):
+        raise InputError(f"{path}: expected a dict of layer → [weights, biases], as in bvlc_alexnet.npy")
+    return {name.decode() if isinstance(name, bytes) else str(name): list(pair) for name, pair in content.items()}
+
+
+def _array_of_objects(file: BinaryIO) -> Any:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if shape != () or dtype.kind != "O":
+        raise ValueError(f"an array of shape {shape} and type {dtype}")
+    return load_arrays(file).item()

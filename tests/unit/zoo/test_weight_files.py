@@ -1,0 +1,174 @@
+"""Files of weights as training scripts leave them: where the state dict is, and what is refused instead of run."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pathlib
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.zoo.checkpoint import load_checkpoint, untrained
+
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return dict(untrained("lenet", 10, seed=0).model.state_dict())
+
+
+def assert_loads(path: Path, expected: Weights) -> None:
+    found = load_checkpoint(path, "lenet").model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def prefixed(prefix: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
+
+
+WRAPPED: dict[str, Callable[[Weights], dict[str, Tensor]]] = {
+    "DataParallel": prefixed("module."),
+    "compile": prefixed("_orig_mod."),
+    "Lightning": prefixed("model."),
+    "several": prefixed("_orig_mod.model.module.net._orig_mod."),
+    "a part": lambda weights: {name.replace("features.", "features.module."): t for name, t in weights.items()},
+    "AveragedModel": lambda weights: {"n_averaged": torch.tensor(7), **prefixed("module.")(weights)},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("save", [torch.save, safetensors.torch.save_file], ids=["torch", "safetensors"])
+def test_what_is_wrapped_around_the_network_is_left_out_of_its_names(
+    save: Callable[[Weights, Path], None], wrap: Callable[[Weights], Weights], weights: Weights, tmp_path: Path
+) -> None:
+    save(wrap(weights), tmp_path / "net.pth")
+    assert_loads(tmp_path / "net.pth", weights)
+
+
+KEYS = ["state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "ema", "model_ema", "netG"]
+
+
+@pytest.mark.parametrize("key", [*KEYS, "model.state_dict"])
+def test_a_state_dict_is_found_where_training_scripts_put_it(key: str, weights: Weights, tmp_path: Path) -> None:
+    content: Any = weights
+    for part in reversed(key.split(".")):
+        content = {"epoch": 3, "loss": torch.tensor(0.5), part: content, "optimizer": {"state": {0: {"step": 1}}}}
+    torch.save(content, tmp_path / "last.tar")
+    assert_loads(tmp_path / "last.tar", weights)
+
+
+@pytest.mark.parametrize("keys", [("model", "model_ema"), ("state_dict_ema", "state_dict")])
+def test_averaged_weights_are_taken_before_plain_ones_and_named(
+    keys: tuple[str, str], weights: Weights, tmp_path: Path
+) -> None:
+    averaged = {name: tensor + 1 for name, tensor in weights.items()}
+    torch.save({key: averaged if "ema" in key else weights for key in keys}, tmp_path / "last.pth")
+    with pytest.warns(InputWarning, match="took the averaged weights, '.*ema'"):
+        assert_loads(tmp_path / "last.pth", averaged)
+
+
+class Runs:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: str) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def test_a_lightning_checkpoint_loads_and_nothing_of_its_objects_is_run(weights: Weights, tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("x")
+    torch.save(
+        {
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": prefixed("net.")(weights),
+            "hyper_parameters": {
+                "optimizer": functools.partial(torch.optim.Adam, lr=0.1),
+                "folder": pathlib.Path("runs"),
+                "options": argparse.Namespace(width=8),
+                "steps": defaultdict(list, {"a": [1]}),
+                "harmful": Runs(shutil.copyfile, str(tmp_path / "source"), str(tmp_path / "trace")),
+            },
+        },
+        tmp_path / "epoch=3.ckpt",
+    )
+    assert_loads(tmp_path / "epoch=3.ckpt", weights)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_call_into_the_system_is_refused(weights: Weights, tmp_path: Path) -> None:
+    torch.save({"state_dict": weights, "x": Runs(os.mkdir, str(tmp_path / "trace"))}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: holds Python objects besides weights"):
+        load_checkpoint(tmp_path / "a.pth", "lenet")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(dtype: torch.dtype, weights: Weights, tmp_path: Path) -> None:
+    other = {name: nn.Parameter(tensor.to(dtype)) for name, tensor in weights.items()}
+    torch.save(other, tmp_path / "half")
+    assert_loads(tmp_path / "half", {name: tensor.detach().float() for name, tensor in other.items()})
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pth.tar", "a.pkl", "a", "a.safetensors", "a.npy"])
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+def test_the_kind_of_a_file_is_told_by_its_content(name: str, kind: str, weights: Weights, tmp_path: Path) -> None:
+    if kind == "safetensors":
+        safetensors.torch.save_file(weights, tmp_path / name)
+    else:
+        torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
+    assert_loads(tmp_path / name, weights)
+
+
+def save_program(model: nn.Module, path: Path) -> None:
+    torch.jit.trace(model, torch.zeros(1, 1, 28, 28)).save(str(path))  # type: ignore[no-untyped-call]
+
+
+WHOLE: dict[str, Callable[[nn.Module, Path], None]] = {
+    "module": torch.save,
+    "old format": lambda model, path: torch.save(model, path, _use_new_zipfile_serialization=False),
+    "inside a checkpoint": lambda model, path: torch.save({"epoch": 3, "model": model, "ema": None}, path),
+    "TorchScript": save_program,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("save", WHOLE.values(), ids=WHOLE)
+def test_the_lines_that_the_refusal_of_a_whole_module_gives_make_a_state_dict(
+    save: Callable[[nn.Module, Path], None], weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(untrained("lenet", 10, seed=0).model, Path("whole.pkl"))
+    with pytest.raises(InputError, match=r"whole\.pkl: ") as refused:
+        load_checkpoint(Path("whole.pkl"), "lenet")
+    exec(str(refused.value).partition("in Python: ")[2], {"torch": torch})
+    assert_loads(Path("weights.pth"), weights)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"epoch": 3, "optimizer": {"state": {}}}, "expected a state dict .*, found 'epoch', 'optimizer'; save"),
+        ({"netG": {"w": torch.zeros(1)}, "netD": {"w": torch.zeros(1)}}, r"several state dicts \(netG, netD\)"),
+        ({}, "found nothing"),
+        ([torch.zeros(3)], "expected a state dict .*, found a list"),
+    ],
+)
+def test_what_holds_no_state_dict_is_named_by_its_keys(content: Any, complaint: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=rf"a\.pth: .*{complaint}"):
+        load_checkpoint(tmp_path / "a.pth", "lenet")
