@@ -19,6 +19,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """Of the pixels that go in and the numbers that come out."""
+
+    contract: str | None
+    labels: Path | None
+
+
+meaning_options = option_group(
+    "meaning",
+    Meaning,
+    click.option(
+        "--contract",
+        metavar="NETWORK|FILE",
+        help="Preprocessing it was trained with: a network's, a TOML file with a [preprocess] section, or a "
+        "preprocessor_config.json of Transformers or config.json of timm.",
+    ),
+    click.option(
+        "--labels", type=FILE, metavar="FILE", help="Class names: a class_indices.json, or a text file with one a line."
+    ),
+)
+
+
+@dataclass(frozen=True)
 class Foreign:
     """What a graph of others leaves open."""
 
@@ -77,24 +100,35 @@ foreign_options = option_group(
 )
 
 
+uint8_option = click.option(
+    "--uint8-input",
+    is_flag=True,
+    help="The file takes pixels, uint8 (batch, H, W, C) in RGB or gray: scale, mean, std and colour order are in it.",
+)
+
+
 @click.command("adopt")
 @click.argument("model", type=FILE)
-@click.option(
-    "--contract",
-    required=True,
-    metavar="RECIPE|NETWORK",
-    help="Preprocessing it was trained with: a network's, or a TOML file with a [preprocess] section.",
-)
+@meaning_options
 @foreign_options
+@uint8_option
 @data_options(required=False, split=False)
 @output_option("model.onnx")
 @json_option
-def command(model: Path, contract: str, foreign: Foreign, data: DataChoice | None, output: Path, as_json: bool) -> None:
+def command(
+    model: Path,
+    meaning: Meaning,
+    foreign: Foreign,
+    uint8_input: bool,
+    data: DataChoice | None,
+    output: Path,
+    as_json: bool,
+) -> None:
     """Make a foreign ONNX classifier one of ours.
 
-    It gets the preprocessing of --contract, the class names of --data, and one LRN node for each LRN that its
-    exporter took apart. One image input and one output of logits stay: other outputs and a Softmax at the end are
-    taken out, other inputs get the value of --constant.
+    It gets the preprocessing of --contract, the class names of --labels or --data, and one LRN node for each LRN
+    that its exporter took apart. One image input and one output of logits stay: other outputs and a Softmax at the
+    end are taken out, other inputs get the value of --constant.
 
     ONNX Runtime compares it with the original at batch 1, 2 and 5 on noise; beyond a relative error of 1e-5
     nothing is written (exit 5).
@@ -103,23 +137,45 @@ def command(model: Path, contract: str, foreign: Foreign, data: DataChoice | Non
     Example: alexdeploy adopt foreign.onnx --contract alexnet -o model.onnx
              alexdeploy adopt keras.onnx --contract mine.toml --logits dense --constant training=false -o model.onnx
     """
-    adopt(model, contract, foreign, data, output, as_json)
+    adopt(model, meaning, foreign, data, output, uint8_input=uint8_input, as_json=as_json)
 
 
-def adopt(model: Path, name: str, foreign: Foreign, data: DataChoice | None, output: Path, as_json: bool) -> None:
+def adopt(
+    model: Path,
+    meaning: Meaning,
+    foreign: Foreign,
+    data: DataChoice | None,
+    output: Path,
+    *,
+    uint8_input: bool,
+    as_json: bool,
+) -> None:
     """The command; also what ``export FOREIGN.onnx`` does."""
+    if meaning.contract is None:
+        raise UsageError("a foreign .onnx file needs --contract, the preprocessing it was trained with")
     files.check_output(output, model)
     files.check_input(model)
     import msgspec
 
+    from alexdeploy.data.labels import read_class_indices
     from alexdeploy.export.from_onnx import adopt_onnx
     from alexdeploy.recipe import load_contract
 
-    contract = load_contract(name)
-    if data is not None:
+    contract = load_contract(meaning.contract)
+    if meaning.labels is not None:
+        contract = msgspec.structs.replace(contract, labels=read_class_indices(meaning.labels))
+    elif data is not None:
         contract = msgspec.structs.replace(contract, labels=data.open("val").classes)
     with progress(f"reading {model.name}") as bar:
-        result = adopt_onnx(model, contract, output, logits=foreign.logits, constants=foreign.constants(), progress=bar)
+        result = adopt_onnx(
+            model,
+            contract,
+            output,
+            logits=foreign.logits,
+            constants=foreign.constants(),
+            uint8_input=uint8_input,
+            progress=bar,
+        )
     if as_json:
         told = {"ops": result.ops, "fused_lrn": result.fused, "interface": result.interface, "parity": result.parity}
         print_json({"model": str(output), **told})

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, TypeGuard
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.adopt import Foreign, adopt, foreign_options, print_written
+from alexdeploy.cli.adopt import (
+    Foreign,
+    Meaning,
+    adopt,
+    foreign_options,
+    meaning_options,
+    print_written,
+    uint8_option,
+)
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress, warn
 from alexdeploy.errors import InputError, UsageError
@@ -37,14 +45,6 @@ class _Network:
         return (self.network, self.classes, self.weights) != (None, None, None)
 
 
-@dataclass(frozen=True)
-class _Meaning:
-    """Of the pixels that go in and the numbers that come out."""
-
-    contract: str | None
-    labels: Path | None
-
-
 _network_options = option_group(
     "fresh",
     _Network,
@@ -55,40 +55,26 @@ _network_options = option_group(
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of fresh weights."),
     click.option("--weights", type=FILE, metavar="FILE", help="Weights for what MODULE:FACTORY makes."),
 )
-_meaning_options = option_group(
-    "meaning",
-    _Meaning,
-    click.option(
-        "--contract",
-        metavar="RECIPE|NETWORK",
-        help="Preprocessing of foreign weights: a network's, or a TOML file with a [preprocess] section.",
-    ),
-    click.option("--labels", type=FILE, metavar="FILE", help="Class names, as in class_indices.json."),
-)
 
 
 @click.command("export")
 @click.argument("model", required=False, metavar="[CHECKPOINT|MODULE:FACTORY]")
 @_network_options
-@_meaning_options
+@meaning_options
 @foreign_options
 @click.option(
     "--fully-convolutional",
     is_flag=True,
     help="The classifier as convolutions: takes larger images too and returns a map of logits.",
 )
-@click.option(
-    "--uint8-input",
-    is_flag=True,
-    help="The file takes pixels, uint8 (batch, H, W, C) in RGB or gray: scale, mean, std and colour order are in it.",
-)
+@uint8_option
 @data_options(required=False, split=False)
 @output_option("model.onnx")
 @json_option
 def command(
     model: str | None,
     fresh: _Network,
-    meaning: _Meaning,
+    meaning: Meaning,
     foreign: Foreign,
     fully_convolutional: bool,
     uint8_input: bool,
@@ -117,16 +103,12 @@ def command(
              alexdeploy export mynet:Net --weights best.ckpt --contract mynet.toml -o model.onnx
     """
     if model is not None and Path(model).suffix.lower() == ".onnx":
-        if fresh.is_given or meaning.labels is not None or fully_convolutional or uint8_input:
+        if fresh.is_given or fully_convolutional:
             raise UsageError(
-                "--network, --classes, --weights, --labels, --fully-convolutional and --uint8-input are for PyTorch "
-                "weights; an .onnx file has its own graph"
+                "--network, --classes, --weights and --fully-convolutional are for PyTorch weights; an .onnx file has "
+                "its own graph"
             )
-        if meaning.contract is None:
-            raise UsageError(
-                "an .onnx file needs --contract: a network (alexnet) or a TOML file with a [preprocess] section"
-            )
-        adopt(Path(model), meaning.contract, foreign, data, output, as_json)
+        adopt(Path(model), meaning, foreign, data, output, uint8_input=uint8_input, as_json=as_json)
         return
     if foreign.given:
         raise UsageError("--logits and --constant are for a foreign .onnx file; leave them out")
@@ -174,7 +156,7 @@ def _file(model: str | None) -> Path | None:
     return Path(model) if model is not None and not _is_factory(model) else None
 
 
-def _load(checkpoint: Path | None, fresh: _Network, meaning: _Meaning) -> _Source:
+def _load(checkpoint: Path | None, fresh: _Network, meaning: Meaning) -> _Source:
     """A checkpoint, bare weights of a network of the zoo, or fresh ones."""
     from alexdeploy.recipe import load_contract
     from alexdeploy.zoo.checkpoint import load_checkpoint, untrained
@@ -193,7 +175,7 @@ def _load(checkpoint: Path | None, fresh: _Network, meaning: _Meaning) -> _Sourc
     return _Source(loaded.model, contract or loaded.contract, loaded.classes)
 
 
-def _load_factory(reference: str, fresh: _Network, meaning: _Meaning) -> _Source:
+def _load_factory(reference: str, fresh: _Network, meaning: Meaning) -> _Source:
     """What the user's own code makes."""
     if fresh.network is not None:
         raise UsageError(f"--network is for the built-in networks; {reference} brings its own")

@@ -6,7 +6,7 @@ One image in and logits out, LRN in one node, every node named, a preprocessing 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ import onnxruntime as ort
 from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.data.preprocess import from_pixels
 from alexdeploy.errors import InputError, few
 from alexdeploy.export.parity import (
     HALF_TOLERANCE,
@@ -44,8 +45,9 @@ from alexdeploy.graph.model import (
 )
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
+from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.metrics import softmax
-from alexdeploy.runners.onnxruntime import session_options
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
 from alexdeploy.specs import Progress
 
 
@@ -66,6 +68,7 @@ def adopt_onnx(
     *,
     logits: str | None = None,
     constants: Mapping[str, npt.ArrayLike] = {},
+    uint8_input: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> AdoptResult:
     """Write ``path`` with one image input, one output of logits and ``contract`` in its metadata.
@@ -80,6 +83,8 @@ def adopt_onnx(
         logits: the output with one score per class; None takes the only one, of several the only one that is
             (batch, classes), or has as many classes as there are labels.
         constants: a value for each input besides the image, in its shape or to be broadcast to it.
+        uint8_input: the file written takes pixels; scale, mean, std, colour order and layout are nodes of its graph.
+            Only for a float32 input.
         progress: called with what is being done and the share that is done before.
 
     Raises:
@@ -104,9 +109,13 @@ def adopt_onnx(
     _check_interface(plain, contract, path)
     progress("putting the LRN back", 0.2)
     model, fused = _rewritten(plain)
-    model.metadata_props[METADATA_KEY] = contract.to_json()
     progress("comparing it with the original", 0.4)
     parity = _check_parity(_Original(path, original, interface, constants), plain, model, contract, fused)
+    if uint8_input:
+        floats, preprocessing = model, contract
+        model, contract = with_uint8_input(floats, preprocessing)
+        parity = _with_pixels(parity, floats, model, preprocessing)
+    model.metadata_props[METADATA_KEY] = contract.to_json()
     progress(f"writing {output.name}", 0.8)
     save_onnx(
         model,
@@ -193,6 +202,19 @@ def _check_parity(
         blamed = worst(_rewritten(plain, fuse=False)[0]) <= parity.tolerance
     cause = f"; fusing the LRN ({few(fused)}) is what broke it" if blamed else ""
     parity.check(f"adopted, {original.path} differs from the original", cause)
+    return parity
+
+
+def _with_pixels(parity: Parity, floats: ir.Model, model: ir.Model, contract: Contract) -> Parity:
+    """With the distance of the graph of pixels from the adopted one on the same pixels, preprocessed."""
+    pixels = noise(contract.of_pixels.input_shape, max(parity.batches), "uint8")
+    with OnnxRuntimeRunner(model_bytes(floats)) as runner:
+        name = runner.output_names[0]
+        error = distance(
+            model, in_batches(pixels, parity.batches), lambda batch: runner.run(from_pixels(batch, contract))[name]
+        )
+    parity = replace(parity, random_inputs=max(parity.random_inputs, error))
+    parity.check("with preprocessing inside, the graph differs from what it was")
     return parity
 
 

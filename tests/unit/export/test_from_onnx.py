@@ -269,3 +269,18 @@ def test_a_faulty_contract_is_refused_with_the_nearest_name(text: str, complaint
 def test_a_misspelt_network_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'alexnet-half'"):
         load_contract("alexnet-haf")
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_adopted_with_preprocessing_inside_it_computes_the_same_of_pixels(color: Any, tmp_path: Path) -> None:
+    contract = Contract(color=color, crop=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    path = tmp_path / "ours.onnx"
+    adopt_onnx(written(tmp_path, conv_lrn_gemm()), contract, path, uint8_input=True)
+    assert contract_of(load_onnx(path), "x") == contract.of_pixels
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    shares = (pixels[..., ::-1] if color == "bgr" else pixels) / 255
+    values = ((shares - contract.mean) / contract.std).astype(np.float32).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(run(onnx.load(path), pixels)[0], run(conv_lrn_gemm(), values)[0], rtol=1e-4, atol=1e-5)
+    half = msgspec.structs.replace(contract, input_type="float16")
+    with pytest.raises(InputError, match="input_type is float16"):
+        adopt_onnx(tmp_path / "theirs.onnx", half, tmp_path / "no.onnx", uint8_input=True)
