@@ -85,6 +85,13 @@ class DataChoice:
             split_required=self.split is not None,
         )
 
+    def open_test(self) -> ImageDataset | None:
+        """The images of a folder ``test``, where there is one."""
+        from alexdeploy.data.class_folders import has_test
+
+        folder = Path(self.name)
+        return self.open("test") if folder.is_dir() and has_test(folder) else None
+
 
 def data_options(*, required: bool, split: bool = True) -> Callable[[Command], Command]:
     """``--data`` and what goes with it, handed over as ``data``; None where it was not given.

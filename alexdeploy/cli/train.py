@@ -8,7 +8,7 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
-from alexdeploy.cli.output import note, note_skipped, print_json, progress
+from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import few
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def command(
 
     Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the
     name of a network with its own recipe. Writes DIR/NETWORK.safetensors (the best weights), .last.pt (the last,
-    and all that --resume needs), .jsonl (log), .png (curves) and class_indices.json.
+    and all that --resume needs), .jsonl (log), .png (curves) and class_indices.json. Where DATASET has a folder test/,
+    the best weights are tried on it once, at the end.
 
     \b
     Example: alexdeploy train alexnet-mnist --data digits --out .
@@ -73,6 +74,9 @@ def command(
     keep_freed_memory()
     learn = data.open("train")
     judge = data.open("val")
+    test = data.open_test()
+    for images in filter(None, (learn, judge, test)):
+        note_data(images)
     path = _checkpoint_path(out, loaded.network.name)
 
     def show(epoch: Epoch) -> None:
@@ -92,13 +96,22 @@ def command(
 
         bar("preparing", 0.0)
         result = train_network(
-            loaded, learn, judge, path, device=device, weights=weights, resume=resume, on_epoch=show, on_step=tick
+            loaded,
+            learn,
+            judge,
+            path,
+            device=device,
+            weights=weights,
+            resume=resume,
+            test=test,
+            on_epoch=show,
+            on_step=tick,
         )
     if not result.is_first:
         return
     write_class_indices(path.with_name("class_indices.json"), learn.classes)
-    note_skipped(learn)
-    note_skipped(judge)
+    for images in filter(None, (learn, judge, test)):
+        note_skipped(images)
     if result.fresh:
         note(f"{weights}: made for other classes; began anew: {few(result.fresh)}")
     _show_result(result, len(judge), as_json)

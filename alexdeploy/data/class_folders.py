@@ -34,6 +34,11 @@ def is_unsorted(folder: Path) -> bool:
     return _has_loose_images(folder) and not _split_folders(folder)
 
 
+def has_test(folder: Path) -> bool:
+    """True if there is a folder of images to test on."""
+    return "test" in _split_folders(folder)
+
+
 def load_unsorted(folder: Path, *, skip_bad: bool) -> ImageDataset:
     """All images below a folder, without labels."""
     return _dataset(printable(folder), folder, _by_class(folder), skip_bad)

@@ -96,7 +96,7 @@ def train_network(
         True
     """
     files.check_output(path, *([weights] if weights is not None else []))
-    for images in (learn, judge):
+    for images in filter(None, (learn, judge, test)):
         if not images.is_labelled:
             raise InputError(f"{images.unlabelled or images.name}; to train takes images in class folders")
         if len(images.classes) < 2:
