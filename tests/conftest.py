@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from alexdeploy.machine import why_no_cuda
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and tables would be as narrow
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,10 +49,7 @@ RUNTIMES: Mapping[Runtime, _RuntimeEntry] = {  # of each kind the usual one firs
     "tensorrt-rtx": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
 }
 _KIND_OF_SUFFIX: Mapping[str, Kind] = {
-    ".safetensors": "checkpoint",
-    ".pth": "checkpoint",
-    ".pt": "checkpoint",
-    ".ckpt": "checkpoint",
+    **dict.fromkeys((".safetensors", ".pth", ".pt", ".ckpt"), "checkpoint"),
     ".onnx": "onnx",
     ".engine": "engine",
     ".plan": "engine",

@@ -98,7 +98,7 @@ def train_network(
     files.check_output(path, *([weights] if weights is not None else []))
     for images in filter(None, (learn, judge, test)):
         if not images.is_labelled:
-            raise InputError(f"{images.unlabelled or images.name}; to train takes images in class folders")
+            raise InputError(f"{images.unlabelled or images.name}; training needs images in class folders")
         if len(images.classes) < 2:
             raise InputError(f"{images.name}: only one class, '{images.classes[0]}'; a classifier needs at least two")
     if learn.name == judge.name:

@@ -136,7 +136,7 @@ def data(shelf: Path, pictures: Path) -> Path:
         (folder / "no-images" / name).mkdir(parents=True)
     _write_digits(folder / "one-class", "0", 0, per_class=2)
     _write_digits(folder / "two-classes", "01", 0, per_class=2)
-    _write_digits(folder / "unsorted", "01", 0, per_class=2)
+    _write_digits(folder / "unsorted", "0", 0, per_class=2)
     shutil.move(folder / "unsorted" / "0" / "digit-0.png", folder / "unsorted")
     _write_digits(folder / "other-labels", "abcdefghij", 0, per_class=2)
     shutil.copytree(pictures, folder / "text-jpg")

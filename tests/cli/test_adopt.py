@@ -59,7 +59,7 @@ def test_without_a_data_set_there_are_no_labels(run: Run, foreign: Path, out: Pa
 @pytest.mark.parametrize(
     ("options", "code", "complaint"),
     [
-        ("", 2, "an .onnx file needs --contract"),
+        ("", 2, "a foreign .onnx file needs --contract"),
         ("--contract alexnet-mnits", 2, "did you mean 'alexnet-mnist'?"),
         ("--contract alexnet-mnist --network alexnet", 2, "are for PyTorch weights"),
         ("--contract alexnet-mnist --classes 10", 2, "are for PyTorch weights"),

@@ -471,7 +471,7 @@ def test_bench_judges_the_classes_that_the_model_has_and_says_why_it_cannot(run:
     ] == ["0", "1"]
     other = run(*command, data / "other-labels")
     assert other.code == 0
-    assert f"data: {data / 'other-labels'}/val, 10 " in other.err
+    assert f"{data / 'other-labels'}/val: 10 of 20 images" in other.err
     assert "No accuracy: " in other.err
     assert "has class 'a', 'b', 'c'" in " ".join(other.err.split())
     assert "0.00%" not in other.out.replace("100.00%", "")

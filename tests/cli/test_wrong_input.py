@@ -139,7 +139,7 @@ INPUT = {
     "predict {model} {bad}/empty.png": "cannot read image",
     "inspect {bad}/empty.engine": "the file is empty",
     # not what the name says
-    "train {bad}/garbage.toml --data digits --out {out}": "not a TOML file",
+    "train {bad}/garbage.toml --data digits --out {out}": "its text is not UTF-8",
     "export {bad}/garbage.safetensors -o {out}/x.onnx": "not a safetensors file",
     "calibrate {bad}/garbage.onnx --data digits -o {out}/x.json": "not an ONNX file",
     "quantize {bad}/garbage.onnx --ranges {ranges} -o {out}/x.onnx": "not an ONNX file",
@@ -188,7 +188,7 @@ INPUT = {
     "calibrate {model} --data {data}/no-images -o {out}/x.json": "cat: the class folder holds no images",
     "bench {model} --data {data}/no-images": "cat: the class folder holds no images",
     "train alexnet-mnist --data {data}/one-class --out {out}": "only one class, '0'",
-    "train alexnet-mnist --data {data}/unsorted --out {out}": "in no class folder; to train takes images in class",
+    "train alexnet-mnist --data {data}/unsorted --out {out}": "in no class folder; training needs images in class",
     "calibrate {model} --data {data}/unsorted --split val -o {out}/x.json": "leave --split out",
     "calibrate {model} --data {data}/two-classes --split test -o {out}/x.json": "use --split val or all",
     "compare {model} {int8} --data {bad}/garbage.npy": "garbage.npy: NumPy cannot read it",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,21 @@ import pytest
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which ``alexdeploy demo --out demo --json`` has been run; its answer is demo.stdout."""
+    """A working directory in which ``alexdeploy demo --out demo --json`` has been run; its answer is demo.stdout.
+
+    It is run once, however many processes share the tests; each gets a copy.
+    """
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    folder = tmp_path_factory.mktemp("home")
+    shared = tmp_path_factory.getbasetemp().parent / "demo-of-all-workers"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "demo.stdout").exists():
+            _run_demo(shared)
+    return Path(shutil.copytree(shared, tmp_path_factory.mktemp("home") / "home"))
+
+
+def _run_demo(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     result = subprocess.run(
         [sys.executable, "-m", "alexdeploy", "demo", "--out", "demo", "--json"],
         cwd=folder,
@@ -21,4 +35,3 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert result.returncode == 0, result.stderr
     (folder / "demo.stdout").write_text(result.stdout)
-    return folder
