@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
 
 test: $(READY) $(PYCUDA) check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -344,7 +344,7 @@ def test_a_launcher_that_starts_one_process_of_several_is_not_taken_for_a_run_on
         ),
         (
             {"labels": np.full(150, -1), "unlabelled": "x has no labels"},
-            "x has no labels; to train takes images in class",
+            "x has no labels; training needs images in class",
         ),
         ({"name": JUDGE.name}, "is not split, and nothing would be held out; use class folders"),
     ],
