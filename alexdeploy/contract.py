@@ -75,19 +75,27 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     input_type: Literal["float32", "float16", "uint8"] = "float32"
 
     def __post_init__(self) -> None:
-        if isinstance(self.crop, tuple) and self.crop[0] == self.crop[1]:
-            msgspec.structs.force_setattr(self, "crop", self.crop[0])
+        self._write_alike()
         self._check_geometry()
         self._check_arithmetic()
+
+    def _write_alike(self) -> None:
+        """One form for one meaning, and so one fingerprint."""
+        for name in ("mean", "std"):
+            msgspec.structs.force_setattr(self, name, tuple(map(float, getattr(self, name))))
+        if isinstance(self.crop, tuple) and self.crop[0] == self.crop[1]:
+            msgspec.structs.force_setattr(self, "crop", self.crop[0])
+        if isinstance(self.resize, tuple) and _sides(self.crop) == self.resize:
+            msgspec.structs.force_setattr(self, "crop", None)
 
     def _check_geometry(self) -> None:
         sides = [*_sides(self.crop), *_sides(self.resize)]
         if min(sides, default=1) < 1:
             raise UsageError("crop and resize must be >= 1 pixel")
-        if self.crop is None and not isinstance(self.resize, tuple):
-            raise UsageError("the size of the input is open; give crop, or resize as [height, width]")
         if self.letterbox is not None and not isinstance(self.resize, tuple):
             raise UsageError("letterbox fills up what resize = [height, width] names; give that")
+        if self.crop is None and not isinstance(self.resize, tuple):
+            raise UsageError("the size of the input is open; give crop, or resize as [height, width]")
         if self.letterbox is not None and not 0 <= self.letterbox <= 255:
             raise UsageError("letterbox must be a pixel value of 0 to 255")
         if self.interpolation not in INTERPOLATIONS[self.resampling]:

@@ -124,8 +124,8 @@ def load_contract(name_or_path: str) -> Contract:
     """The preprocessing of a network's recipe, or of a file.
 
     Args:
-        name_or_path: a network of the zoo; a recipe, or a TOML file with nothing but [preprocess]; or a JSON file,
-            preprocessor_config.json of Transformers or config.json of timm.
+        name_or_path: a network of the zoo; a recipe, or a TOML file with nothing but [preprocess]; or a JSON file: what
+            ``Contract.to_json`` gives, preprocessor_config.json of Transformers, or config.json of timm.
 
     Raises:
         UsageError, InputError: see ``load_recipe``; a JSON file with a key that a contract cannot express (named).
@@ -138,11 +138,21 @@ def load_contract(name_or_path: str) -> Contract:
     path = _recipe_file(name_or_path)
     text = path.read_bytes()
     if path.suffix.lower() == ".json":
-        return parse_preprocessor_config(_utf8(text, str(path)), str(path))
+        return _from_json(_utf8(text, str(path)), str(path))
     content = _decode(text, str(path), dict[str, Any])
+    if content.keys() and content.keys() <= set(Contract.__struct_fields__):
+        raise InputError(f"{path}: put the line [preprocess] above its keys")
     if content.keys() & {"network", "train"}:
         return parse_recipe(text, str(path)).preprocess
     return _decode(text, str(path), _PreprocessOnly).preprocess
+
+
+def _from_json(text: str, origin: str) -> Contract:
+    """A contract as ``Contract.to_json`` writes it, or another tool's configuration."""
+    try:
+        return msgspec.json.decode(text, type=Contract)
+    except msgspec.MsgspecError:
+        return parse_preprocessor_config(text, origin)
 
 
 def _recipe_file(name_or_path: str) -> Path:
@@ -207,7 +217,7 @@ def _explain(message: str) -> str:
     """Turn msgspec's message into one with the valid names of the section it points at."""
     match = re.search(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<section>[^`]*)`)?", message)
     if match is None:
-        return message
+        return re.sub(r" - at `\$\.?([^`]*)`", r" (\1)", message).replace("`", "'")
     sections: dict[str, type[msgspec.Struct]] = {
         "": Recipe,
         "network": NetworkSettings,

@@ -165,7 +165,7 @@ def adopt(
     if meaning.labels is not None:
         contract = msgspec.structs.replace(contract, labels=read_class_indices(meaning.labels))
     elif data is not None:
-        contract = msgspec.structs.replace(contract, labels=data.open("val").classes)
+        contract = msgspec.structs.replace(contract, labels=data.open("val").names)
     with progress(f"reading {model.name}") as bar:
         result = adopt_onnx(
             model,

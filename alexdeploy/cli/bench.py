@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
-from alexdeploy.cli.output import note, note_data, note_skipped, print_columns, print_json, progress, terminal_width
+from alexdeploy.cli.output import (
+    note,
+    note_data,
+    note_left_out,
+    note_skipped,
+    print_columns,
+    print_json,
+    progress,
+    terminal_width,
+)
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import check_output
@@ -196,6 +205,7 @@ def _show_compact(report: BenchReport, title: str) -> None:
     print_columns(compact.columns, title=title, styles=styles, width=width)
     for letter, name in compact.legend.items():
         click.echo(f"{letter}  {name}")
+    note_left_out(compact.left_out, width)
 
 
 def _show_wide(report: BenchReport, title: str) -> None:

@@ -20,7 +20,7 @@ from alexdeploy.cli.adopt import (
 )
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress, warn
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, UsageError, few
 from alexdeploy.specs import Progress
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _load(checkpoint: Path | None, fresh: _Network, meaning: Meaning) -> _Source
 
     contract = load_contract(meaning.contract) if meaning.contract is not None else None
     if fresh.weights is not None:
-        raise UsageError("--weights is for a network of your own, MODULE:FACTORY; name a checkpoint alone")
+        raise UsageError("--weights is for a network of your own, such as mynet:Net for the class Net in mynet.py")
     if checkpoint is not None:
         if fresh.classes is not None:
             raise UsageError("--classes is for fresh weights; a checkpoint has its own")
@@ -205,11 +205,12 @@ def _with_labels(source: _Source, labels: Path | None, dataset: ImageDataset | N
         if contract.labels not in ((), names):
             raise InputError(f"{labels}: the weights carry other class names; leave --labels out")
         contract = msgspec.structs.replace(contract, labels=names)
-    if dataset is not None and dataset.classes and dataset.classes != contract.labels:
-        if contract.labels or source.classes != len(dataset.classes):
+    if dataset is not None and dataset.names and dataset.names != contract.labels:
+        if contract.labels or source.classes != len(dataset.names):
             warn(f"{dataset.name} has other classes than the network; its images serve the parity check only")
         else:
-            contract = msgspec.structs.replace(contract, labels=dataset.classes)
+            contract = msgspec.structs.replace(contract, labels=dataset.names)
+            note(f"class names, in this order, from {dataset.name}: {few(dataset.names)}")
     return replace(source, contract=contract)
 
 

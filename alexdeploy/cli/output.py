@@ -80,9 +80,13 @@ def print_columns(
     if title:
         console.print(Text(title, "bold"))
     console.print(table)
-    left_out = [column.header for column in columns if column.header and column not in shown]
-    if left_out:
-        text = f"left out at {width} characters: {', '.join(left_out)}; a wider terminal and --json show them"
+    note_left_out([column.header for column in columns if column.header and column not in shown], width)
+
+
+def note_left_out(headers: Sequence[str], width: int | None) -> None:
+    """Name the columns for which a table had no room."""
+    if headers:
+        text = f"left out at {width} characters: {', '.join(headers)}; a wider terminal and --json show them"
         note(fill(text, terminal_width(), subsequent_indent="  "))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -182,6 +183,9 @@ def _divided(name: str, root: Path, files: _Files, split: Split, skip_bad: bool)
 def _dataset(
     name: str, root: Path, files: _Files, skip_bad: bool, *, part: str = "", total: int | None = None
 ) -> ImageDataset:
+    alike = [label for label, count in Counter(map(printable, files)).items() if count > 1]
+    if alike:
+        raise InputError(f"{printable(root)}: two class folders would be called '{alike[0]}'; rename one")
     samples = [path for inside in files.values() for path in inside]
     unsorted = _UNSORTED in files
     numbers = [-1] if unsorted else range(len(files))

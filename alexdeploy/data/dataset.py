@@ -24,6 +24,7 @@ _Item = TypeVar("_Item")
 # what Pillow raises on files that are not, or not wholly, images
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 _MUCH_LARGER = 2  # times the crop: below that, most of an image is seen
+_MEASURED = 100  # images whose size is kept
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ImageDataset:
         part: which part these are, in words.
         unlabelled: why no label is known, in words.
         are_indices: the classes are numbers that count the model's outputs from 0, and no names.
-        warned: what was said of these images, once each.
+        warned: fingerprints of the contracts whose effect on these images was told.
     """
 
     name: str
@@ -73,10 +74,15 @@ class ImageDataset:
         return bool(self.classes) and bool(np.all(self.labels >= 0))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The class names in label order; none where the classes are numbers of a model's outputs."""
+        return () if self.are_indices else self.classes
+
+    @property
     def taken(self) -> str:
         """How many images these are of how many, and why: ``147 of 736 images (the held-out fifth of each class)``."""
         if self.total is None or self.total == len(self):
-            return f"{len(self)} images" + (f" ({self.part})" if self.part else "")
+            return f"{len(self)} image{'s' * (len(self) != 1)}" + (f" ({self.part})" if self.part else "")
         return f"{len(self)} of {self.total} images ({self.part})"
 
     def subset(self, count: int) -> ImageDataset:
@@ -126,15 +132,15 @@ class ImageDataset:
         Raises:
             InputError: it cannot be read, or is a tensor of another shape or type than the contract's.
         """
-        return self._input(index, contract, _Seen())
+        return self._input(index, contract, Seen())
 
-    def _input(self, index: int, contract: Contract, seen: _Seen) -> Batch:
+    def _input(self, index: int, contract: Contract, seen: Seen) -> Batch:
         item = self.item(index)
         if not isinstance(item, Image.Image):
-            floats = np.issubdtype(item.dtype, np.floating) and contract.input_type != "uint8"
-            if item.shape == contract.input_shape and (floats or item.dtype == contract.input_type):
-                return item.astype(contract.input_type, copy=False)
             if not _is_picture(item):
+                floats = np.issubdtype(item.dtype, np.floating) and contract.input_type != "uint8"
+                if item.shape == contract.input_shape and (floats or item.dtype == contract.input_type):
+                    return item.astype(contract.input_type, copy=False)
                 raise InputError(
                     f"{self.name}: tensor '{printable(self.samples[index])}' is {item.shape} {item.dtype}; the model "
                     f"takes {contract.input_shape} {contract.input_type}, so preprocess for this model, or give its "
@@ -167,12 +173,11 @@ class ImageDataset:
         Raises:
             InputError: as ``images``.
         """
-        seen = _Seen()
+        seen = Seen()
         yield from self._each(lambda index: self._input(index, contract, seen))
-        for kind, text in seen.doubts(contract):
-            if kind + contract.fingerprint not in self.warned:
-                self.warned.add(kind + contract.fingerprint)
-                warnings.warn(f"{self.name}: {text}", InputWarning, stacklevel=2)
+        if contract.fingerprint not in self.warned:
+            self.warned.add(contract.fingerprint)
+            seen.warn(self.name, contract)
 
     def _each(self, read: Callable[[int], _Item]) -> Iterator[tuple[int, _Item]]:
         good = 0
@@ -248,12 +253,13 @@ class ImageDataset:
 
     def _numbered(self, known: tuple[str, ...], outputs: int | None, model: str) -> ImageDataset:
         """The labels as numbers of the model's outputs."""
-        numbers = np.array(list(map(int, self.classes)), np.int64)
+        numbers = list(map(int, self.classes))
         count = len(known) or outputs
-        if count is None or numbers.max() >= count:
+        if count is None or max(numbers) >= count:
             has = "does not say how many classes it has" if count is None else f"has {count} outputs"
-            return self._without_labels(f"{self.name} has the label {numbers.max()} but {model} {has}")
-        return replace(self, classes=known or tuple(map(str, range(count))), labels=numbers[self.labels])
+            return self._without_labels(f"{self.name} has the label {max(numbers)} but {model} {has}")
+        labels = np.array(numbers, np.int64)[self.labels]
+        return replace(self, classes=known or tuple(map(str, range(count))), labels=labels)
 
     def _without_labels(self, reason: str) -> ImageDataset:
         return replace(self, classes=(), labels=np.full(len(self), -1), unlabelled=reason)
@@ -276,31 +282,35 @@ def _is_picture(array: Batch) -> bool:
     return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)))
 
 
-class _Seen:
-    """The images that a contract was applied to: their sizes, and how many are stored turned."""
+class Seen:
+    """Images that a contract was applied to: the sizes of the first ones, and how many are stored turned."""
 
     def __init__(self) -> None:
-        self.shorter_sides: list[int] = []
-        self.turned = 0
+        self._shorter_sides: list[int] = []
+        self._images = self._turned = 0
 
     def add(self, image: Image.Image) -> None:
-        self.shorter_sides.append(min(image.size))
-        self.turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        self._images += 1
+        if len(self._shorter_sides) < _MEASURED:
+            self._shorter_sides.append(min(image.size))
+        self._turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
-    def doubts(self, contract: Contract) -> Iterator[tuple[str, str]]:
-        """(kind, text) of what the contract does to such images that was hardly meant."""
-        side, crop = int(np.median(self.shorter_sides or [0])), min(contract.size)
+    def warn(self, name: str, contract: Contract) -> None:
+        """An ``InputWarning`` of what the contract does to such images that was hardly meant."""
+        side, crop = int(np.median(self._shorter_sides or [0])), min(contract.size)
         if contract.resize is None and side > _MUCH_LARGER * crop:
-            yield (
-                "size",
-                f"only the central {crop} pixels of images of about {side} are seen; give the contract a resize, if "
-                "the network was trained on whole images",
+            warnings.warn(
+                f"{name}: only the central {crop} pixels of images of about {side} are seen; give the contract a "
+                "resize, if the network was trained on whole images",
+                InputWarning,
+                stacklevel=2,
             )
-        if self.turned and not contract.exif_orientation:
-            yield (
-                "turned",
-                f"{self.turned} of {len(self.shorter_sides)} images carry an EXIF orientation that the contract does "
-                "not apply, so they are seen turned; it can say exif_orientation = true",
+        if self._turned and not contract.exif_orientation:
+            warnings.warn(
+                f"{name}: {self._turned} of {self._images} images carry an EXIF orientation that the contract does not "
+                "apply, so they are seen turned; it can say exif_orientation = true",
+                InputWarning,
+                stacklevel=2,
             )
 
 

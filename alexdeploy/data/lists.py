@@ -52,7 +52,7 @@ def load_list(path: Path, *, skip_bad: bool) -> ImageDataset:
     are_indices = all(label.isdecimal() for label in labels if label)
     if are_indices:
         labels = [str(int(label)) if label else "" for label in labels]
-    classes = tuple(sorted(set(labels) - {""}))
+    classes = tuple(sorted(set(labels) - {""}, key=int if are_indices else None))
     places = {label: place for place, label in enumerate(classes)}
     lacking = labels.count("")
     return ImageDataset(
@@ -77,7 +77,7 @@ def _rows(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
     columns: _Columns | None = None
     begun = False
     for number, cells in _table_rows(text, name) if is_table else _text_rows(text):
-        if not any(cells) or cells[0].startswith("#"):
+        if not any(cells) or (cells[0].startswith("#") and not _LINE.fullmatch(cells[0])):
             continue
         if not begun:
             begun, columns = True, _columns(cells)
@@ -118,11 +118,13 @@ def _columns(cells: list[str]) -> _Columns | None:
     names = [cell.lower() for cell in (re.split(r"[,\s]+", cells[0]) if len(cells) == 1 else cells)]
     paths = [place for place, name in enumerate(names) if name in _PATHS]
     labels = [place for place, name in enumerate(names) if name in _LABELS]
+    if len(names) == 2:  # the other one, whatever its name
+        labels = [place for place in (0, 1) if place not in paths[:1]]
     return (paths[0], *labels[:1]) if paths and not any(map(is_image, names)) else None
 
 
 def _path_and_label(line: str) -> tuple[str, str]:
     if found := _LINE.fullmatch(line):
-        return found["path"].strip(), (found["label"] or "").strip()
+        return found["path"].strip().strip('"'), (found["label"] or "").strip()
     path, *label = line.rsplit("," if "," in line else None, 1)  # a path without a known ending
     return path.strip(), "".join(label).strip()

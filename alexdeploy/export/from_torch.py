@@ -124,7 +124,8 @@ def count_outputs(module: nn.Module, contract: Contract, *, any_size: bool = Fal
             first, second = module(images), module(images)
     except Exception as error:  # whatever the module's own code raises
         raise InputError(
-            f"the network fails on float32 {tuple(images.shape)}, the contract's input: {in_a_line(error)}"
+            f"the network fails on float32 {tuple(images.shape)}, the contract's input: {in_a_line(error)}; "
+            "name the contract it was trained with"
         ) from error
     if not isinstance(first, Tensor) or first.ndim != (4 if any_size else 2) or len(first) != 2:
         found = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"

@@ -39,7 +39,9 @@ def with_uint8_input(model: ir.Model, contract: Contract) -> tuple[ir.Model, Con
     model = model.clone()
     image = next(value for value in model.graph.inputs if not value.is_initializer())
     if image.dtype != ir.DataType.FLOAT or image.shape is None:
-        raise InputError(f"input '{image.name}' is {image.dtype}; only a float32 input can become uint8")
+        raise InputError(
+            f"input '{image.name}' is {image.dtype}; only a float32 input can become uint8, so take the FP32 model"
+        )
     mean, factor = np.multiply(contract.mean, contract.scale), 1 / np.multiply(contract.std, contract.scale)
     users = list(image.uses())
     per_channel: tuple[int, ...] = (-1,)

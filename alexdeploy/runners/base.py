@@ -82,6 +82,8 @@ class Runner(ABC):
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse what is not a batch of this runner's images; dynamic dimensions accept any size."""
+        if not isinstance(batch, np.ndarray):
+            raise UsageError(f"{self.runtime}: got a {type(batch).__name__}; expected a NumPy array")
         expected = [dim if isinstance(dim, int) and dim != -1 else None for dim in self.input.shape[1:]]
         fits = batch.ndim == len(self.input.shape) and all(
             dim in (None, found) for dim, found in zip(expected, batch.shape[1:], strict=True)

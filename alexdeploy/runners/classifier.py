@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from alexdeploy.arrays import Batch
 from alexdeploy.data import preprocess
-from alexdeploy.data.dataset import UNREADABLE
+from alexdeploy.data.dataset import UNREADABLE, Seen
 from alexdeploy.data.decode import open_image
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.files import printable
@@ -59,6 +59,7 @@ class Classifier:
         self.runner = opened.runner(runtime, **options)
         self._origin = opened.origin
         self._ten_crop = ten_crop
+        self.seen = Seen()
 
     def __call__(self, images: Iterable[AnyImage]) -> list[tuple[str, float]]:
         """(label, probability) of the likeliest class of each image; the class number where the file has no names.
@@ -123,6 +124,7 @@ class Classifier:
         """(crops, *input_shape)."""
         try:
             image = _decoded(source, name)
+            self.seen.add(image)
             if self._ten_crop:
                 return preprocess.ten_crop(image, self.contract)
             return preprocess.preprocess(image, self.contract)[None]

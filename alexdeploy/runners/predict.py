@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alexdeploy.data import arrays_on_disk, lists
 from alexdeploy.data.folders import image_files
 from alexdeploy.errors import InputError
 from alexdeploy.files import printable
@@ -82,7 +83,7 @@ class FolderAccuracy:
 
 
 def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage]:
-    """Files as given; folders searched through, sorted.
+    """Files as given; folders searched through, sorted; lists as ``data.lists`` reads them, with their truth.
 
     The nearest folder above an image, up to the one given, that is named as a class tells its truth. Names are
     compared as they are, then but for case.
@@ -100,6 +101,10 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
             if not inside:
                 raise InputError(f"{printable(path)}: the folder holds no images; name another")
             found += [_in_folder(image, path, known, folded) for image in inside]
+        elif path.suffix.lower() in lists.SUFFIXES:
+            found += _listed(path, known, folded)
+        elif path.suffix.lower() in arrays_on_disk.SUFFIXES:
+            raise InputError(f"{printable(path)}: holds an array; predict takes images, folders of them, and lists")
         elif path.exists():
             found.append(FoundImage(path))
         else:
@@ -107,11 +112,21 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     return found
 
 
+def _listed(path: Path, known: frozenset[str], folded: dict[str, str]) -> list[FoundImage]:
+    images = lists.load_list(path, skip_bad=True)
+    truths = [_named(images.names[label], known, folded) if images.names else None for label in images.labels]
+    return [FoundImage(path.parent / sample, truth) for sample, truth in zip(images.samples, truths, strict=True)]
+
+
+def _named(name: str, known: frozenset[str], folded: dict[str, str]) -> str | None:
+    return name if name in known else folded.get(name.casefold())
+
+
 def _in_folder(image: Path, root: Path, known: frozenset[str], folded: dict[str, str]) -> FoundImage:
     own_name = os.path.basename(os.path.abspath(root))  # noqa: PTH100, PTH119 (of "." too, and of a link its own)
     folders = [own_name, *image.relative_to(root).parts[:-1]]
     for name in map(printable, reversed(folders)):
-        truth = name if name in known else folded.get(name.casefold())
+        truth = _named(name, known, folded)
         if truth is not None:
             return FoundImage(image, truth)
     return FoundImage(image, folder=printable(folders[min(1, len(folders) - 1)]))
@@ -154,6 +169,7 @@ def predict(
                 yield Prediction(printable(found[position].path), answers, found[position].truth)
         except InputError as error:
             raise InputError(f"{error}; remove it, or use `skipped`") from error
+        classifier.seen.warn("the images", classifier.contract)
     if found and position < 0:
         raise InputError(f"none of the {len(found)} images can be read, {printable(found[0].path)} first")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from alexdeploy.contract import Contract
-from alexdeploy.data.dataset import ImageDataset
+from alexdeploy.data.dataset import ImageDataset, Seen
 from alexdeploy.data.preprocess import center_crop, resize
 from alexdeploy.recipe import TrainSettings
 
@@ -43,7 +43,9 @@ class Pixels:
         budget_bytes = _MEMORY_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._kept: list[Tensor] | Tensor | None = []
         self._good: list[int] = []
+        seen = Seen()
         for index, image in dataset.images():
+            seen.add(image)
             self._good.append(index)
             if isinstance(self._kept, list):
                 self._kept.append(self._prepare(image))
@@ -53,6 +55,7 @@ class Pixels:
                     if not dataset.skip_bad:  # otherwise go on, to find the bad ones
                         self._good = list(range(len(dataset)))
                         break
+        seen.warn(dataset.name, contract)
         if self._kept and len({image.shape for image in self._kept}) == 1:
             self._kept = torch.stack(list(self._kept))
         self.labels = torch.from_numpy(dataset.labels[self._good])

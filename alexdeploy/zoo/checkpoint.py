@@ -86,7 +86,8 @@ def load_checkpoint(path: Path, network: str | None = None, contract: Contract |
         metrics = _decode(metadata.get(_METRICS, "{}"), dict[str, float], f"{path}: the metrics")
     elif network is None:
         raise UsageError(
-            f"{path}: a bare state dict does not say which network it is; name it with `network` when exporting"
+            f"{path}: a bare state dict does not say which network it is; name it with `network` when exporting, or "
+            "export MODULE:FACTORY with these `weights` where the network is your own"
             f"{suggestion(file.tensors)}"
         )
     else:

@@ -128,3 +128,16 @@ def test_versions_of_one_network_differ_in_how_the_input_is_handed_over_alone(
     change: dict[str, Any], difference: str | None
 ) -> None:
     assert msgspec.structs.replace(RGB, **change).differs_from(RGB) == difference
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"resize": (224, 224), "crop": 224}, {"resize": (224, 224), "crop": None}),
+        ({"crop": (224, 224)}, {"crop": 224}),
+        ({"mean": (0, 0, 0)}, {"mean": (0.0, 0.0, 0.0)}),
+    ],
+)
+def test_what_means_the_same_has_one_fingerprint(change: dict[str, Any], same: dict[str, Any]) -> None:
+    one, other = msgspec.structs.replace(RGB, **change), msgspec.structs.replace(RGB, **same)
+    assert (one, one.fingerprint) == (other, other.fingerprint)

@@ -64,7 +64,7 @@ def test_a_recipe_file_is_read_with_defaults_for_what_it_leaves_out(tmp_path: Pa
         ("epochs = 3", 'epochs = "3"', r"int.*str.*train\.epochs"),
         ('"gray"', '"grey"', r"grey.*preprocess\.color"),
         ("[0.5]", "[0.5, 0.5]", "mean and std need 1 values each"),
-        (TEXT[TEXT.index("[train]") :], "", "`train`"),
+        (TEXT[TEXT.index("[train]") :], "", "field 'train'"),
         ("alexnet-mnist", "alexnet-mnits", r"unknown network 'alexnet-mnits'; did you mean 'alexnet-mnist'\?"),
         ("[network]", "[network", "not a TOML file"),
     ],

@@ -17,11 +17,15 @@ _BESIDE_NAMES = 3  # top-1, agreement, speed
 
 @dataclass(frozen=True)
 class CompactTable:
-    """Columns of equal height that fit a width, and the file behind each letter where names had no room."""
+    """Columns of equal height that fit a width, and the file behind each letter where names had no room.
+
+    ``left_out`` are the headers of those that did not fit.
+    """
 
     columns: list[Column]
     legend: dict[str, str]
     skipped: list[bool]
+    left_out: list[str]
 
 
 def compact_table(report: BenchReport, width: int) -> CompactTable:
@@ -47,7 +51,8 @@ def compact_table(report: BenchReport, width: int) -> CompactTable:
         if table_width(each.width for each in [*columns, *chosen, column]) <= width:
             chosen.append(column)
     before = [column for column in chosen if column.header in ("top-1", "agreement")]
-    return CompactTable([*columns[:3], *before, *columns[3:], *(c for c in chosen if c not in before)], legend, skipped)
+    shown_columns = [*columns[:3], *before, *columns[3:], *(column for column in chosen if column not in before)]
+    return CompactTable(shown_columns, legend, skipped, [column.header for column in extra if column not in chosen])
 
 
 def _columns(names: Sequence[str], lines: list[list[Row]], *, spread: bool) -> list[Column]:

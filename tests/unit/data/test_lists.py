@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from alexdeploy.contract import Contract
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError
 
@@ -104,3 +105,20 @@ def test_absent_files_are_skipped_as_unreadable_ones_are(folder: Path) -> None:
     dataset = load_dataset(str(folder / "l.txt"), "val", skip_bad=True)
     assert [index for index, _ in dataset.images()] == [1]
     assert dataset.skipped == ["no.png"]
+
+
+def test_numbers_are_in_numeric_order_and_no_names(folder: Path) -> None:
+    (folder / "l.csv").write_text("image,target\na.png,10\nb c.jpg,2\n")
+    dataset = load_dataset(str(folder / "l.csv"), "all")
+    assert (dataset.classes, dataset.names, dataset.labels.tolist()) == (("2", "10"), (), [1, 0])
+    contract = Contract(color="gray", crop=4, mean=(0.0,), std=(1.0,))
+    assert dataset.labelled(contract, 11, "m.onnx").labels.tolist() == [10, 2]
+    (folder / "l.csv").write_text("a.png,99999999999999999999\n")
+    with pytest.raises(InputError, match=r"has the label 99999999999999999999 but m\.onnx has 11 outputs"):
+        load_dataset(str(folder / "l.csv"), "all").labelled(contract, 11, "m.onnx")
+
+
+def test_a_file_whose_name_begins_as_a_comment_does_is_no_comment(folder: Path) -> None:
+    (folder / "#1.png").write_bytes((folder / "a.png").read_bytes())
+    (folder / "l.txt").write_text('#1.png cat\n# cat\n"b c.jpg" dog\n')
+    assert list(load_dataset(str(folder / "l.txt"), "all").samples) == ["#1.png", "b c.jpg"]

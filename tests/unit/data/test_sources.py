@@ -247,7 +247,7 @@ def test_one_image_is_a_data_set_and_has_no_splits(tmp_path: Path) -> None:
     for split in SPLITS:
         dataset = load_dataset(str(path), split)
         assert [(i, image.getpixel((0, 0))) for i, image in dataset.images()] == [(0, 7)]
-        assert (dataset.name, dataset.taken, dataset.is_labelled) == (str(path), "1 images", False)
+        assert (dataset.name, dataset.taken, dataset.is_labelled) == (str(path), "1 image", False)
     assert len(load_dataset(str(path), "all", split_required=True)) == 1
     with pytest.raises(InputError, match=r"photo\.png: is not split into train, val and test; leave `split` out"):
         load_dataset(str(path), "val", split_required=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from sklearn import metrics
 
 from alexdeploy.data.preprocess import resize, to_input
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.runners.artifact import Artifact, open_artifact
 from alexdeploy.runners.predict import Prediction, find_images, folder_accuracy, predict
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
@@ -160,3 +161,21 @@ def test_names_given_may_not_contradict_the_file(artifact: Artifact) -> None:
     assert artifact.contract.labels == ()
     with pytest.raises(InputError, match="carries other class names"):
         named.with_labels(tuple("jihgfedcba"))
+
+
+def test_a_list_gives_images_with_their_truth_and_an_array_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png", "c.png")
+    (tmp_path / "l.csv").write_text("a.png,Cat\nb.png,dog\nc.png,cow\n")
+    found = find_images([tmp_path / "l.csv"], ["cat", "dog"])
+    assert [(image.path.name, image.truth) for image in found] == [("a.png", "cat"), ("b.png", "dog"), ("c.png", None)]
+    with pytest.raises(InputError, match="holds an array; predict takes images, folders of them, and lists"):
+        find_images([tmp_path / "x.npy"], ["cat"])
+
+
+def test_large_images_that_nothing_resizes_are_told(artifact: Artifact, tmp_path: Path) -> None:
+    Image.new("RGB", (900, 800)).save(tmp_path / "camera.png")
+    contract = msgspec.structs.replace(artifact.contract, resize=None, crop=artifact.contract.size)
+    unresized = copy.copy(artifact)
+    unresized.__dict__["contract"] = contract
+    with pytest.warns(InputWarning, match="only the central 28 pixels of images of about 800 are seen"):
+        list(predict(unresized, [tmp_path / "camera.png"]))
