@@ -125,6 +125,6 @@ def _columns(cells: list[str]) -> _Columns | None:
 
 def _path_and_label(line: str) -> tuple[str, str]:
     if found := _LINE.fullmatch(line):
-        return found["path"].strip().strip('"'), (found["label"] or "").strip()
+        return found["path"].strip(), (found["label"] or "").strip()
     path, *label = line.rsplit("," if "," in line else None, 1)  # a path without a known ending
     return path.strip(), "".join(label).strip()
