@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
@@ -75,7 +76,10 @@ def _short(name: str, most: int) -> str:
 def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
     import matplotlib.pyplot as plt
 
-    with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": title, "font.size": 10, "axes.spines.top": False}):
+    # text stays text: the browser has the glyphs of every language, and Matplotlib's font has not
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "axes.spines.top": False}
+    with plt.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
         figure, axes = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes.spines["right"].set_visible(False)
         paint(axes)

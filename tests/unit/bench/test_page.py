@@ -82,6 +82,16 @@ def test_every_table_scrolls_in_its_own_box_and_pictures_have_no_fixed_width(pag
     assert not re.search(r"[{;]\s*(min-)?width: *\d+px", style)
 
 
+def test_class_names_in_pictures_are_text_of_any_language(report: BenchReport, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "report.html"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that Matplotlib's font lacks a glyph
+        write_html(dataclasses.replace(report, classes=["玫瑰", "<b>&"]), path)
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
+    assert {"玫瑰", "&lt;b&gt;&amp;"} <= set(labels)
+
+
 def test_the_markdown_has_a_compact_table_and_every_figure(report: BenchReport, tmp_path: Path) -> None:
     path = tmp_path / "report.md"
     write_markdown(report, path)
