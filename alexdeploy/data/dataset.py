@@ -229,7 +229,8 @@ class ImageDataset:
         """The same images with labels in the order of a model's outputs; without labels where those do not match.
 
         Classes are matched by name, and where no name is the same, by name but for case; without names in the
-        contract by number. Numbers are matched as names where all names in the contract are numbers.
+        contract in their order, which an ``InputWarning`` says. Numbers are matched as names where all names in the
+        contract are numbers.
         ``unlabelled`` then says what does not match.
         """
         if not self.is_labelled:
@@ -239,6 +240,8 @@ class ImageDataset:
             return self._numbered(known, outputs, model)
         if not known:
             if outputs == len(self.classes):
+                order = few(self.classes)
+                warnings.warn(f"{model} has no class names; took {order} in that order", InputWarning, stacklevel=2)
                 return self
             has = "does not say how many classes it has" if outputs is None else f"has {outputs} outputs"
             return self._without_labels(f"{self.name} has {len(self.classes)} classes but {model} {has}")

@@ -77,8 +77,10 @@ def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
     import matplotlib.pyplot as plt
 
     # text stays text: the browser has the glyphs of every language, and Matplotlib's font has not
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "axes.spines.top": False}
-    with plt.rc_context(style), warnings.catch_warnings():
+    with (
+        plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "axes.spines.top": False}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
         figure, axes = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes.spines["right"].set_visible(False)
