@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
+from alexdeploy.data.labels import place_finder
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError, InputWarning, few
 from alexdeploy.files import printable
@@ -245,9 +246,7 @@ class ImageDataset:
                 return self
             has = "does not say how many classes it has" if outputs is None else f"has {outputs} outputs"
             return self._without_labels(f"{self.name} has {len(self.classes)} classes but {model} {has}")
-        places = {name: place for place, name in enumerate(known)}
-        loose = {name.casefold(): place for name, place in places.items()}
-        found = [places.get(name, loose.get(name.casefold())) for name in self.classes]
+        found = list(map(place_finder(known), self.classes))
         missing = [name for name, place in zip(self.classes, found, strict=True) if place is None]
         if missing or len(set(found)) < len(found):
             odd = f"class {', '.join(map(repr, missing[:3]))}" if missing else "classes that differ only in case"

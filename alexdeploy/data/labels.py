@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from alexdeploy import files
 from alexdeploy.errors import InputError, few
+
+
+def place_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
+    """What finds a class among ``labels``: by its name, else by its name but for case, where just one is alike."""
+    places = {label: place for place, label in enumerate(labels)}
+    alike = Counter(label.casefold() for label in labels)
+    loose = {label.casefold(): place for label, place in places.items() if alike[label.casefold()] == 1}
+    return lambda name: places.get(name, loose.get(name.casefold()))
 
 
 def read_class_indices(path: Path) -> tuple[str, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alexdeploy.data import arrays_on_disk, lists
 from alexdeploy.data.folders import image_files
+from alexdeploy.data.labels import place_finder
 from alexdeploy.errors import InputError
 from alexdeploy.files import printable
 from alexdeploy.runners.artifact import Artifact
@@ -91,18 +91,21 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     Raises:
         InputError: a path that does not exist, or a folder without images.
     """
-    known = frozenset(labels)
-    alike = Counter(label.casefold() for label in labels)
-    folded = {label.casefold(): label for label in labels if alike[label.casefold()] == 1}
+    place = place_finder(labels)
+
+    def truth_of(name: str) -> str | None:
+        where = place(name)
+        return labels[where] if where is not None else None
+
     found: list[FoundImage] = []
     for path in paths:
         if path.is_dir():
             inside = image_files(path)
             if not inside:
                 raise InputError(f"{printable(path)}: the folder holds no images; name another")
-            found += [_in_folder(image, path, known, folded) for image in inside]
+            found += [_in_folder(image, path, truth_of) for image in inside]
         elif path.suffix.lower() in lists.SUFFIXES:
-            found += _listed(path, known, folded)
+            found += _listed(path, truth_of)
         elif path.suffix.lower() in arrays_on_disk.SUFFIXES:
             raise InputError(f"{printable(path)}: holds an array; predict takes images, folders of them, and lists")
         elif path.exists():
@@ -112,21 +115,18 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     return found
 
 
-def _listed(path: Path, known: frozenset[str], folded: dict[str, str]) -> list[FoundImage]:
+def _listed(path: Path, truth_of: Callable[[str], str | None]) -> list[FoundImage]:
     images = lists.load_list(path, skip_bad=True)
-    truths = [_named(images.names[label], known, folded) if images.names else None for label in images.labels]
+    names = images.names
+    truths = [truth_of(names[label]) if names and label >= 0 else None for label in images.labels]
     return [FoundImage(path.parent / sample, truth) for sample, truth in zip(images.samples, truths, strict=True)]
 
 
-def _named(name: str, known: frozenset[str], folded: dict[str, str]) -> str | None:
-    return name if name in known else folded.get(name.casefold())
-
-
-def _in_folder(image: Path, root: Path, known: frozenset[str], folded: dict[str, str]) -> FoundImage:
+def _in_folder(image: Path, root: Path, truth_of: Callable[[str], str | None]) -> FoundImage:
     own_name = os.path.basename(os.path.abspath(root))  # noqa: PTH100, PTH119 (of "." too, and of a link its own)
     folders = [own_name, *image.relative_to(root).parts[:-1]]
     for name in map(printable, reversed(folders)):
-        truth = _named(name, known, folded)
+        truth = truth_of(name)
         if truth is not None:
             return FoundImage(image, truth)
     return FoundImage(image, folder=printable(folders[min(1, len(folders) - 1)]))

@@ -164,10 +164,15 @@ def test_names_given_may_not_contradict_the_file(artifact: Artifact) -> None:
 
 
 def test_a_list_gives_images_with_their_truth_and_an_array_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, "a.png", "b.png", "c.png")
-    (tmp_path / "l.csv").write_text("a.png,Cat\nb.png,dog\nc.png,cow\n")
+    write(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    (tmp_path / "l.csv").write_text("a.png,Cat\nb.png,dog\nc.png,cow\nd.png\n")
     found = find_images([tmp_path / "l.csv"], ["cat", "dog"])
-    assert [(image.path.name, image.truth) for image in found] == [("a.png", "cat"), ("b.png", "dog"), ("c.png", None)]
+    assert [(image.path.name, image.truth) for image in found] == [
+        ("a.png", "cat"),
+        ("b.png", "dog"),
+        ("c.png", None),
+        ("d.png", None),
+    ]
     with pytest.raises(InputError, match="holds an array; predict takes images, folders of them, and lists"):
         find_images([tmp_path / "x.npy"], ["cat"])
 
