@@ -21,7 +21,7 @@ _SHARED = tuple(_RUNTIMES.values())
 LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("torch", ("train",)),
     "torchvision": ("torchvision", ("train",)),
-    "safetensors": ("safetensors", ("train",)),
+    "safetensors": ("safetensors", ("cpu", "train", *_SHARED)),
     "onnxscript": ("onnxscript", ("cpu", *_SHARED)),
     "sklearn": ("scikit-learn", ("report", "train")),
     "matplotlib": ("matplotlib", ("report", "train")),

@@ -15,6 +15,7 @@ Runtime = Literal[
 ]
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 DEFAULT_METHOD: Method = "mse"
+Rounding = Literal["gptq", "nearest"]
 Dialect = Literal["tensorrt", "onnxruntime", "openvino"]
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 Builder = BuilderName | Literal["auto"]

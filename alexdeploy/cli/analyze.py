@@ -48,6 +48,7 @@ def command(
     """
     files.check_input(model)
     from alexdeploy.graph.model import class_count, contract_of, load_onnx
+    from alexdeploy.quantize.apply import PrecisionSettings, QuantizedWriter
     from alexdeploy.quantize.rangefile import load_ranges
     from alexdeploy.quantize.search import QuantizationScorer, analyze
 
@@ -59,7 +60,7 @@ def command(
     note_data(dataset, samples)
     chosen = dataset.subset(samples)
     with progress("the float model's answers") as bar:
-        scorer = QuantizationScorer(loaded, contract, chosen)
+        scorer = QuantizationScorer(loaded, contract, chosen, write=QuantizedWriter(seen, PrecisionSettings(int8=True)))
         bar("every layer in INT8", 0.0)
         whole = scorer.score(seen.of(method))
         found = analyze(scorer, seen.of(method), progress=bar)

@@ -133,7 +133,7 @@ def data_options(*, required: bool, split: bool = True) -> Callable[[Command], C
 
 def method_option(*more: str) -> Callable[[Command], Command]:
     """``--method``; None where it was not given, since a calibration cache holds only its own."""
-    also = "; auto measures all of them, tensor by tensor (needs --data)" if more else ""
+    also = "; auto measures each, at most a minute (needs --data)" if more else ""
     return click.option(
         "--method",
         type=click.Choice([*get_args(Method), *more]),

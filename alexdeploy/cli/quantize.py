@@ -17,8 +17,8 @@ from alexdeploy.cli.options import (
     output_option,
 )
 from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
-from alexdeploy.errors import UsageError
-from alexdeploy.specs import Dialect
+from alexdeploy.errors import UsageError, few
+from alexdeploy.specs import Dialect, Rounding
 
 if TYPE_CHECKING:
     from alexdeploy.quantize.quantize import QuantizeResult, QuantizeSettings
@@ -29,6 +29,7 @@ def _settings(**chosen: Any) -> QuantizeSettings:
 
     return QuantizeSettings(
         method=chosen["method"],
+        rounding=chosen["rounding"],
         dialect=chosen["target"],
         fp16=chosen["fp16"],
         lrn_fp16=chosen["lrn"] == "fp16",
@@ -41,6 +42,13 @@ _settings_options = option_group(
     "settings",
     _settings,
     method_option("auto"),
+    click.option(
+        "--rounding",
+        type=click.Choice(get_args(Rounding)),
+        help="Of the weights: gptq, by what each layer gives, with channels equalized and biases corrected, or "
+        "nearest.  "
+        "[default: gptq, where calibrate gathered its moments; auto measures both]",
+    ),
     click.option(
         "--for",
         "target",
@@ -124,11 +132,15 @@ def command(
             note_skipped(dataset)
     described = _describe(result)
     if as_json:
-        print_json({"model": str(output), "method": result.method, "for": settings.dialect, **described})
+        used = {"method": result.method, "rounding": result.rounding, "for": settings.dialect}
+        print_json({"model": str(output), **used, **described})
         return
     _explain(result)
     layers = len(described["quantized"])
-    click.echo(f"{output}: {layers} of {described['layers']} layers in INT8, ranges by {result.method}")
+    click.echo(
+        f"{output}: {layers} of {described['layers']} layers in INT8, ranges by {result.method}, "
+        f"weights rounded {'by gptq' if result.rounding == 'gptq' else 'to the nearest'}"
+    )
 
 
 def _describe(result: QuantizeResult) -> dict[str, Any]:
@@ -141,7 +153,8 @@ def _describe(result: QuantizeResult) -> dict[str, Any]:
         "layers": sum(is_weighted(node) for node in result.model.graph),
         "quantized": [str(node.name) for node in quantized_nodes(result.model)],
         "ops": op_counts(result.model),
-        "methods": {"scores": choice.scores, "chosen": choice.method_of, "score": choice.chosen} if choice else None,
+        "rounded_to_nearest": result.nearest,
+        "methods": {"scores": choice.scores, "left_out": choice.left_out} if choice else None,
         "budget": {"chosen": budget.chosen, "attempts": budget.attempts} if budget else None,
     }
 
@@ -149,12 +162,14 @@ def _describe(result: QuantizeResult) -> dict[str, Any]:
 def _explain(result: QuantizeResult) -> None:
     if result.budget is not None:
         note(f"after {len(result.budget.attempts)} attempts: {result.budget.chosen}")
+    if result.nearest:
+        note(f"note: rounded to the nearest, since their inputs cannot be unfolded: {few(result.nearest)}")
     choice = result.choice
     if choice is None:
         return
-    for method, score in choice.scores.items():
-        note(f"{method}: agreement {score.agreement:.2%}, SQNR {score.sqnr_db:.1f} dB")
-    counts = {name: list(choice.method_of.values()).count(name) for name in choice.scores}
-    picked = ", ".join(f"{name} for {count} tensors" for name, count in counts.items() if count)
-    evened = ", on equalized channels" if choice.equalized is not None else ""
-    note(f"auto: {picked}{evened}: agreement {choice.chosen.agreement:.2%}, SQNR {choice.chosen.sqnr_db:.1f} dB")
+    from alexdeploy.quantize.search import AUTO_SECONDS
+
+    for tried, score in choice.scores.items():
+        note(f"{tried}: agreement {score.agreement:.2%}, SQNR {score.sqnr_db:.1f} dB")
+    if choice.left_out:
+        note(f"not measured within {AUTO_SECONDS:.0f} s: {'; '.join(choice.left_out)}")

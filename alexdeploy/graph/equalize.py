@@ -3,13 +3,16 @@
 Between two weighted layers with nothing but ReLU, max pooling and flattening in between, each channel may be scaled by
 any positive factor in the first layer and back in the second (M. Nagel et al., "Data-Free Quantization Through Weight
 Equalization and Bias Correction", ICCV 2019). Here a channel that reaches up to ``a`` of a range ``T`` is enlarged by
-sqrt(T/a), rounded to a power of two: nothing is clipped that was not, ``T`` stays, and the float function is the same
-to the last bit. The metadata of the model tell the exponents, so that ``scale_factors`` can undo them in a comparison.
+sqrt(T/a), rounded to a quarter of an octave: nothing is clipped that was not, ``T`` stays, and so does the float
+function but for its last bits. Behind a ReLU6 that holds for images whose channels stay within what was seen; beyond it
+a channel is clipped earlier. The metadata of the model tell the exponents, so that ``scale_factors`` can undo them in a
+comparison.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,7 +23,9 @@ from onnx_ir.passes import common
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Flatten", "Identity", "Dropout"})  # f(c·x) = c·f(x), channel by channel
-_MOST = 3  # as an exponent of two; a channel that was silent on the images seen may not be on others
+_Pair = tuple[WeightedNode, WeightedNode, float]  # the layers, and the bound of a Clip between them
+_PER_OCTAVE = 4
+_MOST = 12  # quarters of an octave; a channel that was silent on the images seen may not be on others
 METADATA_KEY = "alexdeploy.equalized"
 
 Floats = npt.NDArray[np.floating]
@@ -28,7 +33,7 @@ Floats = npt.NDArray[np.floating]
 
 def equalizable(model: ir.Model) -> list[str]:
     """Names of the tensors whose channels can be scaled: inputs of a weighted node that only another one makes."""
-    return [str(second.activation.name) for _, second in _pairs(model)]
+    return [str(second.activation.name) for _, second, _ in _pairs(model)]
 
 
 def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[str, float]) -> ir.Model:
@@ -36,24 +41,30 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
 
     Args:
         model: float graph; not changed.
-        channels: largest |x| of each index of axis 1, for each of ``equalizable(model)``.
+        channels: largest |x| of each index of axis 1, for each of ``equalizable(model)`` that is to be.
         ranges: the magnitude up to which each of those tensors is to be represented.
     """
     model = model.clone()
     told: dict[str, str] = {}
-    for first, second in _pairs(model):
+    for first, second, bound in _pairs(model):
         name = str(second.activation.name)
+        if name not in channels:
+            continue
         outputs = first.weight_array().shape[first.channel_axis]
         largest = np.asarray(channels[name]).reshape(outputs, -1)  # a flattened tensor has several columns per channel
         with np.errstate(divide="ignore", invalid="ignore"):
-            headroom = np.log2(ranges[name] / largest.max(axis=1))
-        exponents = np.nan_to_num(np.clip(np.rint(headroom / 2), 0, _MOST)).astype(int)
-        factor = 2.0**exponents
-        told |= dict.fromkeys(_path(first, second), "".join(map(str, exponents)))
+            headroom = _PER_OCTAVE * np.log2(ranges[name] / largest.max(axis=1))
+            unclipped = np.floor(_PER_OCTAVE * np.log2(bound / largest.max(axis=1)))
+        exponents = np.nan_to_num(np.clip(np.minimum(np.rint(headroom / 2), unclipped), 0, _MOST)).astype(int)
+        factor = 2.0 ** (exponents / _PER_OCTAVE)
+        told |= dict.fromkeys(_path(first, second), "".join(f"{exponent:x}" for exponent in exponents))
         _scale(first.node, 1, factor, first.channel_axis)
         if len(first.node.inputs) > 2 and first.node.inputs[2] is not None:
             _scale(first.node, 2, factor, -1)
-        _scale(second.node, 1, 1 / np.repeat(factor, largest.shape[1]), 1 - second.channel_axis)
+        if _is_depthwise(second):
+            _scale(second.node, 1, 1 / np.repeat(factor, second.weight_array().shape[0] // outputs), 0)
+        else:
+            _scale(second.node, 1, 1 / np.repeat(factor, largest.shape[1]), 1 - second.channel_axis)
     common.RemoveUnusedNodesPass()(model)
     model.metadata_props[METADATA_KEY] = json.dumps(told)
     return model
@@ -62,7 +73,9 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
 def scale_factors(model: ir.Model) -> dict[str, Floats]:
     """By how much ``equalize`` enlarged each channel (or group of columns) of each tensor that it changed."""
     told: dict[str, str] = json.loads(model.metadata_props.get(METADATA_KEY, "{}"))
-    return {name: 2.0 ** np.array([int(digit) for digit in digits]) for name, digits in told.items()}
+    return {
+        name: 2.0 ** (np.array([int(digit, 16) for digit in digits]) / _PER_OCTAVE) for name, digits in told.items()
+    }
 
 
 def _path(first: WeightedNode, second: WeightedNode) -> list[str]:
@@ -75,21 +88,42 @@ def _path(first: WeightedNode, second: WeightedNode) -> list[str]:
     return [*names, str(value.name)]
 
 
-def _pairs(model: ir.Model) -> list[tuple[WeightedNode, WeightedNode]]:
-    """Layers that follow each other with only ``_HOMOGENEOUS`` operators between, used by nothing else."""
+def _pairs(model: ir.Model) -> list[_Pair]:
+    """Layers that follow each other with only homogeneous operators and ReLU6 between, used by nothing else."""
     by_output = {node.node.outputs[0]: node for node in weighted_nodes(model) if node.node.op_type != "MatMul"}
     found = []
     for second in weighted_nodes(model):
-        group = second.node.attributes.get("group")
         value: ir.Value | None = second.activation
+        bound = math.inf
         while value is not None and len(value.consumers()) == 1 and not value.is_graph_output():
             producer = value.producer()
             if value in by_output:
-                if (group is None or group.as_int() == 1) and _bias_is_constant(by_output[value].node):
-                    found.append((by_output[value], second))
+                if (_group(second) == 1 or _is_depthwise(second)) and _bias_is_constant(by_output[value].node):
+                    found.append((by_output[value], second, bound))
                 break
-            value = producer.inputs[0] if producer is not None and producer.op_type in _HOMOGENEOUS else None
+            limit = _upper_bound(producer) if producer is not None else None
+            bound = min(bound, limit or math.inf)
+            passes = producer is not None and (producer.op_type in _HOMOGENEOUS or limit is not None)
+            value = producer.inputs[0] if producer is not None and passes else None
     return found
+
+
+def _group(weighted: WeightedNode) -> int:
+    group = weighted.node.attributes.get("group")
+    return 1 if group is None else group.as_int()
+
+
+def _is_depthwise(weighted: WeightedNode) -> bool:
+    """Each group reads one channel; its filter's own scale takes up any factor."""
+    return _group(weighted) > 1 and weighted.weight_array().shape[1] == 1
+
+
+def _upper_bound(node: ir.Node) -> float | None:
+    """The bound b of a Clip to [0, b], as ReLU6 has it; None for any other node."""
+    if node.op_type != "Clip" or len(node.inputs) < 3:
+        return None
+    bounds = [value.const_value.numpy() for value in node.inputs[1:3] if value is not None and value.const_value]
+    return float(bounds[1]) if len(bounds) == 2 and float(bounds[0]) == 0 < float(bounds[1]) else None
 
 
 def _bias_is_constant(node: ir.Node) -> bool:

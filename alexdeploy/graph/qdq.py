@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -38,16 +39,36 @@ def symmetric_scale(amax: npt.NDArray[np.floating] | float, levels: int = INT8_M
     return np.where(scale < np.finfo(np.float32).tiny, _UNUSED_SCALE, scale).astype(np.float32)
 
 
+def weight_scales(weight: npt.NDArray[np.floating], channel_axis: int) -> npt.NDArray[np.float32]:
+    """The scale per index of ``channel_axis`` that maps the largest magnitude to 127."""
+    others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
+    return symmetric_scale(np.max(np.abs(weight), axis=others))
+
+
 def quantize_weight(
     weight: npt.NDArray[np.floating], channel_axis: int
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Int8 weight in [-127, 127] (half to even) and one scale per index of ``channel_axis``."""
-    others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
-    scale = symmetric_scale(np.max(np.abs(weight), axis=others))
+    """Int8 weight in [-127, 127], each rounded to the nearest (half to even), and one scale per output channel."""
+    scale = weight_scales(weight, channel_axis)
     shape = [1] * weight.ndim
     shape[channel_axis] = -1
     levels = np.rint(weight / scale.reshape(shape))
     return np.clip(levels, -INT8_MAX, INT8_MAX).astype(np.int8), scale
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A layer's weight as integers, and its bias where the rounding shifted what the layer gives on average.
+
+    Attributes:
+        levels: int8 in [-127, 127], of the weight's shape.
+        scales: float32, one per output channel.
+        bias: float32, one per output channel, in place of the layer's own; None leaves that as it is.
+    """
+
+    levels: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,7 @@ def insert_qdq(
     *,
     dialect: Dialect = "tensorrt",
     keep_float: Collection[str] = (),
+    weights: Mapping[str, QuantizedWeight] = MappingProxyType({}),
 ) -> ir.Model:
     """Quantize every Conv, Gemm and MatMul that has constant weights.
 
@@ -83,6 +105,7 @@ def insert_qdq(
         ranges: by tensor name, for at least ``calibration_tensors(model)``.
         dialect: see the module.
         keep_float: names of nodes to leave alone.
+        weights: by name of the node, the integers to write; the others are rounded to the nearest.
 
     Raises:
         InputError: the graph is quantized or FP16 already, has nothing to quantize, or ``ranges`` lacks a tensor.
@@ -110,11 +133,15 @@ def insert_qdq(
     writer = _Writer(model.graph, ranges, dialect)
     chosen = [node for node in nodes if node.name not in keep_float]
     with ThreadPoolExecutor() as pool:
-        weights = pool.map(lambda weighted: quantize_weight(weighted.weight_array(), weighted.channel_axis), chosen)
-        for weighted, (levels, scales) in zip(chosen, weights, strict=True):
-            activation, weight = writer.activation(weighted), writer.weight(weighted, levels, scales)
+        for weighted, quantized in zip(
+            chosen, pool.map(lambda w: weights.get(w.name) or _nearest(w), chosen), strict=True
+        ):
+            activation = writer.activation(weighted)
+            weight = writer.weight(weighted, quantized.levels, quantized.scales)
             weighted.node.replace_input_with(0, activation)
             weighted.node.replace_input_with(1, weight)
+            if quantized.bias is not None:
+                writer.bias(weighted, quantized.bias)
     if dialect == "onnxruntime":
         for weighted in chosen:
             writer.integer_bias(weighted)
@@ -122,6 +149,10 @@ def insert_qdq(
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     return model
+
+
+def _nearest(weighted: WeightedNode) -> QuantizedWeight:
+    return QuantizedWeight(*quantize_weight(weighted.weight_array(), weighted.channel_axis))
 
 
 class _Writer:
@@ -143,6 +174,11 @@ class _Writer:
         base = f"{weighted.name}.weight"  # the weight's own name may be shared; the node's is unique
         value = self._initializer(f"{base}.q", levels)
         return self._dequantize(value, scales, np.zeros(scales.shape, np.int8), base, weighted.channel_axis)
+
+    def bias(self, weighted: WeightedNode, bias: npt.NDArray[np.float32]) -> None:
+        """Another bias for a Conv or Gemm, or one where it has none."""
+        weighted.node.resize_inputs(3)
+        weighted.node.replace_input_with(2, self._initializer(f"{weighted.name}.bias.corrected", bias))
 
     def integer_bias(self, weighted: WeightedNode) -> None:
         """Bias as int32 in units of activation scale × weight scale."""

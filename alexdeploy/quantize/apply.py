@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,10 +13,11 @@ from alexdeploy.errors import UsageError
 from alexdeploy.graph.equalize import scale_factors
 from alexdeploy.graph.fp16 import certify_lrn, to_fp16
 from alexdeploy.graph.model import PreparedGraph, load_onnx
-from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.graph.qdq import QuantizedWeight, TensorRange, insert_qdq
 from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method
+from alexdeploy.quantize.refine import Refined, refine
+from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method, Rounding
 
 Ranges = RangeFile | tensorrt_cache.CalibrationCache
 
@@ -30,6 +31,8 @@ class PrecisionSettings:
         fp16: FP16 instead of FP32 in the float parts.
         lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
         method: which of the range file's methods. None: mse, or the one that a calibration cache holds.
+        rounding: of the weights: gptq (``alexdeploy.quantize.refine``) or nearest. None: gptq where the ranges have
+            the moments that it needs.
         dialect: see ``alexdeploy.graph.qdq``.
     """
 
@@ -37,6 +40,7 @@ class PrecisionSettings:
     fp16: bool = False
     lrn_fp16: bool = False
     method: Method | None = None
+    rounding: Rounding | None = None
     dialect: Dialect = "tensorrt"
 
     def __post_init__(self) -> None:
@@ -72,15 +76,18 @@ def with_precision(
         path, ranges = ranges, tensorrt_cache.load(ranges)
         parents = (files.parent(path),)
     headroom: dict[str, float] = {}
+    method = rounding = None
     if ranges is not None:
         ranges.check_fits(model, model_path)
     if settings.int8 and ranges is not None:
-        model = insert_qdq(model, ranges.of(settings.method or default_method(ranges)), dialect=settings.dialect)
+        method = settings.method or default_method(ranges)
+        writer = QuantizedWriter(ranges, replace(settings, fp16=False))
+        model, rounding = writer(model, ranges.of(method)), writer.rounding
     if settings.fp16:
         model, headroom = with_fp16(model, ranges, lrn=settings.lrn_fp16)
-    method = settings.method or default_method(ranges) if settings.int8 and ranges is not None else None
     options = {
         "method": method,
+        "rounding": rounding,
         "lrn_fp16_headroom": headroom,
         "ranges": ranges.origin if ranges is not None else None,
     }
@@ -97,17 +104,50 @@ def default_method(ranges: Ranges) -> str:
     return tensorrt_cache.METHOD if isinstance(ranges, tensorrt_cache.CalibrationCache) else DEFAULT_METHOD
 
 
-def quantized(
-    model: ir.Model,
-    ranges: Mapping[str, TensorRange],
-    keep_float: Collection[str] = (),
-    *,
-    seen: Ranges,
-    settings: PrecisionSettings,
-) -> ir.Model:
-    """INT8 by chosen ranges, and FP16 around it where asked for: the graph that is scored and in the end written."""
-    model = insert_qdq(model, ranges, dialect=settings.dialect, keep_float=keep_float)
-    return with_fp16(model, seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
+class QuantizedWriter:
+    """Writes INT8 by chosen ranges, and FP16 around it where asked for: the graph scored and in the end written.
+
+    Args:
+        seen: what calibration saw.
+        settings: the precision; ``method`` is not used.
+
+    Attributes:
+        rounding: of the weights.
+        nearest: layers whose weights were rounded to the nearest all the same, for want of moments.
+
+    Raises:
+        UsageError: gptq without moments.
+    """
+
+    def __init__(self, seen: Ranges, settings: PrecisionSettings) -> None:
+        self._seen, self._settings = seen, settings
+        self._moments = seen.moments if isinstance(seen, RangeFile) else None
+        if settings.rounding == "gptq" and self._moments is None:
+            raise UsageError(
+                "`rounding` gptq needs the moments that calibrate gathers, which these ranges lack; calibrate again, "
+                "or round to the nearest"
+            )
+        self.rounding: Rounding = settings.rounding or ("gptq" if self._moments is not None else "nearest")
+        self.nearest: tuple[str, ...] = ()
+        self._last: tuple[ir.Model, dict[str, TensorRange], Refined] | None = None
+
+    def __call__(
+        self, model: ir.Model, ranges: Mapping[str, TensorRange], keep_float: Collection[str] = ()
+    ) -> ir.Model:
+        """A quantized copy of a float model."""
+        weights: Mapping[str, QuantizedWeight] = {}
+        if self.rounding == "gptq":
+            refined = self._refined(model, ranges)
+            model, weights, self.nearest = refined.model, refined.weights, refined.nearest
+        model = insert_qdq(model, ranges, dialect=self._settings.dialect, keep_float=keep_float, weights=weights)
+        return with_fp16(model, self._seen, lrn=self._settings.lrn_fp16)[0] if self._settings.fp16 else model
+
+    def _refined(self, model: ir.Model, ranges: Mapping[str, TensorRange]) -> Refined:
+        """Kept for the next call, which often differs in the layers to keep in float alone."""
+        if self._last is None or self._last[0] is not model or self._last[1] != ranges:
+            assert self._moments is not None
+            self._last = (model, dict(ranges), refine(model, ranges, self._moments))
+        return self._last[2]
 
 
 def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.Model, dict[str, float]]:

@@ -20,11 +20,13 @@ from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
 from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sum_of_squares
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes, precision_of
+from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.machine import cores
 from alexdeploy.quantize.methods import PERCENTILE, ranges
+from alexdeploy.quantize.moments import Columns, MomentsObserver
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -41,6 +43,7 @@ def calibrate(
     *,
     samples: int,
     percentile: float = PERCENTILE,
+    moments: bool = True,
     progress: Progress = lambda what, share: None,
 ) -> RangeFile:
     """Observe what quantization needs: the inputs of Conv, Gemm and MatMul, and some of their outputs.
@@ -50,6 +53,7 @@ def calibrate(
         dataset: images to learn from.
         samples: how many of them to take, spread evenly; all when there are fewer.
         percentile: share of |x| in percent that the method of that name keeps unclipped; above 50, at most 100.
+        moments: gather what rounding by error needs, too.
         progress: called after each batch, with the images done and their share of those planned.
 
     Returns:
@@ -68,10 +72,10 @@ def calibrate(
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile:g}: expected more than 50 and at most 100, as in {PERCENTILE}")
-    observed = _ObservedModel(model_path)
     chosen = dataset.subset(samples)
+    observed = _ObservedModel(model_path, images=len(chosen) if moments else 0)
     fed = 0
-    pending: deque[Future[int]] = deque()
+    pending: deque[Future[tuple[int, Columns]]] = deque()
     # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
     workers = min(cores(), _MOST_WORKERS)
     with ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
@@ -82,10 +86,10 @@ def calibrate(
                 pending.append(pool.submit(observed.observe, opened, images, fed))
                 fed += len(images)
                 if len(pending) > _AHEAD:
-                    seen = pending.popleft().result()
+                    seen = observed.add(pending.popleft())
                     progress(f"calibrating {seen}/{len(chosen)}", seen / len(chosen))
-            for future in pending:
-                seen = future.result()
+            while pending:
+                seen = observed.add(pending.popleft())
                 progress(f"calibrating {seen}/{len(chosen)}", seen / len(chosen))
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -98,6 +102,7 @@ def calibrate(
         samples=fed,
         percentile=percentile,
         largest=observed.largest(),
+        moments=observed.moments.result() if observed.moments is not None else None,
         tensors={
             name: {**ranges(o, percentile), "min": o.minimum, "samples": o.samples} for name, o in observers.items()
         },
@@ -109,12 +114,15 @@ def calibrate(
 class _ObservedModel:
     """A float model with an observer on each tensor that quantization needs; threads share it.
 
+    ``images``: how many moments are to be gathered from; 0 for no moments.
+
     Raises:
         InputError: a model that cannot be calibrated.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._model, tensors = _float_model(path)
+    def __init__(self, path: Path, *, images: int) -> None:
+        model, tensors = _float_model(path)
+        self._model = name_unnamed(model)  # moments are kept by layer
         self.contract = contract_of(self._model, str(path))
         self._input = image_input(self._model, str(path))
         batch = self._input.shape[0]
@@ -123,6 +131,7 @@ class _ObservedModel:
         self._measured = _measured(self._model)
         self._peaks = {tensor: 0.0 for tensor, _ in self._measured.values() if tensor not in self.observers}
         self._comparing = Lock()
+        self.moments = MomentsObserver(self._model, images) if images else None
 
     def open(self) -> OnnxRuntimeRunner:
         """Open a session with the observed tensors as outputs."""
@@ -130,8 +139,10 @@ class _ObservedModel:
         tapped = model_bytes(with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks]))
         return OnnxRuntimeRunner(tapped, threads=1)
 
-    def observe(self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int) -> int:
-        """Run a batch whose first image has the number ``first``; returns the number behind its last."""
+    def observe(
+        self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int
+    ) -> tuple[int, Columns]:
+        """Run a batch whose first image has the number ``first``; returns the number behind its last, for ``add``."""
         activations = {**opened.result().run(images), self._input.name: images}
         for name, observer in self.observers.items():
             _check_shape(name, activations[name].shape, len(images), first)
@@ -139,7 +150,14 @@ class _ObservedModel:
         with self._comparing:
             for name, seen in self._peaks.items():
                 self._peaks[name] = max(seen, float(activations[f"{name}.amax"]))
-        return first + len(images)
+        return first + len(images), self.moments.columns(activations, first) if self.moments is not None else {}
+
+    def add(self, observed: Future[tuple[int, Columns]]) -> int:
+        """Take in the moments of a batch, in order; returns the images seen so far."""
+        seen, columns = observed.result()
+        if self.moments is not None:
+            self.moments.add(columns)
+        return seen
 
     def largest(self) -> dict[str, float]:
         """Largest magnitude so far of each of ``largest_values``."""

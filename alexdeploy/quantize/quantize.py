@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,15 +18,15 @@ from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.apply import (
     PrecisionSettings,
+    QuantizedWriter,
     check_lrn_fp16,
     default_method,
     largest_values_seen,
     model_parent,
-    quantized,
 )
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.quantize.search import BudgetResult, MethodChoice, QuantizationScorer, choose_methods, meet_budget
-from alexdeploy.specs import Dialect, Method, Progress
+from alexdeploy.quantize.search import BudgetResult, MethodChoice, QuantizationScorer, choose_method, meet_budget
+from alexdeploy.specs import Dialect, Method, Progress, Rounding
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,11 @@ class QuantizeSettings:
     """Settings of ``quantize_onnx``.
 
     Attributes:
-        method: which of the range file's methods, or ``auto``: measured on images, then per tensor. None: mse, or
-            the one that a calibration cache holds.
+        method: which of the range file's methods, or ``auto``: each is measured on images. None: mse, or the one that
+            a calibration cache holds.
+        rounding: of the weights: ``gptq``, by the error of what the layer gives, with biases corrected and channels
+            equalized (``alexdeploy.quantize.refine``), or each to the ``nearest``. None: with ``auto`` measured too,
+            else gptq where the range file has moments.
         dialect: see ``alexdeploy.graph.qdq``.
         fp16: FP16 instead of FP32 between the INT8 layers.
         lrn_fp16: FP16 inside LRN too, if calibration proves that its sums stay in range.
@@ -50,6 +52,7 @@ class QuantizeSettings:
     """
 
     method: Method | Literal["auto"] | None = None
+    rounding: Rounding | None = None
     dialect: Dialect = "tensorrt"
     fp16: bool = False
     lrn_fp16: bool = False
@@ -64,15 +67,22 @@ class QuantizeSettings:
     @property
     def precision(self) -> PrecisionSettings:
         """The precision of every layer that is quantized."""
-        return PrecisionSettings(int8=True, fp16=self.fp16, lrn_fp16=self.lrn_fp16, dialect=self.dialect)
+        return PrecisionSettings(
+            int8=True, fp16=self.fp16, lrn_fp16=self.lrn_fp16, rounding=self.rounding, dialect=self.dialect
+        )
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """The model written, the method used, and what the searches found: the methods (``auto``), the budget."""
+    """The model written, how it was quantized, and what the searches found: the methods (``auto``), the budget.
+
+    ``nearest`` names layers that were rounded to the nearest although gptq was used, for want of moments.
+    """
 
     model: ir.Model
     method: str
+    rounding: Rounding
+    nearest: tuple[str, ...]
     choice: MethodChoice | None
     budget: BudgetResult | None
 
@@ -118,15 +128,16 @@ def quantize_onnx(
     contract = contract_of(model, str(model_path))
     choice = budget = None
     method = settings.method or default_method(ranges)
-    write = partial(quantized, seen=ranges, settings=settings.precision)
+    write = QuantizedWriter(ranges, settings.precision)
     if method == "auto":
         if not isinstance(ranges, RangeFile) or selection_images is None:
             raise UsageError("`method` auto needs a range file with every method, and images to measure on (`data`)")
         selection_images = selection_images.matched(contract, class_count(model), str(model_path))
-        scorer = QuantizationScorer(model, contract, selection_images, write=write)
-        choice = choose_methods(scorer, ranges, progress=progress)
-        model = choice.equalized or model
-    tensor_ranges = choice.ranges if choice is not None else ranges.of(method)
+        scorer = QuantizationScorer(model, contract, selection_images)
+        writers = _writers(ranges, settings)
+        choice = choose_method(scorer, ranges, writers, progress=progress)
+        method, write = choice.method, writers[choice.rounding]
+    tensor_ranges = ranges.of(method)
     kept: Sequence[str] = settings.keep_float
     if settings.max_drop is not None:
         if validation_images is None:
@@ -142,6 +153,7 @@ def quantize_onnx(
         parents=(model_parent(model_path, ranges), files.parent(ranges_path)),
         options={
             "method": method,
+            "rounding": write.rounding,
             "for": settings.dialect,
             "fp16": settings.fp16,
             "lrn": "fp16" if settings.lrn_fp16 else "fp32",
@@ -149,12 +161,20 @@ def quantize_onnx(
         },
         details={
             "kept_float": list(kept),
-            "method_of": choice.method_of if choice is not None else None,
-            "equalized": choice is not None and choice.equalized is not None,
+            "rounded_to_nearest": list(write.nearest),
             "lrn_fp16_headroom": certify_lrn(model, largest_values_seen(model, ranges)) if settings.lrn_fp16 else {},
         },
     )
-    return QuantizeResult(model, method, choice, budget)
+    return QuantizeResult(model, method, write.rounding, write.nearest, choice, budget)
+
+
+def _writers(ranges: RangeFile, settings: QuantizeSettings) -> dict[Rounding, QuantizedWriter]:
+    """What ``auto`` measures: both roundings, unless one is named or the moments for gptq are not there."""
+    first = QuantizedWriter(ranges, settings.precision)
+    writers = {first.rounding: first}
+    if settings.rounding is None and first.rounding == "gptq":
+        writers["nearest"] = QuantizedWriter(ranges, replace(settings.precision, rounding="nearest"))
+    return writers
 
 
 def _check_layers(model: ir.Model, names: Sequence[str]) -> None:

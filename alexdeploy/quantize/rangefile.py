@@ -1,9 +1,13 @@
-"""The range file: the result of calibration, the receipt that no image was lost, the hashes of model and contract."""
+"""The range file: the result of calibration, the receipt that no image was lost, the hashes of model and contract.
+
+Beside ``ranges.json`` lies ``ranges.moments.safetensors``, which the range file names by its SHA-256.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +20,7 @@ from alexdeploy.errors import GateError, InputError, UsageError, unknown_name
 from alexdeploy.graph.model import contract_of
 from alexdeploy.graph.qdq import TensorRange
 from alexdeploy.quantize.methods import METHODS, PERCENTILE
+from alexdeploy.quantize.moments import Moments, moments_path
 
 SCHEMA = 1
 _NO_OPTIONS: Mapping[str, Any] = {}
@@ -33,6 +38,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         percentile: share of |x| that the method of that name kept unclipped.
         tensors: per tensor the amax of each method, ``min``, its smallest value or 0, and ``samples``, the images that
             its observer saw.
+        moments: what rounding by error needs, in the file its SHA-256; None where it was not asked for.
     """
 
     model_sha256: str
@@ -42,6 +48,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tensors: dict[str, dict[str, float]]
     largest: dict[str, float] = {}
     percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = PERCENTILE
+    moments: Moments | None = None
     tool: str = __version__
     schema: int = SCHEMA
 
@@ -103,7 +110,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def save_ranges(
     path: Path, ranges: RangeFile, parents: tuple[files.Parent, ...] = (), options: Mapping[str, Any] = _NO_OPTIONS
 ) -> None:
-    """Write the file, indented and sorted, with its sidecar.
+    """Write the file, indented and sorted, with its sidecar and, where there are moments, their file beside it.
 
     Example:
         >>> from pathlib import Path
@@ -112,12 +119,25 @@ def save_ranges(
         >>> Path("mine.json").exists()
         True
     """
-    data = msgspec.json.format(msgspec.json.encode(ranges, order="sorted"), indent=1) + b"\n"
+    encoder = msgspec.json.Encoder(order="sorted", enc_hook=_digest)
+    data = msgspec.json.format(encoder.encode(ranges), indent=1) + b"\n"
+    if ranges.moments is not None:
+        ranges.moments.save(moments_path(path))
+    else:
+        moments_path(path).unlink(missing_ok=True)  # of an earlier range file
     files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
+
+
+def _digest(moments: Any) -> str:
+    if not isinstance(moments, Moments):
+        raise NotImplementedError
+    return moments.sha256
 
 
 def load_ranges(path: Path) -> RangeFile:
     """Read and check a range file; it needs no sidecar, since it carries the hashes it is judged by.
+
+    Its moments are read when they are used.
 
     Raises:
         InputError: not a range file.
@@ -125,7 +145,8 @@ def load_ranges(path: Path) -> RangeFile:
     """
     files.check_input(path)
     try:
-        ranges = msgspec.json.decode(path.read_bytes(), type=RangeFile)
+        decoder = msgspec.json.Decoder(RangeFile, dec_hook=partial(_stored, moments_path(path)))
+        ranges = decoder.decode(path.read_bytes())
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a range file of alexdeploy calibrate: {error}") from error
     if ranges.schema != SCHEMA:
@@ -138,3 +159,9 @@ def load_ranges(path: Path) -> RangeFile:
             raise InputError(f"{path}: tensor '{name}' has a range that is negative or not a number; calibrate again")
     ranges.check_receipt()
     return ranges
+
+
+def _stored(path: Path, kind: type, digest: Any) -> Moments:
+    if kind is not Moments or not isinstance(digest, str):
+        raise ValueError(f"moments: expected a SHA-256, found {digest!r}")
+    return Moments(path=path, digest=digest)

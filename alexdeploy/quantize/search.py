@@ -1,4 +1,4 @@
-"""The measured cost of quantization: layer by layer, method by method, and down to an accuracy budget.
+"""The measured cost of quantization: layer by layer, by method and rounding, and down to an accuracy budget.
 
 Every answer here comes from running the quantized graph on images and comparing its logits with the float model's.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +19,19 @@ import onnx_ir as ir
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, few
-from alexdeploy.graph.equalize import equalizable, equalize
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.table import layer_table
-from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.metrics import agreement, sqnr_db, topk_accuracy
-from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-from alexdeploy.specs import Progress
+from alexdeploy.specs import Progress, Rounding
 
 _BATCH = 32
-_WORTH_DB = 0.5  # smaller gains do not generalise to other images
+AUTO_SECONDS = 60.0
+_PROMISING = ("mse", "minmax", "percentile", "entropy")  # all methods, the best on three networks first
 _CANDIDATES = 16  # layers tried per round of the budget search; in a larger net, the most sensitive ones
 
 TensorRanges = Mapping[str, TensorRange]
@@ -45,14 +43,11 @@ class Score:
 
     Attributes:
         sqnr_db: power of the float logits over power of the error, in dB; more is better.
-        typical_db: the same image by image, and the mean of that; unlike the sum over all images it is not
-            dominated by the images with the largest logits.
         agreement: share of images with the same top-1.
         drop: top-1 of the float model minus that of the quantized one, in points (1 = 1 %); NaN without labels.
     """
 
     sqnr_db: float
-    typical_db: float
     agreement: float
     drop: float
 
@@ -91,36 +86,18 @@ class QuantizationScorer:
         total = sum(macs.get(name, 0) for name in self.layers) or 1
         self.macs_share = {name: macs.get(name, 0) / total for name in self.layers}
 
-    def score(self, ranges: TensorRanges, keep_float: Collection[str] = (), *, equalized: bool = False) -> Score:
-        """Quantize every layer but those in ``keep_float``, and compare."""
+    def score(
+        self, ranges: TensorRanges, keep_float: Collection[str] = (), *, write: Callable[..., ir.Model] | None = None
+    ) -> Score:
+        """Quantize every layer but those in ``keep_float``, and compare; ``write`` in place of the scorer's own."""
         if set(keep_float) >= set(self.layers):
-            return Score(float("inf"), float("inf"), 1.0, 0.0)
-        model = self.equalized(ranges) if equalized else self.model
-        logits = self._logits(self._write(model, ranges, keep_float=keep_float))
+            return Score(float("inf"), 1.0, 0.0)
+        logits = self._logits((write or self._write)(self.model, ranges, keep_float=keep_float))
         return Score(
             sqnr_db=sqnr_db(logits, self._reference),
-            typical_db=_typical_db(logits, self._reference),
             agreement=agreement(logits, self._reference),
             drop=round(100 * (self.top1 - self._top1(logits)), 9),  # 0.3, not 0.30000000000000027
         )
-
-    def equalized(self, ranges: TensorRanges) -> ir.Model:
-        """The float model with channels of similar size, as these images show them."""
-        return equalize(self.model, self._channels, {name: ranges[name].amax for name in self._channels})
-
-    @cached_property
-    def _channels(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Largest |x| per index of axis 1 of each tensor that can be equalized."""
-        names = equalizable(self.model)
-        if not names:
-            return {}
-        found: dict[str, npt.NDArray[np.float32]] = {}
-        with OnnxRuntimeRunner(model_bytes(with_outputs(lower_lrn(self.model), names))) as runner:
-            for batch in self._batches:
-                for name, array in runner.run(batch).items():
-                    largest = np.abs(array).max(axis=(0, *range(2, array.ndim)))
-                    found[name] = np.maximum(found.get(name, largest), largest)
-        return found
 
     def _top1(self, logits: npt.NDArray[np.float32]) -> float:
         return topk_accuracy(logits, self._labels, 1) if np.all(self._labels >= 0) else float("nan")
@@ -231,57 +208,44 @@ class MethodChoice:
     """The choice, and the scores that it was made by.
 
     Attributes:
-        ranges: by tensor.
-        method_of: the method of each tensor.
-        scores: of each method used alone.
-        chosen: of the choice.
-        equalized: None, or the float model with equalized channels, which the ranges are for.
+        method: of the ranges.
+        rounding: of the weights.
+        scores: by ``"<method>, <rounding>"``, of those that were measured in time.
+        left_out: those that were not.
     """
 
-    ranges: dict[str, TensorRange]
-    method_of: dict[str, str]
+    method: str
+    rounding: Rounding
     scores: dict[str, Score]
-    chosen: Score
-    equalized: ir.Model | None
+    left_out: tuple[str, ...] = ()
 
 
-def choose_methods(
-    scorer: QuantizationScorer, seen: RangeFile, *, progress: Progress = lambda what, share: None
+def choose_method(
+    scorer: QuantizationScorer,
+    seen: RangeFile,
+    writers: Mapping[Rounding, Callable[..., ir.Model]],
+    *,
+    seconds: float = AUTO_SECONDS,
+    progress: Progress = lambda what, share: None,
 ) -> MethodChoice:
-    """Measure each method end to end, take the best, then change single tensors to another method where that helps.
+    """Measure each method with each rounding end to end, and take the one with the highest SQNR.
 
-    Each method is measured with the channels as they are and equalized. Best is the higher agreement with the float
-    model, then the higher SQNR. A tensor is changed only when both SQNRs rise by more than 0.5 dB and the agreement
-    does not fall: what helps in sum or on the typical image alone does not carry over to others.
+    The SQNR of all logits decides: on a few hundred images the agreement changes with single images that are close
+    between two classes. The most promising are measured first, and none is begun that would end after ``seconds``.
     """
-    by_method = {method: seen.of(method) for method in METHODS}
-    measured = {
-        (method, equalized): scorer.score(ranges, equalized=equalized)
-        for equalized in (False, True)
-        for method, ranges in by_method.items()
-    }
-    best, equalized = max(measured, key=lambda key: (measured[key].agreement, measured[key].sqnr_db))
-    current = measured[best, equalized]
-    scores = {method: measured[method, False] for method in by_method}
-    ranges = dict(by_method[best])
-    method_of = dict.fromkeys(ranges, best)
-    tensors = [name for name in ranges if name in {str(n.activation.name) for n in weighted_nodes(scorer.model)}]
-    for number, tensor in enumerate(tensors, start=1):
-        for method, alternative in by_method.items():
-            if alternative[tensor] == ranges[tensor]:
-                continue
-            score = scorer.score({**ranges, tensor: alternative[tensor]}, equalized=equalized)
-            if _clearly_better(score, current):
-                ranges[tensor], method_of[tensor], current = alternative[tensor], method, score
-        progress(f"methods for {tensor}", number / len(tensors))
-    return MethodChoice(ranges, method_of, scores, current, scorer.equalized(ranges) if equalized else None)
+    candidates = [(method, rounding) for rounding in writers for method in _PROMISING]
+    scores: dict[str, Score] = {}
+    best, started, longest = candidates[0], time.monotonic(), 0.0
+    for number, (method, rounding) in enumerate(candidates):
+        before = time.monotonic()
+        if scores and before - started + longest > seconds:
+            break
+        progress(f"{method}, {rounding}", number / len(candidates))
+        scores[_key(method, rounding)] = scorer.score(seen.of(method), write=writers[rounding])
+        longest = max(longest, time.monotonic() - before)
+        best = max(best, (method, rounding), key=lambda candidate: scores[_key(*candidate)].sqnr_db)
+    return MethodChoice(*best, scores, tuple(_key(*left) for left in candidates if _key(*left) not in scores))
 
 
-def _typical_db(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
-    """Within ±100 dB for each image, so that one without signal or noise does not outweigh all others."""
-    return float(np.mean(np.clip([sqnr_db(*pair) for pair in zip(logits, reference, strict=True)], -100, 100)))
-
-
-def _clearly_better(score: Score, than: Score) -> bool:
-    worth = score.sqnr_db > than.sqnr_db + _WORTH_DB and score.typical_db > than.typical_db + _WORTH_DB
-    return worth and score.agreement >= than.agreement
+def _key(method: str, rounding: Rounding) -> str:
+    return f"{method}, {rounding}"

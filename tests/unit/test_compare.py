@@ -301,7 +301,7 @@ def test_equalized_channels_are_compared_at_the_size_they_had(tmp_path: Path) ->
     largest = {name: np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))) for name in names}
     equalized = equalize(case.graph, largest, {name: float(largest[name].max()) for name in names})
     assert any(factors.max() > 1 for factors in scale_factors(equalized).values())
-    assert {row.relative_l2 for row in case.against(equalized, tmp_path).layers} == {0.0}
+    assert max(row.relative_l2 for row in case.against(equalized, tmp_path).layers) < 1e-6
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -10,7 +10,7 @@ from alexdeploy.graph.equalize import equalizable, equalize, scale_factors
 from alexdeploy.graph.taps import with_outputs
 from tests.helpers.graphs import Array, make_model, run
 
-CHANNELS = np.array([8.0, 1.9, 0.01, 0.0], np.float32)  # of a range of 8: exponents 0, 1, 3 (the most), 3
+CHANNELS = np.array([8.0, 1.9, 0.01, 0.0], np.float32)  # of a range of 8: 0, 4, 12 (the most), 12 quarters of an octave
 
 
 def network(*, group: int = 1, branch: bool = False) -> onnx.ModelProto:
@@ -42,16 +42,42 @@ def equalized() -> ir.Model:
     return equalize(ir.from_proto(network()), channels, dict.fromkeys(channels, 8.0))
 
 
-def test_the_float_function_is_the_same_to_the_last_bit(equalized: ir.Model) -> None:
+def test_the_float_function_is_the_same_but_for_the_last_bits(equalized: ir.Model) -> None:
     batch = np.random.default_rng(1).standard_normal((3, 3, 8, 8)).astype(np.float32)
-    np.testing.assert_array_equal(run(equalized, batch)[0], run(ir.from_proto(network()), batch)[0])
+    np.testing.assert_allclose(run(equalized, batch)[0], run(ir.from_proto(network()), batch)[0], rtol=2e-5, atol=2e-5)
 
 
-def test_each_channel_grows_by_the_root_of_its_headroom_as_a_power_of_two(equalized: ir.Model) -> None:
+def test_behind_a_relu6_no_channel_that_stays_within_what_was_seen_is_clipped() -> None:
+    """Convolution, ReLU6, depthwise with two filters per channel, ReLU6, 1 × 1; two channels reach 6, two do not."""
+    random = np.random.default_rng(5)
+    shapes = {"w1": (4, 3, 1, 1), "w2": (8, 1, 3, 3), "w3": (5, 8, 1, 1)}
+    weights: dict[str, Array] = {name: random.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    weights["w1"] *= np.array([9, 4, 0.05, 0.3], np.float32).reshape(4, 1, 1, 1)
+    weights |= {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["conv1"], "conv1"),
+        helper.make_node("Clip", ["conv1", "low", "high"], ["clip1"], "clip1"),
+        helper.make_node("Conv", ["clip1", "w2"], ["conv2"], "conv2", group=4, pads=[1] * 4),
+        helper.make_node("Clip", ["conv2", "low", "high"], ["clip2"], "clip2"),
+        helper.make_node("Conv", ["clip2", "w3"], ["logits"], "conv3"),
+    ]
+    model = ir.from_proto(make_model(nodes, weights, rank=4))
+    assert equalizable(model) == ["clip1", "clip2"]
+    batch = random.standard_normal((3, 3, 8, 8)).astype(np.float32)
+    seen = dict(zip(("clip1", "clip2"), run(with_outputs(model, ["clip1", "clip2"]), batch), strict=True))
+    channels = {name: array.max(axis=(0, 2, 3)) for name, array in seen.items()}
+    equalized = equalize(model, channels, dict.fromkeys(channels, 6.0))
+    factors = scale_factors(equalized)["clip1"]
+    assert factors[:2].tolist() == [1.0, 1.0]
+    assert (factors[2:] > 1).all()
+    np.testing.assert_allclose(run(equalized, batch)[0], run(model, batch)[0], rtol=2e-5, atol=2e-5)
+
+
+def test_each_channel_grows_by_the_root_of_its_headroom(equalized: ir.Model) -> None:
     names = ["conv1", "relu1", "pool1", "flat"]
     batch = np.random.default_rng(1).standard_normal((3, 3, 8, 8)).astype(np.float32)
     before, after = (run(with_outputs(m, names), batch) for m in (ir.from_proto(network()), equalized))
-    factors = np.array([1.0, 2.0, 8.0, 8.0], np.float32)
+    factors = np.array([1.0, 2.0, 8.0, 8.0], np.float32)  # 1.9 of 8 is 2.07 octaves, so 4.15 quarters
     for index in range(3):
         np.testing.assert_array_equal(after[index], before[index] * factors.reshape(1, 4, 1, 1))
     np.testing.assert_array_equal(after[3], before[3] * np.repeat(factors[::-1], 16))

@@ -19,19 +19,20 @@ from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.graph.model import save_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.quantize.apply import PrecisionSettings, QuantizedWriter
 from alexdeploy.quantize.calibrate import calibrate
+from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
 from alexdeploy.quantize.search import (
     Attempt,
     QuantizationScorer,
     Score,
-    _clearly_better,
-    _typical_db,
     analyze,
-    choose_methods,
+    choose_method,
     meet_budget,
 )
+from alexdeploy.specs import Rounding
 from tests.helpers.graphs import Array, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -169,58 +170,41 @@ def test_a_budget_that_cannot_be_met_is_a_gate_error_and_writes_nothing(stored: 
     assert not (tmp_path / "o.onnx").exists()
 
 
-def test_auto_is_at_least_as_good_as_every_single_method_on_the_images_it_measured(stored: Stored) -> None:
+def writers(seen: RangeFile) -> dict[Rounding, QuantizedWriter]:
+    roundings: tuple[Rounding, ...] = ("gptq", "nearest")
+    return {rounding: QuantizedWriter(seen, PrecisionSettings(int8=True, rounding=rounding)) for rounding in roundings}
+
+
+def test_auto_measures_every_method_with_each_rounding_and_takes_the_best(stored: Stored) -> None:
     proto = chain()
     _, seen = stored(proto)
-    choice = choose_methods(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), seen)
-    best = max(choice.scores.values(), key=lambda score: (score.agreement, score.sqnr_db))
-    assert (choice.chosen.agreement, choice.chosen.sqnr_db) >= (best.agreement, best.sqnr_db)
-    for tensor, method in choice.method_of.items():
-        assert choice.ranges[tensor] == seen.of(method)[tensor]
+    scorer = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
+    choice = choose_method(scorer, seen, writers(seen))
+    assert set(choice.scores) == {f"{method}, {rounding}" for method in METHODS for rounding in ("gptq", "nearest")}
+    chosen = scorer.score(seen.of(choice.method), write=writers(seen)[choice.rounding])
+    assert chosen.sqnr_db == max(score.sqnr_db for score in choice.scores.values())
+    assert choice.left_out == ()
+
+
+def test_auto_ends_in_time_and_says_what_it_left_out(stored: Stored) -> None:
+    proto = chain()
+    _, seen = stored(proto)
+    scorer = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
+    choice = choose_method(scorer, seen, writers(seen), seconds=0.0)
+    assert (choice.method, choice.rounding, list(choice.scores)) == ("mse", "gptq", ["mse, gptq"])
+    assert len(choice.left_out) == 7
 
 
 def test_auto_needs_no_labels_and_a_budget_does(stored: Stored) -> None:
     proto = chain()
     _, seen = stored(proto)
     scorer = QuantizationScorer(ir.from_proto(proto), CONTRACT, pictures(200, 5, np.full(200, -1)))
-    choice = choose_methods(scorer, seen)
-    with_labels = choose_methods(QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto)), seen)
-    assert (choice.method_of, choice.chosen.agreement) == (with_labels.method_of, with_labels.chosen.agreement)
-    assert np.isnan(choice.chosen.drop)
+    choice = choose_method(scorer, seen, writers(seen))
+    with_labels = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
+    assert choice.method == choose_method(with_labels, seen, writers(seen)).method
+    assert all(np.isnan(score.drop) for score in choice.scores.values())
     with pytest.raises(InputError, match="`max_drop` is measured in top-1, which takes images with labels"):
         meet_budget(scorer, seen.of("minmax"), 1.0)
-
-
-def test_the_typical_image_counts_alone_and_not_by_the_size_of_its_logits(
-    stored: Stored, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proto = chain()
-    _, seen = stored(proto)
-    judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
-    reference = np.ones((judge.images, 4), np.float32)
-    reference[0] *= 1000
-    monkeypatch.setattr(judge, "_reference", reference)
-    monkeypatch.setattr(judge, "_logits", lambda _: reference * np.float32(1.01) + (reference > 1) * np.float32(90.0))
-    score = judge.score(seen.of("minmax"))
-    assert score.typical_db == pytest.approx(40 - 20 / judge.images, abs=0.01)  # 1 % everywhere, 10 % of the first
-    assert score.sqnr_db == pytest.approx(20, abs=0.01)
-
-
-def test_an_image_without_signal_or_noise_does_not_silence_the_others() -> None:
-    reference = np.array([[0, 0], [1, 2], [1, 2], [3, 4]], np.float32)
-    logits = np.array([[0, 0], [1, 2], [1.01, 2.02], [3.3, 4.4]], np.float32)
-    assert _typical_db(logits, reference) == pytest.approx((100 + 100 + 40 + 20) / 4, abs=0.01)
-    assert _typical_db(logits + 1, reference) == pytest.approx((-100 + 3.98 + 3.95 + 10.58) / 4, abs=1)
-
-
-@pytest.mark.parametrize(
-    ("sqnr_db", "typical_db", "agreement", "expected"),
-    [(30.6, 33.6, 0.99, True), (30.4, 36, 0.99, False), (36, 33.4, 0.99, False), (36, 36, 0.98, False)],
-)
-def test_a_tensor_is_changed_only_where_all_measures_agree(
-    sqnr_db: float, typical_db: float, agreement: float, expected: bool
-) -> None:
-    assert _clearly_better(Score(sqnr_db, typical_db, agreement, 0.0), Score(30, 33, 0.99, 0.0)) is expected
 
 
 def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored: Stored, tmp_path: Path) -> None:
@@ -229,7 +213,9 @@ def test_quantize_keeps_what_the_search_found_and_says_so_in_the_sidecar(stored:
     proto = chain("conv2")
     model, seen = stored(proto)
     judge = QuantizationScorer(ir.from_proto(proto), CONTRACT, labelled(proto))
-    settings = QuantizeSettings(method="minmax", max_drop=judge.score(seen.of("minmax"), ["conv2"]).drop + 0.5)
+    settings = QuantizeSettings(
+        method="minmax", rounding="nearest", max_drop=judge.score(seen.of("minmax"), ["conv2"]).drop + 0.5
+    )
     output = tmp_path / "int8.onnx"
     result = quantize_onnx(
         model, tmp_path / "ranges.json", output, settings=settings, validation_images=labelled(proto)
@@ -281,7 +267,7 @@ def test_a_drop_of_just_the_budget_meets_it(stored: Stored, monkeypatch: pytest.
 
 
 def test_an_attempt_names_few_layers_and_counts_many() -> None:
-    score = Score(30.0, 30.0, 0.99, 0.1)
+    score = Score(30.0, 0.99, 0.1)
     assert str(Attempt((), score, 1.0)).startswith("float: nothing · ")
     many = tuple(f"conv{number}" for number in range(1, 51))
     assert str(Attempt(many, score, 0.0)).startswith("float: conv1, conv2, conv3 and 47 more · drop +0.10 points")

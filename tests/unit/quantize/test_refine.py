@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from alexdeploy.graph.qdq import TensorRange, insert_qdq
+from alexdeploy.graph.taps import with_outputs
+from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.metrics import sqnr_db
+from alexdeploy.quantize.moments import Moments, MomentsObserver
+from alexdeploy.quantize.refine import Refined, refine
+from alexdeploy.specs import Dialect
+from tests.helpers.graphs import Array, make_model, run
+
+TENSORS = ["input", "clip1", "clip2", "flat"]
+
+
+def network() -> ir.Model:
+    """Convolution, ReLU6, depthwise, ReLU6, 1 × 1 without bias, pooling, Gemm."""
+    random = np.random.default_rng(7)
+    shapes = {"w1": (24, 3, 3, 3), "w2": (24, 1, 3, 3), "w3": (16, 24, 1, 1), "w4": (10, 256)}
+    weights: dict[str, Array] = {n: (random.standard_normal(s) / 3).astype(np.float32) for n, s in shapes.items()}
+    weights |= {name: random.standard_normal(24).astype(np.float32) for name in ("b1", "b2")}
+    weights |= {"b4": np.zeros(10, np.float32), "low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["input", "w1", "b1"], ["conv1"], "conv1", pads=[1] * 4),
+        helper.make_node("Clip", ["conv1", "low", "high"], ["clip1"], "clip1"),
+        helper.make_node("Conv", ["clip1", "w2", "b2"], ["conv2"], "conv2", group=24, pads=[1] * 4),
+        helper.make_node("Clip", ["conv2", "low", "high"], ["clip2"], "clip2"),
+        helper.make_node("Conv", ["clip2", "w3"], ["conv3"], "conv3"),
+        helper.make_node("MaxPool", ["conv3"], ["pool3"], "pool3", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["pool3"], ["flat"], "flat"),
+        helper.make_node("Gemm", ["flat", "w4", "b4"], ["logits"], "fc4", transB=1),
+    ]
+    return ir.from_proto(make_model(nodes, weights, rank=2))
+
+
+def images(count: int, seed: int) -> Array:
+    random = np.random.default_rng(seed)
+    smooth = np.cumsum(np.cumsum(random.standard_normal((count, 3, 8, 8)), axis=2), axis=3)
+    return (smooth / 4).astype(np.float32)
+
+
+def tapped(model: ir.Model, batch: Array) -> dict[str, Array]:
+    inner = TENSORS[1:]
+    return {"input": batch, **dict(zip(inner, run(with_outputs(model, inner), batch), strict=True))}
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[dict[str, TensorRange], Moments]:
+    model, batch = network(), images(256, 1)
+    observer, found = MomentsObserver(model, 256), tapped(model, batch)
+    observer.add(observer.columns(found, 0))
+    ranges = {name: TensorRange(float(np.abs(a).max()), bool(a.min() >= 0)) for name, a in found.items()}
+    return ranges, observer.result()
+
+
+def written(ranges: dict[str, TensorRange], refined: Refined, dialect: Dialect = "tensorrt") -> ir.Model:
+    return insert_qdq(refined.model, ranges, weights=refined.weights, dialect=dialect)
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt", "openvino", "onnxruntime"])
+def test_images_that_were_not_seen_come_closer_to_the_float_model(
+    calibrated: tuple[dict[str, TensorRange], Moments], dialect: Dialect
+) -> None:
+    (ranges, moments), model, batch = calibrated, network(), images(300, 2)
+    ranges = ranges | {"conv3": ranges["flat"]}
+    expected = run(model, batch)[0]
+    nearest = sqnr_db(run(insert_qdq(model, ranges, dialect=dialect), batch)[0], expected)
+    refined = sqnr_db(run(written(ranges, refine(model, ranges, moments), dialect), batch)[0], expected)
+    assert refined > nearest + 1.5
+
+
+def test_the_mean_of_every_output_stays(calibrated: tuple[dict[str, TensorRange], Moments]) -> None:
+    """The last layer, on exact inputs: its rounded weights with the corrected bias against the float ones."""
+    (ranges, moments), model = calibrated, network()
+    refined = refine(model, ranges, moments)
+    flat = tapped(refined.model, images(256, 1))["flat"].astype(np.float64)
+    weight = refined.weights["fc4"]
+    assert weight.bias is not None
+    found = refined.model.graph.node("fc4").inputs
+    weights, bias = (value.const_value.numpy().astype(np.float64) for value in found[1:])  # type: ignore[union-attr]
+    rounded = weight.levels * weight.scales[:, None].astype(np.float64)
+    shift = (flat @ rounded.T + weight.bias - flat @ weights.T - bias).mean(axis=0)
+    uncorrected = (flat @ rounded.T - flat @ weights.T).mean(axis=0)
+    assert np.abs(shift).max() < 1e-4
+    assert np.abs(uncorrected).max() > 10 * np.abs(shift).max()
+
+
+def test_the_operators_stay_and_a_convolution_without_bias_gets_one(
+    calibrated: tuple[dict[str, TensorRange], Moments],
+) -> None:
+    (ranges, moments), model = calibrated, network()
+    refined = written(ranges, refine(model, ranges, moments))
+    plain = insert_qdq(model, ranges)
+    assert [node.op_type for node in refined.graph] == [node.op_type for node in plain.graph]
+    assert len(quantized_nodes(refined)) == 4
+    assert refined.graph.node("conv3").inputs[2].name == "conv3.bias.corrected"  # type: ignore[union-attr]
+
+
+def test_a_layer_without_moments_is_told(calibrated: tuple[dict[str, TensorRange], Moments]) -> None:
+    (ranges, _), model = calibrated, network()
+    import safetensors.numpy
+
+    refined = refine(model, ranges, Moments(data=safetensors.numpy.save({})))
+    assert refined.nearest == ("conv1", "conv2", "conv3", "fc4")
+    assert refined.weights == {}
