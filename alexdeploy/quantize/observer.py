@@ -12,8 +12,6 @@ from alexdeploy.errors import InputError
 
 BINS = 2048
 _BLOCK = 1 << 15
-_LANES = 4  # histograms that neighbouring values go to in turn, so that equal ones need not wait for each other
-_LANE = np.tile(np.arange(_LANES, dtype=np.int32) * BINS, _BLOCK // _LANES)  # (_BLOCK,) where each one's bins begin
 _SMALLEST_LIMIT = 2.0**-100  # so that BINS / limit is a float32
 
 
@@ -92,20 +90,17 @@ class ActivationObserver:
 
 def _histogram(values: npt.NDArray[np.floating], limit: float, *, signed: bool) -> npt.NDArray[np.int64]:
     """Counts (BINS,) of |x| from 0 to ``limit``, in blocks that stay in the cache (three times as fast as whole)."""
-    scaled, narrow, bins = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int64)
-    counts = np.zeros(_LANES * BINS, np.int64)
+    scaled, bins = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int64)
+    counts = np.zeros(BINS, np.int64)
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
-        into, index, wide = scaled[: block.size], narrow[: block.size], bins[: block.size]
+        into, index = scaled[: block.size], bins[: block.size]
         np.multiply(block, np.float32(BINS / limit), out=into)
         if signed:
             np.abs(into, out=into)
         np.copyto(index, into, casting="unsafe")
-        index += _LANE[: block.size]
-        np.copyto(wide, index)
-        counts += np.bincount(wide, minlength=_LANES * BINS)
-    summed: npt.NDArray[np.int64] = counts.reshape(_LANES, BINS).sum(axis=0)
-    return summed
+        counts += np.bincount(index, minlength=BINS)
+    return counts
 
 
 def _halved(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -290,4 +290,4 @@ def test_a_pool_reads_the_same_inputs_in_the_same_order() -> None:
         found = list(dataset.inputs(CONTRACT, pool=pool))
     assert [index for index, _ in found] == [index for index, _ in expected]
     np.testing.assert_array_equal([image for _, image in found], [image for _, image in expected])
-    assert dataset.skipped == ["0", "40", "79"]
+    assert dataset.skipped == ["0/0.png", "1/40.png", "1/79.png"]
