@@ -6,8 +6,12 @@ import hashlib
 import os
 import struct
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +19,7 @@ from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
+from alexdeploy.data.decode import decode_reduced
 from alexdeploy.data.labels import place_finder
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError, InputWarning, few
@@ -26,6 +31,7 @@ _Item = TypeVar("_Item")
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 _MUCH_LARGER = 2  # times the crop: below that, most of an image is seen
 _MEASURED = 100  # images whose size is kept
+_AHEAD = 32  # images that a pool reads ahead
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,15 @@ class ImageDataset:
         Raises:
             InputError: it cannot be read, whatever ``skip_bad`` says.
         """
+        return self._item(index, None)
+
+    def _item(self, index: int, reduced_for: Contract | None) -> Image.Image | Batch:
+        """``item``, where a contract is given at the part of its size that suffices for that."""
         try:
             item = self.read(index)
             if isinstance(item, Image.Image):
+                if reduced_for is not None:
+                    decode_reduced(item, reduced_for)
                 item.load()
         except UNREADABLE as error:
             raise self._unreadable(index, error) from error
@@ -135,8 +147,8 @@ class ImageDataset:
         """
         return self._input(index, contract, Seen())
 
-    def _input(self, index: int, contract: Contract, seen: Seen) -> Batch:
-        item = self.item(index)
+    def _input(self, index: int, contract: Contract, seen: Seen, *, reduced: bool = False) -> Batch:
+        item = self._item(index, contract if reduced else None)
         if not isinstance(item, Image.Image):
             if not _is_picture(item):
                 floats = np.issubdtype(item.dtype, np.floating) and contract.input_type != "uint8"
@@ -166,25 +178,32 @@ class ImageDataset:
         """
         return self._each(self.image)
 
-    def inputs(self, contract: Contract) -> Iterator[tuple[int, Batch]]:
+    def inputs(
+        self, contract: Contract, *, pool: Executor | None = None, reduced: bool = False
+    ) -> Iterator[tuple[int, Batch]]:
         """(index, network input) in order.
 
         At the end an ``InputWarning`` says what of the images the contract leaves unseen, once for each contract.
+
+        Args:
+            contract: how an image becomes the network's input.
+            pool: threads that read and preprocess images ahead; None for one image after the other.
+            reduced: decode large JPEGs at a part of their size; ``decode_reduced`` says how far off that is.
 
         Raises:
             InputError: as ``images``.
         """
         seen = Seen()
-        yield from self._each(lambda index: self._input(index, contract, seen))
+        yield from self._each(partial(self._input, contract=contract, seen=seen, reduced=reduced), pool)
         if contract.fingerprint not in self.warned:
             self.warned.add(contract.fingerprint)
             seen.warn(self.name, contract)
 
-    def _each(self, read: Callable[[int], _Item]) -> Iterator[tuple[int, _Item]]:
+    def _each(self, read: Callable[[int], _Item], pool: Executor | None = None) -> Iterator[tuple[int, _Item]]:
         good = 0
-        for index in range(len(self)):
+        for index, result in enumerate(_results(read, len(self), pool)):
             try:
-                item = read(index)
+                item = result()
             except InputError:
                 if not self.skip_bad:
                     raise
@@ -279,23 +298,40 @@ class ImageDataset:
         return matched
 
 
+def _results(read: Callable[[int], _Item], count: int, pool: Executor | None) -> Iterator[Callable[[], _Item]]:
+    """A call for the result of each of ``count`` reads, in order; a pool reads ahead."""
+    if pool is None:
+        yield from (partial(read, index) for index in range(count))
+        return
+    pending: deque[Future[_Item]] = deque()
+    for index in range(count):
+        pending.append(pool.submit(read, index))
+        if len(pending) > _AHEAD:
+            yield pending.popleft().result
+    while pending:
+        yield pending.popleft().result
+
+
 def _is_picture(array: Batch) -> bool:
     """True for uint8 pixels (H, W) or (H, W, channels)."""
     return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)))
 
 
 class Seen:
-    """Images that a contract was applied to: the sizes of the first ones, and how many are stored turned."""
+    """Images that a contract was applied to, in any thread: the sizes of the first, and how many are stored turned."""
 
     def __init__(self) -> None:
         self._shorter_sides: list[int] = []
         self._images = self._turned = 0
+        self._lock = Lock()
 
     def add(self, image: Image.Image) -> None:
-        self._images += 1
-        if len(self._shorter_sides) < _MEASURED:
-            self._shorter_sides.append(min(image.size))
-        self._turned += image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        with self._lock:
+            self._images += 1
+            if len(self._shorter_sides) < _MEASURED:
+                self._shorter_sides.append(min(image.size))
+            self._turned += turned
 
     def warn(self, name: str, contract: Contract) -> None:
         """An ``InputWarning`` of what the contract does to such images that was hardly meant."""

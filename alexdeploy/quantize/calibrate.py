@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from alexdeploy import files
+from alexdeploy.arrays import Batch
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
@@ -33,8 +35,9 @@ from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.specs import Progress
 
 BATCH = 8
-_MOST_WORKERS = 8  # each holds the activations of one batch
-_AHEAD = 16  # batches read and not yet observed
+_MOST_WORKERS = 8
+_BATCH_BYTES = 64 << 20  # of observed activations in a batch; with 400 MiB EfficientNet-Lite0 peaked at 1.3 GiB
+_BYTES_AT_ONCE = 8 * _BATCH_BYTES  # in all batches together
 
 
 def calibrate(
@@ -74,23 +77,16 @@ def calibrate(
         raise UsageError(f"percentile {percentile:g}: expected more than 50 and at most 100, as in {PERCENTILE}")
     chosen = dataset.subset(samples)
     observed = _ObservedModel(model_path, images=len(chosen) if moments else 0)
-    fed = 0
-    pending: deque[Future[tuple[int, Columns]]] = deque()
-    # a batch per core, each on one thread: faster than the cores sharing a batch, and they never wait for each other
+    # a batch or an image per core, each on one thread: faster than the cores sharing one, and none waits for another
     workers = min(cores(), _MOST_WORKERS)
     with ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
         opened = pool.submit(lambda: closing.enter_context(observed.open()))  # while the first images are read
         digest = pool.submit(files.sha256_file, model_path)
         try:
-            for images, _ in chosen.batches(observed.contract, observed.batch_size):
-                pending.append(pool.submit(observed.observe, opened, images, fed))
-                fed += len(images)
-                if len(pending) > _AHEAD:
-                    seen = observed.add(pending.popleft())
-                    progress(f"calibrating {seen}/{len(chosen)}", seen / len(chosen))
-            while pending:
-                seen = observed.add(pending.popleft())
-                progress(f"calibrating {seen}/{len(chosen)}", seen / len(chosen))
+            inputs = (image for _, image in chosen.inputs(observed.contract, pool=pool, reduced=True))
+            fed = 0
+            for fed in _observe_all(observed, opened, inputs, pool, 2 * workers):
+                progress(f"calibrating {fed}/{len(chosen)}", fed / len(chosen))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -111,6 +107,34 @@ def calibrate(
     return result
 
 
+def _observe_all(
+    observed: _ObservedModel,
+    opened: Future[OnnxRuntimeRunner],
+    inputs: Iterator[Batch],
+    pool: ThreadPoolExecutor,
+    most: int,
+) -> Iterator[int]:
+    """Observe all inputs, at ``most`` so many batches at once; yields the images done after each batch.
+
+    The activations of the first image tell how many make a batch and how many batches fit into the memory.
+    """
+    size, fed = observed.frozen_batch or 1, 0
+    at_once = 1
+    pending: deque[Future[tuple[int, Columns]]] = deque()
+    while images := list(islice(inputs, size)):
+        pending.append(pool.submit(observed.observe, opened, np.stack(images), fed))
+        if not fed:
+            yield observed.add(pending.popleft())
+            image_bytes = 4 * sum(observer.values for observer in observed.observers.values()) // len(images) or 1
+            size = observed.frozen_batch or min(max(_BATCH_BYTES // image_bytes, 1), BATCH)
+            at_once = min(max(_BYTES_AT_ONCE // (size * image_bytes), 1), most)
+        fed += len(images)
+        while len(pending) >= at_once:
+            yield observed.add(pending.popleft())
+    while pending:
+        yield observed.add(pending.popleft())
+
+
 class _ObservedModel:
     """A float model with an observer on each tensor that quantization needs; threads share it.
 
@@ -126,7 +150,7 @@ class _ObservedModel:
         self.contract = contract_of(self._model, str(path))
         self._input = image_input(self._model, str(path))
         batch = self._input.shape[0]
-        self.batch_size = batch if isinstance(batch, int) else BATCH
+        self.frozen_batch = batch if isinstance(batch, int) else None
         self.observers = {name: ActivationObserver(name) for name in tensors}
         self._measured = _measured(self._model)
         self._peaks = {tensor: 0.0 for tensor, _ in self._measured.values() if tensor not in self.observers}

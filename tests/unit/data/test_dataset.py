@@ -5,6 +5,7 @@ import io
 import re
 import warnings
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -280,3 +281,13 @@ def test_the_fingerprint_tells_selections_apart_and_not_places() -> None:
     others = [replace(dataset, labels=1 - dataset.labels), dataset.subset(3)]
     assert len({each.fingerprint for each in (dataset, *others)}) == 3
     assert replace(dataset, name="/elsewhere/set/val").fingerprint == dataset.fingerprint
+
+
+def test_a_pool_reads_the_same_inputs_in_the_same_order() -> None:
+    expected = list(_dataset(80, bad={0, 40, 79}, skip_bad=True).inputs(CONTRACT))
+    dataset = _dataset(80, bad={0, 40, 79}, skip_bad=True)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(dataset.inputs(CONTRACT, pool=pool))
+    assert [index for index, _ in found] == [index for index, _ in expected]
+    np.testing.assert_array_equal([image for _, image in found], [image for _, image in expected])
+    assert dataset.skipped == ["0/0.png", "1/40.png", "1/79.png"]

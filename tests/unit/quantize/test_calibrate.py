@@ -89,6 +89,21 @@ def test_the_same_call_twice_gives_the_same(model: Path) -> None:
     assert calibrate(model, dataset(pixels(3)), samples=20) == calibrate(model, dataset(pixels(3)), samples=20)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("batch_bytes", [1, 1 << 12, 1 << 30])
+def test_neither_threads_nor_the_size_of_batches_changes_the_ranges(
+    model: Path, monkeypatch: pytest.MonkeyPatch, threads: int, batch_bytes: int
+) -> None:
+    expected = calibrate(model, dataset(pixels(3)), samples=COUNT)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate.cores", lambda: threads)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate._BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate._BYTES_AT_ONCE", 2 * batch_bytes)
+    seen = calibrate(model, dataset(pixels(3)), samples=COUNT)
+    assert seen.samples == COUNT
+    for name, values in expected.tensors.items():
+        assert seen.tensors[name] == pytest.approx(values, rel=1e-5)
+
+
 def test_a_nan_is_named_with_tensor_and_sample(tmp_path: Path) -> None:
     proto = conv_lrn_gemm()
     bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "b1")

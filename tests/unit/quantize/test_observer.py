@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -113,3 +114,13 @@ def test_the_batch_is_left_as_it_was() -> None:
     values = _activations()
     _observe(values)
     np.testing.assert_array_equal(values, _activations())
+
+
+def test_threads_that_bring_rising_values_at_the_same_time_count_each_once() -> None:
+    values = np.random.default_rng(0).standard_normal((64, 20_000)).astype(np.float32)
+    values *= np.geomspace(0.01, 40, 64, dtype=np.float32).reshape(-1, 1)
+    observer = ActivationObserver("conv1")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(observer.update, np.array_split(values, 32)))
+    np.testing.assert_array_equal(observer.counts, _observe(values).counts)
+    assert observer.values == values.size
