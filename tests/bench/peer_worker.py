@@ -116,8 +116,8 @@ def nncf(_method: str, model: Path, output: Path, reader: Reader) -> None:
 def quark(method: str, model: Path, output: Path, reader: Reader) -> None:
     """AMD Quark: symmetric int8 with float scales on Conv and Gemm, weights per channel.
 
-    ``method``: ``minmax``, ``percentile`` (Quark's default), ``mse``, or ``mse+bias`` and ``mse+gptq``: with Quark's
-    bias correction, with its GPTQ.
+    ``method``: ``minmax``, ``percentile`` (Quark's default) or ``mse``, with ``+bias`` after Quark's bias correction,
+    with ``+adaround`` after its AdaRound. (Its GPTQ leaves the activations in float.)
     """
     import quark.onnx as peer  # type: ignore[import-not-found]
 
@@ -134,13 +134,12 @@ def quark(method: str, model: Path, output: Path, reader: Reader) -> None:
     algorithms = {
         "": [],
         "bias": [peer.BiasCorrectionConfig()],
-        "gptq": [peer.GPTQConfig(per_channel=True, act_order=True)],
+        "adaround": [peer.AdaRoundConfig()],
     }[algorithm]
     config = peer.QConfig(
         global_config=peer.QLayerConfig(activation=activation, weight=weight),
         algo_config=algorithms,
         OpTypesToQuantize=["Conv", "Gemm"],
-        QuantizeBias=False,
     )
     peer.ModelQuantizer(config).quantize_model(str(model), str(output), reader)
 
@@ -202,9 +201,7 @@ def alexdeploy(method: str, model: Path, output: Path, options: argparse.Namespa
         chosen = ["--rounding", rounding or "nearest"]
         calibration += [] if rounding else ["--ranges-only"]
     calibrate.main(calibration, standalone_mode=False)
-    quantize.main(
-        [str(model), "--ranges", file, "--method", ranges, *chosen, "-o", str(output)], standalone_mode=False
-    )
+    quantize.main([str(model), "--ranges", file, "--method", ranges, *chosen, "-o", str(output)], standalone_mode=False)
 
 
 def main() -> None:
