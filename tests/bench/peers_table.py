@@ -58,7 +58,8 @@ class Bar:
     def met(self) -> bool | None:
         if self.measured is None or self.wanted is None:
             return None
-        return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
+        beyond = self.measured - self.wanted if self.at_least else self.wanted - self.measured
+        return beyond >= -1e-9  # of the float arithmetic
 
 
 def bars(network: Report) -> list[Bar]:
