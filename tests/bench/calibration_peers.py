@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ PEER_METHODS = {
     "quark": ("minmax", "percentile", "mse", "mse+bias"),
     "inc": ("minmax",),
 }
+SLOW_PEER = ("quark", "mse+adaround")  # EfficientNet-Lite0: 17 of 50 layers in 148 s of one core
 # A process between this one and the measured one: Linux hands the peak of the parent's memory down to its child.
 LAUNCHER = """import os, subprocess, sys, time
 start = time.perf_counter()
@@ -129,7 +131,9 @@ class Bench:
         self.input = str(graph.graph.inputs[0].name)
         self.reading = Row("reading", "-", model)
         self.rows = [Row("alexdeploy", m, work / f"alexdeploy-{m}.onnx") for m in OWN]
-        self.rows += [Row(t, m, work / f"{t}-{m}.onnx") for t, found in PEER_METHODS.items() for m in found]
+        peers = [(tool, method) for tool, found in PEER_METHODS.items() for method in found]
+        peers += [SLOW_PEER] if options.slow_peer else []
+        self.rows += [Row(tool, method, work / f"{tool}-{method}.onnx") for tool, method in peers]
         self.commands = [Row("command", command, work) for command in self._commands()]
 
     def _commands(self) -> dict[str, tuple[str | Path, ...]]:
@@ -150,7 +154,7 @@ class Bench:
         commands = self._commands()
         for row in (self.reading, *self.commands, *self.rows):
             row.problem = missing.get(VENV_OF.get(row.tool, row.tool), row.problem)
-            if row.problem:
+            if row.problem or (number and (row.tool, row.method) == SLOW_PEER):
                 continue
             try:
                 is_command = row.tool == "command"
@@ -243,6 +247,7 @@ def round_alexnet(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def link_images(data: Path, folder: Path, count: int) -> None:
     """``folder``/train: at least ``count`` links under new names to the images of ``data``; val: one per class."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run in the same --work
     data = data.resolve()
     source = data / "train" if (data / "train").is_dir() else data
     files = sorted(path for path in source.glob("*/*") if path.is_file())
@@ -284,6 +289,7 @@ def parse() -> argparse.Namespace:
         "--model", type=Path, action="append", default=[], help="ONNX file with a contract, besides; repeatable"
     )
     parser.add_argument("--judge", type=Path, help="a second folder of photographs to judge on, all of them")
+    parser.add_argument("--slow-peer", action="store_true", help="AMD Quark's AdaRound too, once: many minutes")
     parser.add_argument("--rounding-only", action="store_true", help="measure the rounding of alexnet only")
     parser.add_argument("--samples", type=int, default=512, help="images to calibrate from")
     parser.add_argument("--repeats", type=int, default=3)

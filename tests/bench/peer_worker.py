@@ -117,7 +117,7 @@ def quark(method: str, model: Path, output: Path, reader: Reader) -> None:
     """AMD Quark: symmetric int8 with float scales on Conv and Gemm, weights per channel.
 
     ``method``: ``minmax``, ``percentile`` (Quark's default) or ``mse``, with ``+bias`` after Quark's bias correction,
-    with ``+adaround`` after its AdaRound. (Its GPTQ leaves the activations in float.)
+    with ``+adaround`` after its AdaRound. Not here: its GPTQ, which leaves the activations in float.
     """
     import quark.onnx as peer  # type: ignore[import-not-found]
 
@@ -131,14 +131,10 @@ def quark(method: str, model: Path, output: Path, reader: Reader) -> None:
     weight = peer.Int8Spec(
         symmetric=True, calibration_method=peer.CalibMethod.MinMax, quant_granularity=peer.QuantGranularity.Channel
     )
-    algorithms = {
-        "": [],
-        "bias": [peer.BiasCorrectionConfig()],
-        "adaround": [peer.AdaRoundConfig()],
-    }[algorithm]
+    algorithms = {"": [], "bias": [peer.BiasCorrectionConfig], "adaround": [peer.AdaRoundConfig]}[algorithm]
     config = peer.QConfig(
         global_config=peer.QLayerConfig(activation=activation, weight=weight),
-        algo_config=algorithms,
+        algo_config=[make() for make in algorithms],
         OpTypesToQuantize=["Conv", "Gemm"],
     )
     peer.ModelQuantizer(config).quantize_model(str(model), str(output), reader)
