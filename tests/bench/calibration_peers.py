@@ -45,7 +45,7 @@ PEER_METHODS = {
     "onnxruntime": ("minmax", "entropy", "percentile"),
     "modelopt": ("max", "entropy"),
     "nncf": ("default",),
-    "quark": ("minmax", "percentile", "mse", "mse+bias"),
+    "quark": ("minmax", "percentile", "mse"),
     "inc": ("minmax",),
 }
 SLOW_PEER = ("quark", "mse+adaround")  # EfficientNet-Lite0: 17 of 50 layers in 148 s of one core

@@ -84,8 +84,8 @@ def _accuracy_bars(network: Report) -> Iterator[Bar]:
     least_error = min((_score(row, "logit_error") for row in peers), default=None)
     singles = [row for row in own if row["method"] != "auto"]
     best = max(singles, key=lambda row: _score(row, "agreement"), default=None)
-    for row in (_find(own, OWN, "auto"), best):
-        name = "auto" if row is None or row["method"] == "auto" else f"{row['method']} (best single)"
+    single = f"{best['method']} (best single)" if best else "best single"
+    for name, row in (("auto", _find(own, OWN, "auto")), (single, best)):
         agreement, error = (_score(row, what) if row else None for what in ("agreement", "logit_error"))
         at_least, at_most = (wanted.agreement, wanted.logit_error) if wanted else (best_peer, least_error)
         yield Bar(f"{name}: same top-1 as FP32", _percent(agreement), _percent(at_least), True, "%")
