@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-# An operator that leaves the levels as they are, between a DequantizeLinear and the layer.
-_TRANSPARENT = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
+# Between a DequantizeLinear and the layer: what comes out has the levels that went in.
+_TRANSPARENT = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "MaxPool", "Relu")
 
 Logits = npt.NDArray[np.float64]
 
