@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.calibration_peers import ROOT, WORKER, alexdeploy, install, python_of, say, timed
+from tests.bench.calibration_peers import ROOT, WORKER, alexdeploy, timed
+from tests.bench.peers_venvs import install, python_of, say
 
 PIXELS = {"alexnet-half": 224, "alexnet": 227}
 BATCHES = (1, 8, 32)
