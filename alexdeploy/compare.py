@@ -236,12 +236,13 @@ def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
 
 
 def _run_graph(model: ir.Model, names: list[str]) -> _Run:
+    from alexdeploy.graph.emulate import without_bf16
     from alexdeploy.graph.equalize import scale_factors
     from alexdeploy.graph.model import model_bytes
     from alexdeploy.graph.taps import with_outputs
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
-    runner = OnnxRuntimeRunner(model_bytes(with_outputs(model, names)))
+    runner = OnnxRuntimeRunner(model_bytes(without_bf16(with_outputs(model, names))))
     factors = scale_factors(model)
 
     def run(batch: Batch) -> list[_Array]:

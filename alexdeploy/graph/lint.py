@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.weighted import dequantize_of, is_weighted
+from alexdeploy.graph.weighted import dequantize_of, is_weighted, why_not_fp8
 
 Severity = Literal["error", "warning"]
 Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
@@ -235,6 +235,11 @@ def _activation_scales(node: ir.Node) -> Breach:
     return found, "give the activation one scalar scale"
 
 
+def _fp8_window(node: ir.Node) -> Breach:
+    why = why_not_fp8(node)
+    return (f"has FP8 Q/DQ and computes in float: {why}", "keep it in float, or quantize it to INT8") if why else None
+
+
 def _channel_axis(node: ir.Node) -> Breach:
     weight = _input(node, 1)
     if weight.shape is None:
@@ -347,6 +352,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("computed-scale", "error", _QUANTIZERS, _computed_scale),
     ("one-sided", "warning", _WEIGHTED, _one_sided),
     ("activation-scales", "warning", _WEIGHTED, _activation_scales),
+    ("fp8-window", "warning", frozenset({"Conv"}), _fp8_window),
     ("channel-axis", "warning", _WEIGHTED, _channel_axis),
     ("qdq-before-relu", "warning", frozenset({"Relu", "Clip"}), _before_activation),
     ("qdq-before-lrn", "warning", frozenset({"LRN"}), _before_lrn),

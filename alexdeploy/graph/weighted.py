@@ -91,10 +91,11 @@ def why_not_fp8(node: ir.Node) -> str | None:
     Its windows hold at most 32 places: 5×5 and 4×8 are FP8, 6×6 and 1×33 are not (TensorRT-RTX 1.7.1, whatever the
     channels, groups and strides are).
     """
-    weight = node.inputs[1] if node.op_type == "Conv" and quantized_type(node) == "FP8" else None
-    if weight is None or weight.shape is None:
+    dequantize = dequantize_of(node.inputs[1]) if node.op_type == "Conv" and quantized_type(node) == "FP8" else None
+    levels = dequantize.inputs[0] if dequantize is not None else None
+    if levels is None or levels.shape is None:
         return None
-    sides = [side for side in weight.shape[2:] if isinstance(side, int)]
+    sides = [side for side in levels.shape[2:] if isinstance(side, int)]
     if math.prod(sides) <= FP8_WINDOW:
         return None
     window = "×".join(map(str, sides))

@@ -1,4 +1,4 @@
-"""Precision written into a float graph, in memory: INT8 as Q/DQ from the ranges, FP16 with its islands."""
+"""Precision written into a float graph, in memory: INT8 or FP8 as Q/DQ from the ranges, FP16 or BF16 around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from alexdeploy import files
 from alexdeploy.errors import UsageError
 from alexdeploy.graph.equalize import scale_factors
-from alexdeploy.graph.fp16 import certify_lrn, to_fp16
+from alexdeploy.graph.fp16 import certify_lrn, to_bf16, to_fp16
 from alexdeploy.graph.model import PreparedGraph, load_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.quantize import tensorrt_cache
@@ -27,26 +27,37 @@ class PrecisionSettings:
 
     Attributes:
         int8: quantize with the ranges given.
+        fp8: the same in FP8 (E4M3), in the dialect tensorrt.
         fp16: FP16 instead of FP32 in the float parts.
+        bf16: bfloat16 there; its range is that of FP32, so it needs no ranges.
         lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
         method: which of the range file's methods. None: mse, or the one that a calibration cache holds.
         dialect: see ``alexdeploy.graph.qdq``.
     """
 
     int8: bool = False
+    fp8: bool = False
     fp16: bool = False
+    bf16: bool = False
     lrn_fp16: bool = False
     method: Method | None = None
     dialect: Dialect = "tensorrt"
 
     def __post_init__(self) -> None:
-        check_lrn_fp16(self.lrn_fp16, self.fp16)
+        """Refuse what would be passed over in silence."""
+        if self.lrn_fp16 and not self.fp16:
+            raise UsageError("`lrn_fp16` is for `fp16`; add it, or leave `lrn_fp16` out")
+        if self.int8 and self.fp8:
+            raise UsageError("`int8` and `fp8` are both types of the quantized layers; leave one out")
+        if self.fp16 and self.bf16:
+            raise UsageError("`fp16` and `bf16` are both types of the float parts; leave one out")
+        if self.fp8 and self.dialect != "tensorrt":
+            raise UsageError(f"`fp8` is for `dialect` tensorrt; {self.dialect} has no FP8 kernels, so take INT8 there")
 
-
-def check_lrn_fp16(lrn_fp16: bool, fp16: bool) -> None:
-    """Refuse what would be passed over in silence."""
-    if lrn_fp16 and not fp16:
-        raise UsageError("`lrn_fp16` is for `fp16`; add it, or leave `lrn_fp16` out")
+    @property
+    def quantized(self) -> str:
+        """INT8 or FP8, or empty where nothing is quantized."""
+        return "INT8" if self.int8 else "FP8" if self.fp8 else ""
 
 
 def with_precision(
@@ -55,17 +66,19 @@ def with_precision(
     """The graph of a float ONNX file in the precision asked for, ready to be built; the file is not changed.
 
     Args:
-        model_path: float ONNX; with neither INT8 nor FP16 asked for, any ONNX.
-        ranges: for INT8, and for FP16 to find its islands; a file that ``calibrate`` or TensorRT wrote, or its content.
+        model_path: float ONNX; with no precision asked for, any ONNX.
+        ranges: for INT8 and FP8, and for FP16 to find its islands; a file that ``calibrate`` or TensorRT wrote, or its content.
         settings: see there.
 
     Raises:
-        UsageError: INT8 without ranges.
+        UsageError: INT8 or FP8 without ranges.
         InputError: an unusable model or range file.
         GateError: ranges of another model or contract, or ``lrn_fp16`` that they do not prove safe.
     """
-    if settings.int8 and ranges is None:
-        raise UsageError("INT8 needs ranges: a file that calibrate wrote, or a calibration cache of TensorRT")
+    if settings.quantized and ranges is None:
+        raise UsageError(
+            f"{settings.quantized} needs ranges: a file that calibrate wrote, or a calibration cache of TensorRT"
+        )
     model = load_onnx(model_path)
     parents: tuple[files.Parent, ...] = ()
     if isinstance(ranges, Path):
@@ -74,11 +87,13 @@ def with_precision(
     headroom: dict[str, float] = {}
     if ranges is not None:
         ranges.check_fits(model, model_path)
-    if settings.int8 and ranges is not None:
-        model = insert_qdq(model, ranges.of(settings.method or default_method(ranges)), dialect=settings.dialect)
+    method = settings.method or default_method(ranges) if settings.quantized and ranges is not None else None
+    if method is not None and ranges is not None:
+        model = insert_qdq(model, ranges.of(method), dialect=settings.dialect, fp8=settings.fp8)
     if settings.fp16:
         model, headroom = with_fp16(model, ranges, lrn=settings.lrn_fp16)
-    method = settings.method or default_method(ranges) if settings.int8 and ranges is not None else None
+    elif settings.bf16:
+        model = to_bf16(model)
     options = {
         "method": method,
         "lrn_fp16_headroom": headroom,
@@ -105,8 +120,10 @@ def quantized(
     seen: Ranges,
     settings: PrecisionSettings,
 ) -> ir.Model:
-    """INT8 by chosen ranges, and FP16 around it where asked for: the graph that is scored and in the end written."""
-    model = insert_qdq(model, ranges, dialect=settings.dialect, keep_float=keep_float)
+    """INT8 or FP8 by chosen ranges, FP16 or BF16 around it: the graph that is scored and in the end written."""
+    model = insert_qdq(model, ranges, dialect=settings.dialect, keep_float=keep_float, fp8=settings.fp8)
+    if settings.bf16:
+        return to_bf16(model)
     return with_fp16(model, seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
 
 
