@@ -193,7 +193,7 @@ def build_planned(
         graph = plan.graph
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
-    built = msgspec.structs.replace(built, reasons=_reasons(built, plan.graph.model))
+    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model))
     if plan.settings.strict and built.float_layers:
         raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model
@@ -241,7 +241,8 @@ def precision_verdict(record: EngineRecord) -> str:
     return verdict
 
 
-def _reasons(built: EngineRecord, model: ir.Model) -> dict[str, str]:
+def reasons_of(built: EngineRecord, model: ir.Model) -> dict[str, str]:
+    """Why layers were built in another type than their Q/DQ requests, where it is known, by node."""
     found = {_in_reports(node): why for node in model.graph if (why := why_not_fp8(node)) is not None}
     return {name: why for name, why in found.items() if name in built.float_layers}
 

@@ -1,7 +1,8 @@
-"""bfloat16 for runtimes without its kernels, such as ONNX Runtime on a CPU: FP32 arithmetic, rounded to bfloat16.
+"""bfloat16 and FP8 for ONNX Runtime on a CPU, which has no kernels of them: FP32 arithmetic on rounded values.
 
 A kernel of bfloat16 multiplies exactly, sums in FP32 and rounds its result once; so does this, but for the order of the
-sums. FP8 needs no such form: ONNX Runtime has Q/DQ in FP8, and computes between them in FP32.
+sums. FP8 is computed so by ONNX Runtime itself, from its Q/DQ; but its optimizer ReluQuantRewrite (1.32) takes a Relu
+before an FP8 QuantizeLinear for superfluous, and negative values pass.
 """
 
 from __future__ import annotations
@@ -9,22 +10,40 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-_FLOAT, _BF16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+_FLOAT, _BF16, _FP8 = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN
 # what they give is one of the values that they read, so it is rounded already
 _EXACT = frozenset({"Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu", "Reshape"})
 _EXACT |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
-def without_bf16(model: ir.Model) -> ir.Model:
+def for_cpu(model: ir.Model) -> ir.Model:
     """The same function in FP32 with a rounding to bfloat16 wherever the graph has a bfloat16 result.
 
-    The names of the tensors stay, and hold FP32 now. A model without bfloat16 is returned as it is.
+    Names stay; bfloat16 tensors hold FP32 now. A model without bfloat16 and FP8 is returned as it is.
     """
     found = {value.dtype for node in model.graph for value in node.outputs}
-    if _BF16 not in found | {value.dtype for value in model.graph.initializers.values()}:
+    found |= {value.dtype for value in model.graph.initializers.values()}
+    if found.isdisjoint((_BF16, _FP8)):
         return model
     model = model.clone()
-    graph = model.graph
+    _keep_relus(model.graph)
+    _without_bf16(model.graph)
+    return model
+
+
+def _keep_relus(graph: ir.Graph) -> None:
+    """Relu before a QuantizeLinear as Clip from 0 on, which stays."""
+    relus = [node for node in graph if node.op_type == "Relu"]
+    for node in relus:
+        output = node.outputs[0]
+        if output.dtype in (None, _FLOAT) and any(user.op_type == "QuantizeLinear" for user in output.consumers()):
+            zero = ir.val(f"{output.name}.zero", const_value=ir.tensor(np.float32(0), name=f"{output.name}.zero"))
+            graph.register_initializer(zero)
+            clip = ir.node("Clip", [node.inputs[0], zero], name=node.name)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], [clip], [output], [clip.outputs[0]])
+
+
+def _without_bf16(graph: ir.Graph) -> None:
     for value in graph.initializers.values():
         if value.dtype == _BF16 and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
@@ -35,7 +54,6 @@ def without_bf16(model: ir.Model) -> ir.Model:
                 output.type = ir.TensorType(_FLOAT)
                 if node.op_type not in _EXACT:
                     _round(graph, node, output)
-    return model
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:

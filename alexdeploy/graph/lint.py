@@ -219,7 +219,7 @@ def _computed_scale(node: ir.Node) -> Breach:
 def _one_sided(node: ir.Node) -> Breach:
     sources = [_behind(value, "DequantizeLinear") for value in node.inputs[:2]]
     levels = {_input(source, 0).dtype for source in sources if source is not None}
-    if None not in sources or not levels & {ir.DataType.INT8, ir.DataType.UINT8}:
+    if None not in sources or not levels & {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN}:
         return None  # INT4 and FP4 are for weights alone
     side, other = ("activation", "weight") if sources[1] is None else ("weight", "activation")
     return f"has Q/DQ on its {side} only and computes in float", f"put Q/DQ on its {other} too, or on neither"

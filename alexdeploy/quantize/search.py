@@ -19,7 +19,7 @@ import onnx_ir as ir
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, few
-from alexdeploy.graph.emulate import without_bf16
+from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.equalize import equalizable, equalize
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
@@ -127,7 +127,7 @@ class QuantizationScorer:
         return topk_accuracy(logits, self._labels, 1) if np.all(self._labels >= 0) else float("nan")
 
     def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
-        with OnnxRuntimeRunner(model_bytes(lower_lrn(without_bf16(model)))) as runner:
+        with OnnxRuntimeRunner(model_bytes(lower_lrn(for_cpu(model)))) as runner:
             return np.concatenate([runner.infer(batch) for batch in self._batches])
 
 
