@@ -1,8 +1,8 @@
 """bfloat16 and FP8 for ONNX Runtime on a CPU, which has no kernels of them: FP32 arithmetic on rounded values.
 
 A kernel of bfloat16 multiplies exactly, sums in FP32 and rounds its result once; so does this, but for the order of the
-sums. FP8 is computed so by ONNX Runtime itself, from its Q/DQ; but its optimizer ReluQuantRewrite (1.32) takes a Relu
-before an FP8 QuantizeLinear for superfluous, and negative values pass.
+sums. FP8 is computed so by ONNX Runtime itself, from its Q/DQ; but its optimizers (1.32) take a Relu before an FP8
+QuantizeLinear for superfluous, so that negative values pass, and fail at a Clip there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 _FLOAT, _BF16, _FP8 = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN
 # what they give is one of the values that they read, so it is rounded already
-_EXACT = frozenset({"Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu", "Reshape"})
+_EXACT = frozenset(
+    {"Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu", "Reshape"}
+)
 _EXACT |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
@@ -26,21 +28,28 @@ def for_cpu(model: ir.Model) -> ir.Model:
     if found.isdisjoint((_BF16, _FP8)):
         return model
     model = model.clone()
-    _keep_relus(model.graph)
+    _without_fp8_quantize(model.graph)
     _without_bf16(model.graph)
     return model
 
 
-def _keep_relus(graph: ir.Graph) -> None:
-    """Relu before a QuantizeLinear as Clip from 0 on, which stays."""
-    relus = [node for node in graph if node.op_type == "Relu"]
-    for node in relus:
-        output = node.outputs[0]
-        if output.dtype in (None, _FLOAT) and any(user.op_type == "QuantizeLinear" for user in output.consumers()):
-            zero = ir.val(f"{output.name}.zero", const_value=ir.tensor(np.float32(0), name=f"{output.name}.zero"))
-            graph.register_initializer(zero)
-            clip = ir.node("Clip", [node.inputs[0], zero], name=node.name)
-            ir.convenience.replace_nodes_and_values(graph, node, [node], [clip], [output], [clip.outputs[0]])
+def _without_fp8_quantize(graph: ir.Graph) -> None:
+    """QuantizeLinear to FP8 as a division by the scale and a Cast, which saturates and rounds in the same way.
+
+    One with a scale per channel, which only weights have, stays.
+    """
+    for node in list(graph):
+        levels = node.outputs[0]
+        source, scale = node.inputs[:2] if node.op_type == "QuantizeLinear" else (None, None)
+        if source is None or scale is None or levels.dtype != _FP8:
+            continue
+        if scale.shape is None or len(scale.shape):
+            continue
+        divide = ir.node("Div", [source, scale], name=f"{node.name}.divide")
+        divide.outputs[0].name, divide.outputs[0].type = f"{levels.name}.exact", ir.TensorType(_FLOAT)
+        divide.outputs[0].shape = source.shape
+        cast = ir.node("Cast", divide.outputs, {"to": int(_FP8)}, name=node.name)
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [divide, cast], [levels], cast.outputs)
 
 
 def _without_bf16(graph: ir.Graph) -> None:

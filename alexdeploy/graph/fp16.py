@@ -148,7 +148,7 @@ def _defined_in(half: ir.DataType, node: ir.Node, opset: int) -> bool:
 
 def _overflows(node: ir.Node, half: ir.DataType) -> bool:
     """True if a constant of the node leaves the range of the type (FP16: ±65504)."""
-    limit = float(ml_dtypes.finfo(half.numpy()).max)
+    limit = float(ml_dtypes.finfo(half.numpy()).max)  # type: ignore[no-untyped-call]
     for value in node.inputs:
         if value is not None and value.const_value is not None and value.dtype == _FLOAT:
             array = value.const_value.numpy()

@@ -149,7 +149,9 @@ class _Writer:
         self._scales[weighted.name] = (self._scale_and_zero(str(source.name))[0], np.ones(1, np.float32))
         return self._dequantized.get(source) or self._quantize(source, str(source.name))
 
-    def weight(self, weighted: WeightedNode, levels: npt.NDArray[np.generic], scales: npt.NDArray[np.float32]) -> ir.Value:
+    def weight(
+        self, weighted: WeightedNode, levels: npt.NDArray[np.generic], scales: npt.NDArray[np.float32]
+    ) -> ir.Value:
         self._scales[weighted.name] = (self._scales[weighted.name][0], scales)
         base = f"{weighted.name}.weight"  # the weight's own name may be shared; the node's is unique
         value = self._initializer(f"{base}.q", levels)
@@ -186,7 +188,7 @@ class _Writer:
             user.replace_input_with(index, dequantized)
 
     def _scale_and_zero(self, name: str) -> tuple[float, npt.NDArray[np.generic]]:
-        """Scale and zero point of an activation: uint8 from 0, uint8 around 128, int8 or E4M3, as the dialect has it."""
+        """Scale and zero point of an activation: uint8 from 0 or around 128, int8, or E4M3."""
         seen = self._ranges[name]
         if self._fp8:
             return float(symmetric_scale(seen.amax, FP8_MAX)), np.zeros((), ml_dtypes.float8_e4m3fn)

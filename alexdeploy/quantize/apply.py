@@ -67,7 +67,8 @@ def with_precision(
 
     Args:
         model_path: float ONNX; with no precision asked for, any ONNX.
-        ranges: for INT8 and FP8, and for FP16 to find its islands; a file that ``calibrate`` or TensorRT wrote, or its content.
+        ranges: for INT8 and FP8, and for FP16 to find its islands; a file that ``calibrate`` or
+            TensorRT wrote, or its content.
         settings: see there.
 
     Raises:

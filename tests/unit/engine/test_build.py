@@ -117,7 +117,9 @@ def test_a_layer_that_is_no_fp8_kernel_is_told_with_the_reason(kernel: int, bf16
     model = ir.from_proto(make_model([node], {"w": weight}, shape=("batch", 16, 32, 32)))
     model = insert_qdq(model, {"input": TensorRange(1.0)}, fp8=True)
     graph = PreparedGraph(to_bf16(model) if bf16 else model, Path("model.onnx"))
-    settings = BuildSettings(builder="tensorrt-rtx", options=BuilderOptions(compatibility=Compatibility(targets=("8.9",))))
+    settings = BuildSettings(
+        builder="tensorrt-rtx", options=BuilderOptions(compatibility=Compatibility(targets=("8.9",)))
+    )
     record = plan_engine(graph, settings=settings).build.run()[1]
     record = msgspec.structs.replace(record, reasons=reasons_of(record, graph.model))
     if kernel == 5:
@@ -137,7 +139,9 @@ def test_bfloat16_is_computed_in_bfloat16() -> None:
 def test_a_target_without_the_type_is_refused_before_the_build(target: str, fp8: bool, needed: str) -> None:
     model = ir.from_proto(conv_lrn_gemm())
     model = insert_qdq(model, AMAX, fp8=True) if fp8 else to_bf16(model)
-    settings = BuildSettings(builder="tensorrt-rtx", options=BuilderOptions(compatibility=Compatibility(targets=(target,))))
+    settings = BuildSettings(
+        builder="tensorrt-rtx", options=BuilderOptions(compatibility=Compatibility(targets=(target,)))
+    )
     with pytest.raises(UsageError, match=f"`targets` {target}: .*needs compute capability {needed}"):
         plan_engine(PreparedGraph(model, Path("model.onnx")), settings=settings)
 

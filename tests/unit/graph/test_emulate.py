@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 import torch
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -58,7 +59,7 @@ def test_inner_tensors_keep_their_names_and_hold_bfloat16_values() -> None:
         np.testing.assert_array_equal(array.astype(ml_dtypes.bfloat16).astype(np.float32), array)
 
 
-def two_convs() -> onnx.ModelProto:
+def two_convs(activation: str = "Relu") -> onnx.ModelProto:
     random = np.random.default_rng(3)
     nodes = [
         helper.make_node("Conv", ["input", "w1"], ["conv1"], "conv1"),
@@ -66,24 +67,33 @@ def two_convs() -> onnx.ModelProto:
         helper.make_node("Conv", ["relu1", "w2"], ["logits"], "conv2"),
     ]
     weights = {"w1": random.standard_normal((8, 3, 3, 3)), "w2": random.standard_normal((4, 8, 3, 3))}
+    if activation == "Clip":
+        nodes[1] = helper.make_node("Clip", ["conv1", "zero"], ["relu1"], "relu1")
+        weights["zero"] = np.zeros(())
     return make_model(nodes, {name: array.astype(np.float32) for name, array in weights.items()})
 
 
-def test_fp8_gives_what_onnx_itself_computes() -> None:
+def by_onnx(model: ir.Model, batch: Array) -> Array:
+    (found,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"input": batch})
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_fp8_gives_what_onnx_itself_computes(activation: str) -> None:
     ranges = {"input": TensorRange(4.0), "relu1": TensorRange(15.0)}
-    model, batch = insert_qdq(ir.from_proto(two_convs()), ranges, fp8=True), images()
-    (expected,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"input": batch})
+    model, batch = insert_qdq(ir.from_proto(two_convs(activation)), ranges, fp8=True), images()
+    expected = by_onnx(model, batch)
     with OnnxRuntimeRunner(model_bytes(for_cpu(model))) as runner:  # with all of its optimizers
-        np.testing.assert_allclose(runner.infer(batch), expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(runner.run(batch)["logits"], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_fp8_within_bfloat16_gives_what_onnx_itself_computes() -> None:
     ranges = {"input": TensorRange(4.0), "relu1": TensorRange(15.0)}
     model = for_cpu(to_bf16(insert_qdq(ir.from_proto(two_convs()), ranges, fp8=True)))
     batch = images()
-    (expected,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"input": batch})
+    expected = by_onnx(model, batch)
     with OnnxRuntimeRunner(model_bytes(model)) as runner:
-        actual = runner.infer(batch)
+        actual = runner.run(batch)["logits"]
     assert np.linalg.norm(actual - expected) <= ULP * np.linalg.norm(expected)
     assert np.mean(actual == expected) > 0.8
 

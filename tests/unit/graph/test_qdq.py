@@ -249,7 +249,7 @@ def test_fp8_is_written_where_int8_is_and_raises_the_opset() -> None:
     assert scale is not None
     assert scale.numpy() == np.float32(4.0 / 448)
     (expected,), (actual,) = run(original, images()), run(model, images())
-    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.08
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.12
 
 
 @pytest.mark.parametrize(("window", "fp8"), [((5, 5), True), ((4, 8), True), ((6, 6), False), ((1, 33), False)])

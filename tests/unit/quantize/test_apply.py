@@ -42,7 +42,7 @@ def test_types_that_exclude_each_other_are_refused(settings: dict[str, Any], sai
 
 def test_the_graph_scored_is_in_the_types_asked_for() -> None:
     model, ranges = ir.from_proto(conv_lrn_gemm()), {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
-    cache = CalibrationCache("cache", "entropy", {name: found.amax for name, found in ranges.items()})
+    cache = CalibrationCache(name="c", sha256="0", calibrator="t", amax={"input": 4.0, "flatten1": 2.0})
     for settings, expected in (
         (PrecisionSettings(fp8=True), Precision.FP8),
         (PrecisionSettings(fp8=True, fp16=True), Precision.FP8_FP16),
