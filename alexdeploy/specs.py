@@ -189,8 +189,8 @@ class Layer:
     """One row of a layer table, for one image.
 
     ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, BFLOAT16, INT8, FP8). ``output_shape`` excludes the
-    batch; ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without biases;
-    ``memory_bytes`` are weights and output. A fully connected layer sees all of the maps before it.
+    batch; ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without
+    biases; ``memory_bytes`` are weights and output. A fully connected layer sees all of the maps before it.
     """
 
     name: str

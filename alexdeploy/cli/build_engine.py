@@ -67,8 +67,8 @@ _precision_options = option_group(
         "--ranges",
         type=FILE,
         metavar="ranges.json",
-        help="Range file from `alexdeploy calibrate`, or a calibration cache of TensorRT; for --int8 and --fp8, and for "
-        "islands of --fp16.",
+        help="Range file from `alexdeploy calibrate`, or a calibration cache of TensorRT; for --int8 and --fp8, and "
+        "for islands of --fp16.",
     ),
     method_option(),
     click.option(

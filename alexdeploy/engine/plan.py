@@ -253,8 +253,8 @@ def _check_targets(precision: Precision, targets: Sequence[str]) -> None:
     lower = [target for target in targets if tuple(map(int, target.split("."))) < needed]
     if lower:
         raise UsageError(
-            f"`targets` {lower[0]}: {precision.value.split('+')[0]} needs compute capability {needed[0]}.{needed[1]} or "
-            "later; leave that target out, or take another precision"
+            f"`targets` {lower[0]}: {precision.value.split('+')[0]} needs compute capability {needed[0]}.{needed[1]} "
+            "or later; leave that target out, or take another precision"
         )
 
 

@@ -48,7 +48,7 @@ def symmetric_scale(amax: npt.NDArray[np.floating] | float, levels: int = INT8_M
 def quantize_weight(
     weight: npt.NDArray[np.floating], channel_axis: int, *, fp8: bool = False
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
-    """Int8 weight in [-127, 127], or E4M3 in [-448, 448] (half to even), and one scale per index of ``channel_axis``."""
+    """Int8 weight in [-127, 127] or E4M3 in [-448, 448], half to even, and one scale per index of ``channel_axis``."""
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     largest = FP8_MAX if fp8 else INT8_MAX
     scale = symmetric_scale(np.max(np.abs(weight), axis=others), largest)
@@ -95,7 +95,7 @@ def insert_qdq(
         fp8: FP8 in place of INT8, in the dialect tensorrt; raises the opset to 19 where it is lower.
 
     Raises:
-        InputError: the graph is quantized, FP16 or BF16 already, has nothing to quantize, or ``ranges`` lacks a tensor.
+        InputError: the graph is quantized, FP16 or BF16, has nothing to quantize, or ``ranges`` lacks a tensor.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph):
         raise InputError("the graph already holds QuantizeLinear/DequantizeLinear; quantize the float model instead")

@@ -95,8 +95,8 @@ def notes(report: BenchReport) -> list[str]:
     emulated = [name for name in ("BF16", "FP8") if any(name.lower() in precision for precision in ran)]
     if emulated:
         lines.append(
-            f"{' and '.join(emulated)} on onnxruntime-cpu: emulated, FP32 arithmetic on rounded values. Accuracy is that "
-            "of the type; times and roofline say nothing of its kernels."
+            f"{' and '.join(emulated)} on onnxruntime-cpu: emulated, FP32 arithmetic on rounded values. Accuracy is "
+            "that of the type; times and roofline say nothing of its kernels."
         )
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
