@@ -102,7 +102,7 @@ def insert_qdq(
     held = half_weights(model)
     if held is not None:
         raise InputError(
-            f"the graph holds {held} weights; quantize the FP32 model it was made from, if need be with {held} around it"
+            f"the graph holds {held} weights; quantize the FP32 model it was made from, with {held} around it if wanted"
         )
     opset = model.opset_imports.get("", 0)
     if opset < _FIRST_OPSET:
