@@ -35,12 +35,16 @@ class Precision(str, Enum):
     INT8_FP16 = "int8+fp16"
     FP8 = "fp8"
     FP8_FP16 = "fp8+fp16"
+    BF16 = "bf16"
+    INT8_BF16 = "int8+bf16"
+    FP8_BF16 = "fp8+bf16"
 
     @classmethod
-    def of(cls, *, int8: bool, fp16: bool, fp8: bool = False) -> Precision:
-        """``Precision.of(int8=True, fp16=False) is Precision.INT8``; INT8 where there is FP8 too."""
+    def of(cls, *, int8: bool = False, fp16: bool = False, fp8: bool = False, bf16: bool = False) -> Precision:
+        """``Precision.of(int8=True) is Precision.INT8``; INT8 where there is FP8 too."""
         quantized = "int8" if int8 else "fp8" if fp8 else ""
-        return cls("+".join(filter(None, (quantized, "fp16" if fp16 else ""))) or "fp32")
+        between = "fp16" if fp16 else "bf16" if bf16 else ""
+        return cls("+".join(filter(None, (quantized, between))) or "fp32")
 
     @property
     def fp16(self) -> bool:
@@ -48,9 +52,14 @@ class Precision(str, Enum):
         return self in (Precision.FP16, Precision.INT8_FP16, Precision.FP8_FP16)
 
     @property
+    def bf16(self) -> bool:
+        """bfloat16 where it is not quantized."""
+        return self in (Precision.BF16, Precision.INT8_BF16, Precision.FP8_BF16)
+
+    @property
     def quantized(self) -> bool:
         """INT8 or FP8 by Q/DQ."""
-        return self not in (Precision.FP32, Precision.FP16)
+        return self not in (Precision.FP32, Precision.FP16, Precision.BF16)
 
 
 @dataclass(frozen=True)
@@ -180,9 +189,9 @@ class Field:
 class Layer:
     """One row of a layer table, for one image.
 
-    ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, INT8, FP8). ``output_shape`` excludes the batch;
-    ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without biases;
-    ``memory_bytes`` are weights and output. A fully connected layer sees all of the maps before it.
+    ``precision`` is TensorRT's name of the arithmetic (FLOAT, HALF, BFLOAT16, INT8, FP8). ``output_shape`` excludes the
+    batch; ``connections`` counts uses of weights and biases, F²·(K²·C + 1)·C_out for a convolution, ``macs`` without
+    biases; ``memory_bytes`` are weights and output. A fully connected layer sees all of the maps before it.
     """
 
     name: str

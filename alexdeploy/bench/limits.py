@@ -19,7 +19,7 @@ import numpy as np
 from alexdeploy.machine import cores
 from alexdeploy.specs import Layer
 
-_BYTES_OF = {"INT8": 1, "FP8": 1, "HALF": 2}
+_BYTES_OF = {"INT8": 1, "FP8": 1, "HALF": 2, "BFLOAT16": 2}
 _GEMM_SIZE = 1024
 _SECONDS_PER_RATE = 0.15
 
@@ -53,7 +53,7 @@ def limit(layers: Sequence[Layer], image_bytes: int, batch: int, p50_ms: float, 
     gb_per_s = read_rate(1 << max(size - 1, 1).bit_length())
     reading_ms = size / gb_per_s / 1e6
     arithmetic_ms = 0.0
-    for layer in layers:  # FP16 and FP8 are computed in FP32 on a CPU
+    for layer in layers:  # FP16, BF16 and FP8 are computed in FP32 on a CPU
         rate = machine.int8_gop_per_s if layer.precision == "INT8" else machine.fp32_gflop_per_s
         if layer.macs and rate is None:
             return None

@@ -38,28 +38,37 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class _Precision:
-    """The values of ``--fp16``, ``--int8`` and the options that go with them."""
+    """The values of ``--int8``, ``--fp8``, ``--fp16``, ``--bf16`` and the options that go with them."""
 
     fp16: bool
+    bf16: bool
     lrn: str
     int8: bool
+    fp8: bool
     ranges: Path | None
     method: Method | None
     implicit: bool
+
+    @property
+    def written(self) -> bool:
+        """Something is to be written into the graph."""
+        return self.int8 or self.fp8 or self.fp16 or self.bf16
 
 
 _precision_options = option_group(
     "precision",
     _Precision,
     click.option("--fp16", is_flag=True, help="FP16 arithmetic; LRN stays FP32."),
+    click.option("--bf16", is_flag=True, help="bfloat16 arithmetic; LRN stays FP32."),
     lrn_option,
     click.option("--int8", is_flag=True, help="INT8 convolutions and matrix products; needs --ranges or --data."),
+    click.option("--fp8", is_flag=True, help="FP8 (E4M3) instead, for GPUs from 8.9 on; needs --ranges or --data."),
     click.option(
         "--ranges",
         type=FILE,
         metavar="ranges.json",
-        help="Range file from `alexdeploy calibrate`, or a calibration cache of TensorRT; for --int8, and for islands "
-        "of --fp16.",
+        help="Range file from `alexdeploy calibrate`, or a calibration cache of TensorRT; for --int8 and --fp8, and "
+        "for islands of --fp16.",
     ),
     method_option(),
     click.option(
@@ -190,12 +199,17 @@ def command(
 def _with_precision(
     model: Path, precision: _Precision, dataset: ImageDataset | None, samples: int, progress: Progress
 ) -> Path | PreparedGraph:
-    if not (precision.int8 or precision.fp16):
+    if not precision.written:
         return model
     from alexdeploy.quantize.apply import PrecisionSettings, with_precision
 
     settings = PrecisionSettings(
-        int8=precision.int8, fp16=precision.fp16, lrn_fp16=precision.lrn == "fp16", method=precision.method
+        int8=precision.int8,
+        fp8=precision.fp8,
+        fp16=precision.fp16,
+        bf16=precision.bf16,
+        lrn_fp16=precision.lrn == "fp16",
+        method=precision.method,
     )
     if precision.ranges is not None:
         note_cache(precision.ranges)
@@ -296,10 +310,11 @@ def _check(precision: _Precision, data: DataChoice | None, settings: BuildSettin
         raise UsageError("--ranges and --data both name the ranges; leave one out")
     if precision.implicit:
         _check_implicit(precision, settings)
-    if precision.int8 and ranges is None and data is None:
-        raise UsageError("--int8 needs either --ranges ranges.json or --data DATASET to calibrate on")
-    if not (precision.int8 or precision.fp16) and (ranges is not None or data is not None):
-        raise UsageError("--ranges and --data are for --int8 and --fp16; add one or leave them out")
+    if (precision.int8 or precision.fp8) and ranges is None and data is None:
+        named = "--int8" if precision.int8 else "--fp8"
+        raise UsageError(f"{named} needs either --ranges ranges.json or --data DATASET to calibrate on")
+    if not (precision.int8 or precision.fp8 or precision.fp16) and (ranges is not None or data is not None):
+        raise UsageError("--ranges and --data are for --int8, --fp8 and --fp16; add one or leave them out")
     if precision.lrn == "fp16" and not precision.fp16:
         raise UsageError("--lrn fp16 is for --fp16; add it or leave --lrn out")
 
@@ -309,6 +324,8 @@ def _check_implicit(precision: _Precision, settings: BuildSettings) -> None:
 
     if not precision.int8 or settings.builder != "tensorrt":
         raise UsageError("--implicit needs --int8 and --builder tensorrt (version 10)")
+    if precision.fp8 or precision.bf16:
+        raise UsageError("--fp8 and --bf16 do not go with --implicit: TensorRT chooses among INT8, FP16 and FP32")
     if precision.method is not None:
         raise UsageError("--method does not go with --implicit: TensorRT calibrates by its own entropy method")
     if precision.ranges is not None and not is_cache(precision.ranges):

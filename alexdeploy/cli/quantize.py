@@ -31,7 +31,9 @@ def _settings(**chosen: Any) -> QuantizeSettings:
         method=chosen["method"],
         rounding=chosen["rounding"],
         dialect=chosen["target"],
+        fp8=chosen["fp8"],
         fp16=chosen["fp16"],
+        bf16=chosen["bf16"],
         lrn_fp16=chosen["lrn"] == "fp16",
         keep_float=[name.strip() for name in (chosen["keep_float"] or "").split(",") if name.strip()],
         max_drop=chosen["max_drop"],
@@ -57,7 +59,9 @@ _settings_options = option_group(
         show_default=True,
         help="Dialect.",
     ),
-    click.option("--fp16", is_flag=True, help="FP16 instead of FP32 between the INT8 layers (LRN stays FP32)."),
+    click.option("--fp8", is_flag=True, help="FP8 (E4M3) instead of INT8; for TensorRT and GPUs from 8.9 on."),
+    click.option("--fp16", is_flag=True, help="FP16 instead of FP32 between the quantized layers (LRN stays FP32)."),
+    click.option("--bf16", is_flag=True, help="bfloat16 instead of FP32 there (LRN stays FP32)."),
     lrn_option,
     click.option(
         "--keep-float", metavar="NAME,...", help="Keep these layers in float, such as the worst that analyze ranks."
@@ -94,7 +98,7 @@ def command(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Write a float model as INT8 (Q/DQ).
+    """Write a float model as INT8 or FP8 (Q/DQ).
 
     The dialect is that of the runtime which is to run it; the ranges must come from this very model. --method auto
     measures on training images, which need no labels, --max-drop on all held-out images.
@@ -137,9 +141,11 @@ def command(
         return
     _explain(result)
     layers = len(described["quantized"])
+    written = settings.precision.quantized
+    rounded = "by gptq" if result.rounding == "gptq" else "to the nearest"
     click.echo(
-        f"{output}: {layers} of {described['layers']} layers in INT8, ranges by {result.method}, "
-        f"weights rounded {'by gptq' if result.rounding == 'gptq' else 'to the nearest'}"
+        f"{output}: {layers} of {described['layers']} layers in {written}, ranges by {result.method}, "
+        f"weights rounded {rounded}"
     )
 
 

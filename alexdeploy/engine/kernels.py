@@ -26,7 +26,7 @@ class Kernel:
 
     Attributes:
         name, type: the builder's.
-        precision: type of the arithmetic, FLOAT, HALF, INT8 or FP8: that of the first input, which decides.
+        precision: type of the arithmetic, FLOAT, HALF, BFLOAT16, INT8 or FP8: that of the first input, which decides.
         onnx_layers: names of the ONNX nodes it was made from.
         weighted: it multiplies with a weight matrix or filter (a constant with two or more dimensions over 1).
     """
@@ -59,12 +59,15 @@ def _kernel(match: re.Match[str]) -> Kernel:
 
 
 def precisions_of_layers(kernels: Iterable[Kernel], onnx_layers: Iterable[str]) -> dict[str, str]:
-    """Precision of the kernel that multiplies, by Conv/Gemm node; a node without such a kernel is absent."""
+    """Precision of the kernel that multiplies, by Conv/Gemm node; a node without such a kernel is absent.
+
+    Where a kernel before it dequantizes the weights, it holds no constant: it reads and is not generated.
+    """
     wanted = set(onnx_layers)
     found: dict[str, str] = {}
     # a generated kernel that pads the channels holds a constant as large as a filter; the multiplication comes first
-    for kernel in sorted(kernels, key=lambda kernel: kernel.type == "kgen"):
-        if kernel.weighted:
+    for kernel in sorted(kernels, key=lambda kernel: (not kernel.weighted, kernel.type == "kgen")):
+        if kernel.precision != "NONE" and (kernel.weighted or kernel.type != "kgen"):
             for layer in kernel.onnx_layers:
                 if layer in wanted:
                     found.setdefault(layer, kernel.precision)

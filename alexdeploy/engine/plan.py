@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from alexdeploy.graph.model import (
     model_bytes,
     precision_of,
 )
-from alexdeploy.graph.weighted import is_weighted, quantized_type
+from alexdeploy.graph.weighted import is_weighted, quantized_type, why_not_fp8
 from alexdeploy.machine import free_memory_bytes
 from alexdeploy.specs import Precision, Profile, Progress
 
@@ -122,6 +122,7 @@ def plan_engine(
         if built_from.quantized:
             raise UsageError(f"{graph.path} has Q/DQ, which decides what is quantized; build it without `implicit`")
         precision = Precision.of(int8=True, fp16=implicit.fp16)
+    _check_targets(precision, settings.options.compatibility.targets)
     build = EngineBuild(built_from, settings.options, library, feed)
     largest = {name: shape.max for name, shape in built_from.shapes.items() if name in open_inputs(graph.model)}
     batches = image.batches
@@ -192,6 +193,7 @@ def build_planned(
         graph = plan.graph
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
+    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model))
     if plan.settings.strict and built.float_layers:
         raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model
@@ -232,8 +234,28 @@ def precision_verdict(record: EngineRecord) -> str:
     asked = sorted(set(record.quantized.values()))
     verdict = ", ".join(f"{record.precisions.get(name, 0)} of {total} layers in {name}" for name in asked)
     if record.float_layers:
-        verdict += f"; quantized in the graph but built in float: {few(record.float_layers)}"
+        why = {name: f" ({reason})" for name, reason in record.reasons.items()}
+        told = few([name + why.get(name, "") for name in record.float_layers])
+        verdict += f"; quantized in the graph but built in float: {told}"
+        verdict += "; quantize to INT8, or with such layers in `keep_float`" if why else ""
     return verdict
+
+
+def reasons_of(built: EngineRecord, model: ir.Model) -> dict[str, str]:
+    """Why layers were built in another type than their Q/DQ requests, where it is known, by node."""
+    found = {_in_reports(node): why for node in model.graph if (why := why_not_fp8(node)) is not None}
+    return {name: why for name, why in found.items() if name in built.float_layers}
+
+
+def _check_targets(precision: Precision, targets: Sequence[str]) -> None:
+    """The compute capabilities that an engine is built for must have its type (TensorRT-RTX 1.7.1)."""
+    needed = (8, 9) if "fp8" in precision.value else (8, 0) if precision.bf16 else (0, 0)
+    lower = [target for target in targets if tuple(map(int, target.split("."))) < needed]
+    if lower:
+        raise UsageError(
+            f"`targets` {lower[0]}: {precision.value.split('+')[0]} needs compute capability {needed[0]}.{needed[1]} "
+            "or later; leave that target out, or take another precision"
+        )
 
 
 def _in_reports(node: ir.Node) -> str:

@@ -51,6 +51,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         precisions: how many of them compute in each type.
         quantized: by Conv/Gemm node, the type that its Q/DQ requests.
         float_layers: nodes built in another type than their Q/DQ requests.
+        reasons: why, for those of them where it is known.
     """
 
     builder: BuilderName
@@ -72,6 +73,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     layer_precisions: dict[str, str] = {}
     quantized: dict[str, str] = {}
     float_layers: tuple[str, ...] = ()
+    reasons: dict[str, str] = {}
     kernels: tuple[Kernel, ...] = ()
 
     @property

@@ -1,24 +1,29 @@
-"""FP16 written into the graph: half-precision weights and arithmetic, FP32 at the borders and on the islands.
+"""FP16 or bfloat16 written into the graph: weights and arithmetic of 16 bits, FP32 at the borders and on the islands.
 
 TensorRT 11 and TensorRT-RTX have no FP16 flag, and a strongly typed network does what the graph says; so do ONNX
 Runtime and OpenVINO. Inputs and outputs stay FP32. Islands are LRN (its sum of squares leaves FP16's range at
 activations of about 114 over five channels), Q/DQ (whose scales stay FP32, the form that every runtime accepts), nodes
-whose constants do not fit FP16, and nodes whose activations came too close to its limit on real data.
+whose constants do not fit FP16, and nodes whose activations came too close to its limit on real data. bfloat16 has
+FP32's range and so no islands of overflow; operators that ONNX does not define in it stay FP32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
+import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.infer import infer_shapes
+from alexdeploy.graph.opset import BF16_OPSET, raised
+from alexdeploy.graph.weighted import HALF_NAMES, half_weights
 
-_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_FLOAT = ir.DataType.FLOAT
 # Cast keeps the type it names; Resize takes its scales as float32.
 _ISLANDS = frozenset({"LRN", "QuantizeLinear", "DequantizeLinear", "Cast", "Resize"})
 # operators whose output is never larger in magnitude than their input
@@ -84,43 +89,70 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
         lrn: FP16 inside LRN too; ``certify_lrn`` says whether that is safe.
 
     Raises:
-        InputError: the graph already holds FP16 values.
+        InputError: the graph already holds FP16 or BF16 weights.
     """
     model = model.clone()
     infer_shapes(model)
-    graph = model.graph
-    if any(value.dtype == _HALF for value in graph.initializers.values()):
-        raise InputError("the graph already holds FP16 weights; convert the float model instead")
+    tight = {name for name, room in headroom(largest).items() if room < MARGIN}
+    return _to_half(model, ir.DataType.FLOAT16, tight, lrn=lrn)
+
+
+def to_bf16(model: ir.Model) -> ir.Model:
+    """The same with bfloat16 arithmetic outside LRN and Q/DQ; in opset 22 or later, which has it in Conv and pooling.
+
+    Raises:
+        InputError: the graph already holds FP16 or BF16 weights, or cannot be raised to that opset.
+    """
+    return _to_half(raised(model, BF16_OPSET), ir.DataType.BFLOAT16)
+
+
+def _to_half(model: ir.Model, half: ir.DataType, tight: Collection[str] = (), *, lrn: bool = False) -> ir.Model:
+    """Writes into ``model`` itself; ``tight``: values that need FP32."""
+    graph, opset = model.graph, model.opset_imports.get("", 0)
+    held = half_weights(model)
+    if held is not None:
+        raise InputError(f"the graph already holds {held} weights; convert the float model instead")
     outputs = list(graph.outputs)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    tight = {name for name, room in headroom(largest).items() if room < MARGIN}
     large: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
         reads_large = not large.isdisjoint(node.inputs)
-        overflows = _overflows(node) or (node.op_type != "LRN" and str(node.outputs[0].name) in tight)
+        overflows = _overflows(node, half) or (node.op_type != "LRN" and str(node.outputs[0].name) in tight)
         if overflows or (reads_large and node.op_type in _PASS_ON):
             large.update(node.outputs)
         island = node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")
-        wanted = _FLOAT if island or overflows or reads_large else _HALF
+        island = island or not _defined_in(half, node, opset)
+        wanted = _FLOAT if island or overflows or reads_large else half
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in (_FLOAT, _HALF) and value.dtype != wanted:
+            if value is not None and value.dtype in (_FLOAT, half) and value.dtype != wanted:
                 node.replace_input_with(index, _as_type(graph, node, value, wanted, casts))
         for output in node.outputs:
-            if output.dtype == _FLOAT and wanted == _HALF:
-                output.type = ir.TensorType(_HALF)
+            if output.dtype == _FLOAT and wanted == half:
+                output.type = ir.TensorType(half)
     for index, output in enumerate(outputs):
-        if output.dtype == _HALF:
+        if output.dtype == half:
             _restore_output(graph, index, output)
     common.RemoveUnusedNodesPass()(model)
     return model
 
 
-def _overflows(node: ir.Node) -> bool:
-    """True if a constant of the node leaves FP16's range (±65504)."""
+def _defined_in(half: ir.DataType, node: ir.Node, opset: int) -> bool:
+    """True if ONNX defines the operator on that type, which it does for FP16 nearly everywhere."""
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return True
+    kind = f"tensor({half.name.lower()})"
+    formal = onnx.defs.get_schema(node.op_type, opset).inputs
+    pairs = ((value, formal[min(index, len(formal) - 1)]) for index, value in enumerate(node.inputs))
+    return all(kind in taken.types for value, taken in pairs if value is not None and value.dtype in (_FLOAT, half))
+
+
+def _overflows(node: ir.Node, half: ir.DataType) -> bool:
+    """True if a constant of the node leaves the range of the type (FP16: ±65504)."""
+    limit = float(ml_dtypes.finfo(half.numpy()).max)  # type: ignore[no-untyped-call]
     for value in node.inputs:
         if value is not None and value.const_value is not None and value.dtype == _FLOAT:
             array = value.const_value.numpy()
-            if array.size and float(np.max(np.abs(array))) > LIMIT:
+            if array.size and float(np.max(np.abs(array))) > limit:
                 return True
     return False
 
@@ -134,10 +166,10 @@ def _as_type(
 ) -> ir.Value:
     """``value`` in the wanted type: a converted constant, or one Cast shared by all its users."""
     if (value, wanted) not in casts:
-        suffix = "fp16" if wanted == _HALF else "fp32"
+        suffix = HALF_NAMES.get(wanted, "fp32").lower()
         name = f"{value.name}.{suffix}"
         if value.const_value is not None:
-            converted = ir.val(name, const_value=ir.tensor(value.const_value.numpy().astype(np.float16), name=name))
+            converted = ir.val(name, const_value=ir.tensor(value.const_value.numpy().astype(wanted.numpy()), name=name))
             graph.register_initializer(converted)
         else:
             cast = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{value.name}.to_{suffix}")
@@ -152,7 +184,7 @@ def _restore_output(graph: ir.Graph, index: int, output: ir.Value) -> None:
     """Cast a half-precision graph output back to FP32 under its own name."""
     name, last = output.name, output.producer()
     assert last is not None
-    output.name = f"{name}.fp16"
+    output.name = f"{name}.{HALF_NAMES[output.dtype or ir.DataType.FLOAT16].lower()}"
     cast = ir.node("Cast", [output], {"to": int(_FLOAT)}, name=f"{name}.to_fp32")
     result = cast.outputs[0]
     result.name, result.type, result.shape = name, ir.TensorType(_FLOAT), output.shape

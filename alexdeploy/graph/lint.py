@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.weighted import dequantize_of, is_weighted
+from alexdeploy.graph.weighted import dequantize_of, is_weighted, why_not_fp8
 
 Severity = Literal["error", "warning"]
 Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
@@ -219,7 +219,7 @@ def _computed_scale(node: ir.Node) -> Breach:
 def _one_sided(node: ir.Node) -> Breach:
     sources = [_behind(value, "DequantizeLinear") for value in node.inputs[:2]]
     levels = {_input(source, 0).dtype for source in sources if source is not None}
-    if None not in sources or not levels & {ir.DataType.INT8, ir.DataType.UINT8}:
+    if None not in sources or not levels & {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN}:
         return None  # INT4 and FP4 are for weights alone
     side, other = ("activation", "weight") if sources[1] is None else ("weight", "activation")
     return f"has Q/DQ on its {side} only and computes in float", f"put Q/DQ on its {other} too, or on neither"
@@ -233,6 +233,11 @@ def _activation_scales(node: ir.Node) -> Breach:
         return None
     found = f"has {scale.size} activation scales ('{source.name}'), of shape {scale.shape}, and computes in float"
     return found, "give the activation one scalar scale"
+
+
+def _fp8_window(node: ir.Node) -> Breach:
+    why = why_not_fp8(node)
+    return (f"has FP8 Q/DQ and computes in float: {why}", "keep it in float, or quantize it to INT8") if why else None
 
 
 def _channel_axis(node: ir.Node) -> Breach:
@@ -347,6 +352,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("computed-scale", "error", _QUANTIZERS, _computed_scale),
     ("one-sided", "warning", _WEIGHTED, _one_sided),
     ("activation-scales", "warning", _WEIGHTED, _activation_scales),
+    ("fp8-window", "warning", frozenset({"Conv"}), _fp8_window),
     ("channel-axis", "warning", _WEIGHTED, _channel_axis),
     ("qdq-before-relu", "warning", frozenset({"Relu", "Clip"}), _before_activation),
     ("qdq-before-lrn", "warning", frozenset({"LRN"}), _before_lrn),

@@ -22,7 +22,7 @@ from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
-from alexdeploy.graph.weighted import type_of_levels
+from alexdeploy.graph.weighted import half_weights, type_of_levels
 from alexdeploy.specs import Precision, TensorSpec, find_logits
 
 
@@ -206,10 +206,10 @@ def op_counts(model: ir.Model) -> dict[str, int]:
 
 
 def precision_of(model: ir.Model) -> Precision:
-    """INT8 or FP8 when the graph dequantizes, FP16 when it holds half-precision weights; both, or neither (FP32)."""
+    """INT8 or FP8 when the graph dequantizes, FP16 or BF16 when it holds such weights; both, or neither (FP32)."""
     levels = {type_of_levels(node) for node in model.graph if node.op_type == "DequantizeLinear"}
-    fp16 = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
-    return Precision.of(int8=bool(levels - {"FP8"}), fp8="FP8" in levels, fp16=fp16)
+    half = half_weights(model)
+    return Precision.of(int8=bool(levels - {"FP8"}), fp8="FP8" in levels, fp16=half == "FP16", bf16=half == "BF16")
 
 
 def tensor_spec(value: ir.Value) -> TensorSpec:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx import version_converter
+from google.protobuf.message import EncodeError
+from onnx import helper, version_converter
 from onnx_ir.passes import common
 
+from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
 
 MIN_OPSET = 13  # the first with per-channel DequantizeLinear
+FP8_OPSET = 19  # the first with FP8 in QuantizeLinear and DequantizeLinear
+BF16_OPSET = 22  # the first with bfloat16 in Conv and in pooling
 MIN_IR = 7  # opset 13's; before 4, initializers had to be inputs as well
 
 
@@ -17,8 +21,27 @@ def modernised(model: ir.Model) -> ir.Model:
     model = model.clone()
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, MIN_IR)
-    if model.opset_imports.get("", MIN_OPSET) < MIN_OPSET:
-        model = ir.from_proto(version_converter.convert_version(ir.to_proto(model), MIN_OPSET))
+    return raised(model, MIN_OPSET)
+
+
+def raised(model: ir.Model, opset: int) -> ir.Model:
+    """A copy in that opset or later, with shapes inferred; names and metadata stay.
+
+    Raises:
+        InputError: ONNX's converter cannot raise it.
+    """
+    before = model.opset_imports.get("", opset)
+    if before < opset:
+        try:
+            model = ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
+        except (EncodeError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the graph has opset {before}, {opset} is needed, and ONNX cannot convert it "
+                f"({' '.join(str(error).split())[:200]}); export it in opset {opset}"
+            ) from error
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))
+    else:
+        model = model.clone()
     infer_shapes(model)
     return model

@@ -7,6 +7,8 @@ weight symmetric int8. They differ in what the runtime's integer kernels ask for
 between DQ and the next Q.
 ``openvino``: the same places; activations that are never negative as uint8, which doubles their resolution.
 ``onnxruntime``: uint8 activations, the output quantized too and the bias int32, or its CPU kernels stay float.
+
+FP8 (E4M3, largest value 448) is written in the places of ``tensorrt``, in opset 19 or later.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -23,50 +26,57 @@ from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.names import name_unnamed
-from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
+from alexdeploy.graph.opset import FP8_OPSET, raised
+from alexdeploy.graph.weighted import WeightedNode, half_weights, weighted_nodes
 from alexdeploy.specs import Dialect
 
-INT8_MAX, UINT8_MAX = 127, 255
+INT8_MAX, UINT8_MAX, FP8_MAX = 127, 255, 448
 _FIRST_OPSET = 13
 _MONOTONE = frozenset({"MaxPool", "Flatten", "Reshape", "Identity", "Dropout"})  # commute with quantization
 _UNUSED_SCALE = 1.0  # for a channel or tensor of zeros, where any positive scale is exact
 
 
 def symmetric_scale(amax: npt.NDArray[np.floating] | float, levels: int = INT8_MAX) -> npt.NDArray[np.float32]:
-    """amax/127 as float32, so that ±amax map to ±127 (TensorRT's symmetric int8). Zero amax gives scale 1."""
+    """amax/127 as float32, so that ±amax map to ±127 (TensorRT's symmetric int8). Zero amax gives scale 1.
+
+    ``levels``: the largest level, where that is not 127.
+    """
     scale = np.asarray(amax, dtype=np.float64) / levels
     # below the smallest normal float32 the division by the scale would overflow
     return np.where(scale < np.finfo(np.float32).tiny, _UNUSED_SCALE, scale).astype(np.float32)
 
 
-def weight_scales(weight: npt.NDArray[np.floating], channel_axis: int) -> npt.NDArray[np.float32]:
-    """The scale per index of ``channel_axis`` that maps the largest magnitude to 127."""
+def weight_scales(
+    weight: npt.NDArray[np.floating], channel_axis: int, largest: int = INT8_MAX
+) -> npt.NDArray[np.float32]:
+    """The scale per index of ``channel_axis`` that maps the largest magnitude to the ``largest`` level."""
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
-    return symmetric_scale(np.max(np.abs(weight), axis=others))
+    return symmetric_scale(np.max(np.abs(weight), axis=others), largest)
 
 
 def quantize_weight(
-    weight: npt.NDArray[np.floating], channel_axis: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Int8 weight in [-127, 127], each rounded to the nearest (half to even), and one scale per output channel."""
-    scale = weight_scales(weight, channel_axis)
+    weight: npt.NDArray[np.floating], channel_axis: int, *, fp8: bool = False
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
+    """Int8 weight in [-127, 127] or E4M3 in [-448, 448], each rounded to the nearest (half to even), and its scales."""
+    largest = FP8_MAX if fp8 else INT8_MAX
+    scale = weight_scales(weight, channel_axis, largest)
     shape = [1] * weight.ndim
     shape[channel_axis] = -1
-    levels = np.rint(weight / scale.reshape(shape))
-    return np.clip(levels, -INT8_MAX, INT8_MAX).astype(np.int8), scale
+    levels = np.clip(weight / scale.reshape(shape), -largest, largest)
+    return levels.astype(ml_dtypes.float8_e4m3fn) if fp8 else np.rint(levels).astype(np.int8), scale
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A layer's weight as integers, and its bias where the rounding shifted what the layer gives on average.
+    """A layer's weight as levels, and its bias where the rounding shifted what the layer gives on average.
 
     Attributes:
-        levels: int8 in [-127, 127], of the weight's shape.
+        levels: int8 in [-127, 127] or E4M3, of the weight's shape.
         scales: float32, one per output channel.
         bias: float32, one per output channel, in place of the layer's own; None leaves that as it is.
     """
 
-    levels: npt.NDArray[np.int8]
+    levels: npt.NDArray[np.generic]
     scales: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32] | None = None
 
@@ -97,6 +107,7 @@ def insert_qdq(
     dialect: Dialect = "tensorrt",
     keep_float: Collection[str] = (),
     weights: Mapping[str, QuantizedWeight] = MappingProxyType({}),
+    fp8: bool = False,
 ) -> ir.Model:
     """Quantize every Conv, Gemm and MatMul that has constant weights.
 
@@ -106,15 +117,17 @@ def insert_qdq(
         dialect: see the module.
         keep_float: names of nodes to leave alone.
         weights: by name of the node, the integers to write; the others are rounded to the nearest.
+        fp8: FP8 in place of INT8, in the dialect tensorrt; raises the opset to 19 where it is lower.
 
     Raises:
-        InputError: the graph is quantized or FP16 already, has nothing to quantize, or ``ranges`` lacks a tensor.
+        InputError: the graph is quantized, FP16 or BF16, has nothing to quantize, or ``ranges`` lacks a tensor.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph):
         raise InputError("the graph already holds QuantizeLinear/DequantizeLinear; quantize the float model instead")
-    if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+    held = half_weights(model)
+    if held is not None:
         raise InputError(
-            "the graph holds FP16 weights; quantize the FP32 model it was made from, if need be with FP16 around it"
+            f"the graph holds {held} weights; quantize the FP32 model it was made from, with {held} around it if wanted"
         )
     opset = model.opset_imports.get("", 0)
     if opset < _FIRST_OPSET:
@@ -122,7 +135,7 @@ def insert_qdq(
             f"the graph has opset {opset}; Q/DQ per channel needs {_FIRST_OPSET} or later; adopt the file "
             "(alexdeploy adopt), which raises it"
         )
-    model = name_unnamed(model)  # what is written is named after the nodes
+    model = name_unnamed(raised(model, FP8_OPSET) if fp8 else model)  # what is written is named after the nodes
     nodes = weighted_nodes(model)
     if not nodes:
         raise InputError("the graph has no Conv, Gemm or MatMul with constant weights; nothing to quantize")
@@ -130,12 +143,11 @@ def insert_qdq(
     missing = sorted(needed - ranges.keys())
     if missing:
         raise InputError(f"the ranges lack tensor '{missing[0]}' ({len(missing)} missing); calibrate this model again")
-    writer = _Writer(model.graph, ranges, dialect)
+    writer = _Writer(model.graph, ranges, dialect, fp8=fp8)
     chosen = [node for node in nodes if node.name not in keep_float]
     with ThreadPoolExecutor() as pool:
-        for weighted, quantized in zip(
-            chosen, pool.map(lambda w: weights.get(w.name) or _nearest(w), chosen), strict=True
-        ):
+        rounded = pool.map(lambda one: weights.get(one.name) or _nearest(one, fp8=fp8), chosen)
+        for weighted, quantized in zip(chosen, rounded, strict=True):
             activation = writer.activation(weighted)
             weight = writer.weight(weighted, quantized.levels, quantized.scales)
             weighted.node.replace_input_with(0, activation)
@@ -151,15 +163,15 @@ def insert_qdq(
     return model
 
 
-def _nearest(weighted: WeightedNode) -> QuantizedWeight:
-    return QuantizedWeight(*quantize_weight(weighted.weight_array(), weighted.channel_axis))
+def _nearest(weighted: WeightedNode, *, fp8: bool) -> QuantizedWeight:
+    return QuantizedWeight(*quantize_weight(weighted.weight_array(), weighted.channel_axis, fp8=fp8))
 
 
 class _Writer:
     """Adds Q/DQ to one graph; each tensor is quantized once."""
 
-    def __init__(self, graph: ir.Graph, ranges: Mapping[str, TensorRange], dialect: Dialect) -> None:
-        self._graph, self._ranges, self._dialect = graph, ranges, dialect
+    def __init__(self, graph: ir.Graph, ranges: Mapping[str, TensorRange], dialect: Dialect, *, fp8: bool) -> None:
+        self._graph, self._ranges, self._dialect, self._fp8 = graph, ranges, dialect, fp8
         self._dequantized: dict[ir.Value, ir.Value] = {}
         self._scales: dict[str, tuple[float, npt.NDArray[np.float32]]] = {}
 
@@ -169,11 +181,13 @@ class _Writer:
         self._scales[weighted.name] = (self._scale_and_zero(str(source.name))[0], np.ones(1, np.float32))
         return self._dequantized.get(source) or self._quantize(source, str(source.name))
 
-    def weight(self, weighted: WeightedNode, levels: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> ir.Value:
+    def weight(
+        self, weighted: WeightedNode, levels: npt.NDArray[np.generic], scales: npt.NDArray[np.float32]
+    ) -> ir.Value:
         self._scales[weighted.name] = (self._scales[weighted.name][0], scales)
         base = f"{weighted.name}.weight"  # the weight's own name may be shared; the node's is unique
         value = self._initializer(f"{base}.q", levels)
-        return self._dequantize(value, scales, np.zeros(scales.shape, np.int8), base, weighted.channel_axis)
+        return self._dequantize(value, scales, np.zeros(scales.shape, levels.dtype), base, weighted.channel_axis)
 
     def bias(self, weighted: WeightedNode, bias: npt.NDArray[np.float32]) -> None:
         """Another bias for a Conv or Gemm, or one where it has none."""
@@ -210,9 +224,11 @@ class _Writer:
         for user, index in users:
             user.replace_input_with(index, dequantized)
 
-    def _scale_and_zero(self, name: str) -> tuple[float, npt.NDArray[np.integer]]:
-        """Scale and zero point of an activation: uint8 from 0, uint8 around 128, or int8, as the dialect has it."""
+    def _scale_and_zero(self, name: str) -> tuple[float, npt.NDArray[np.generic]]:
+        """Scale and zero point of an activation: uint8 from 0 or around 128, int8, or E4M3."""
         seen = self._ranges[name]
+        if self._fp8:
+            return float(symmetric_scale(seen.amax, FP8_MAX)), np.zeros((), ml_dtypes.float8_e4m3fn)
         if self._dialect != "tensorrt" and seen.nonnegative:
             return float(symmetric_scale(seen.amax, UINT8_MAX)), np.zeros((), np.uint8)
         if self._dialect == "onnxruntime":
@@ -236,7 +252,7 @@ class _Writer:
         self,
         value: ir.Value,
         scales: npt.NDArray[np.float32],
-        zeros: npt.NDArray[np.integer],
+        zeros: npt.NDArray[np.generic],
         base: str,
         axis: int,
     ) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,13 @@ import onnx_ir as ir
 TENSORRT_NAMES = {  # as its reports have them
     ir.DataType.FLOAT: "FLOAT",
     ir.DataType.FLOAT16: "HALF",
+    ir.DataType.BFLOAT16: "BFLOAT16",
     ir.DataType.INT8: "INT8",
     ir.DataType.UINT8: "INT8",
     ir.DataType.FLOAT8E4M3FN: "FP8",
 }
+HALF_NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
+FP8_WINDOW = 32
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
     ]
 
 
+def half_weights(model: ir.Model) -> str | None:
+    """FP16 or BF16 where the graph holds such weights."""
+    held = (HALF_NAMES[value.dtype] for value in model.graph.initializers.values() if value.dtype in HALF_NAMES)
+    return next(held, None)
+
+
 def quantized_nodes(model: ir.Model) -> list[ir.Node]:
     """Conv, Gemm and MatMul that Q/DQ requests in a type of 8 bits."""
     return [node for node in model.graph if quantized_type(node) is not None]
@@ -73,6 +83,23 @@ def quantized_type(node: ir.Node) -> str | None:
         return None
     types = [type_of_levels(dequantize) for value in node.inputs[:2] if (dequantize := dequantize_of(value))]
     return types[0] if len(types) == 2 else None
+
+
+def why_not_fp8(node: ir.Node) -> str | None:
+    """Why TensorRT has no FP8 kernel for a convolution with FP8 Q/DQ; None for any other node.
+
+    Its windows hold at most 32 places: 5×5 and 4×8 are FP8, 6×6 and 1×33 are not (TensorRT-RTX 1.7.1, whatever the
+    channels, groups and strides are).
+    """
+    dequantize = dequantize_of(node.inputs[1]) if node.op_type == "Conv" and quantized_type(node) == "FP8" else None
+    levels = dequantize.inputs[0] if dequantize is not None else None
+    if levels is None or levels.shape is None:
+        return None
+    sides = [side for side in levels.shape[2:] if isinstance(side, int)]
+    if math.prod(sides) <= FP8_WINDOW:
+        return None
+    window = "×".join(map(str, sides))
+    return f"its window {window} has {math.prod(sides)} places, an FP8 convolution at most {FP8_WINDOW}"
 
 
 def type_of_levels(dequantize: ir.Node) -> str:

@@ -1,4 +1,4 @@
-"""Precision written into a float graph, in memory: INT8 as Q/DQ from the ranges, FP16 with its islands."""
+"""Precision written into a float graph, in memory: INT8 or FP8 as Q/DQ from the ranges, FP16 or BF16 around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from alexdeploy import files
 from alexdeploy.errors import UsageError
 from alexdeploy.graph.equalize import scale_factors
-from alexdeploy.graph.fp16 import certify_lrn, to_fp16
+from alexdeploy.graph.fp16 import certify_lrn, to_bf16, to_fp16
 from alexdeploy.graph.model import PreparedGraph, load_onnx
 from alexdeploy.graph.qdq import QuantizedWeight, TensorRange, insert_qdq
 from alexdeploy.quantize import tensorrt_cache
@@ -28,7 +28,9 @@ class PrecisionSettings:
 
     Attributes:
         int8: quantize with the ranges given.
+        fp8: the same in FP8 (E4M3), in the dialect tensorrt.
         fp16: FP16 instead of FP32 in the float parts.
+        bf16: bfloat16 there; its range is that of FP32, so it needs no ranges.
         lrn_fp16: FP16 inside LRN too, if the ranges prove that its sums stay in range.
         method: which of the range file's methods. None: mse, or the one that a calibration cache holds.
         rounding: of the weights: gptq (``alexdeploy.quantize.refine``) or nearest. None: gptq where the ranges have
@@ -37,20 +39,29 @@ class PrecisionSettings:
     """
 
     int8: bool = False
+    fp8: bool = False
     fp16: bool = False
+    bf16: bool = False
     lrn_fp16: bool = False
     method: Method | None = None
     rounding: Rounding | None = None
     dialect: Dialect = "tensorrt"
 
     def __post_init__(self) -> None:
-        check_lrn_fp16(self.lrn_fp16, self.fp16)
+        """Refuse what would be passed over in silence."""
+        if self.lrn_fp16 and not self.fp16:
+            raise UsageError("`lrn_fp16` is for `fp16`; add it, or leave `lrn_fp16` out")
+        if self.int8 and self.fp8:
+            raise UsageError("`int8` and `fp8` are both types of the quantized layers; leave one out")
+        if self.fp16 and self.bf16:
+            raise UsageError("`fp16` and `bf16` are both types of the float parts; leave one out")
+        if self.fp8 and self.dialect != "tensorrt":
+            raise UsageError(f"`fp8` is for `dialect` tensorrt; {self.dialect} has no FP8 kernels, so take INT8 there")
 
-
-def check_lrn_fp16(lrn_fp16: bool, fp16: bool) -> None:
-    """Refuse what would be passed over in silence."""
-    if lrn_fp16 and not fp16:
-        raise UsageError("`lrn_fp16` is for `fp16`; add it, or leave `lrn_fp16` out")
+    @property
+    def quantized(self) -> str:
+        """INT8 or FP8, or empty where nothing is quantized."""
+        return "INT8" if self.int8 else "FP8" if self.fp8 else ""
 
 
 def with_precision(
@@ -59,17 +70,20 @@ def with_precision(
     """The graph of a float ONNX file in the precision asked for, ready to be built; the file is not changed.
 
     Args:
-        model_path: float ONNX; with neither INT8 nor FP16 asked for, any ONNX.
-        ranges: for INT8, and for FP16 to find its islands; a file that ``calibrate`` or TensorRT wrote, or its content.
+        model_path: float ONNX; with no precision asked for, any ONNX.
+        ranges: for INT8 and FP8, and for FP16 to find its islands; a file that ``calibrate`` or
+            TensorRT wrote, or its content.
         settings: see there.
 
     Raises:
-        UsageError: INT8 without ranges.
+        UsageError: INT8 or FP8 without ranges.
         InputError: an unusable model or range file.
         GateError: ranges of another model or contract, or ``lrn_fp16`` that they do not prove safe.
     """
-    if settings.int8 and ranges is None:
-        raise UsageError("INT8 needs ranges: a file that calibrate wrote, or a calibration cache of TensorRT")
+    if settings.quantized and ranges is None:
+        raise UsageError(
+            f"{settings.quantized} needs ranges: a file that calibrate wrote, or a calibration cache of TensorRT"
+        )
     model = load_onnx(model_path)
     parents: tuple[files.Parent, ...] = ()
     if isinstance(ranges, Path):
@@ -79,12 +93,14 @@ def with_precision(
     method = rounding = None
     if ranges is not None:
         ranges.check_fits(model, model_path)
-    if settings.int8 and ranges is not None:
+    if settings.quantized and ranges is not None:
         method = settings.method or default_method(ranges)
-        writer = QuantizedWriter(ranges, replace(settings, fp16=False))
+        writer = QuantizedWriter(ranges, replace(settings, fp16=False, bf16=False, lrn_fp16=False))
         model, rounding = writer(model, ranges.of(method)), writer.rounding
     if settings.fp16:
         model, headroom = with_fp16(model, ranges, lrn=settings.lrn_fp16)
+    elif settings.bf16:
+        model = to_bf16(model)
     options = {
         "method": method,
         "rounding": rounding,
@@ -105,7 +121,7 @@ def default_method(ranges: Ranges) -> str:
 
 
 class QuantizedWriter:
-    """Writes INT8 by chosen ranges, and FP16 around it where asked for: the graph scored and in the end written.
+    """Writes INT8 or FP8 by chosen ranges, FP16 or BF16 around it: the graph that is scored and in the end written.
 
     Args:
         seen: what calibration saw.
@@ -116,18 +132,21 @@ class QuantizedWriter:
         nearest: layers whose weights were rounded to the nearest all the same, for want of moments.
 
     Raises:
-        UsageError: gptq without moments.
+        UsageError: gptq without moments, or for FP8.
     """
 
     def __init__(self, seen: Ranges, settings: PrecisionSettings) -> None:
         self._seen, self._settings = seen, settings
         self._moments = seen.moments if isinstance(seen, RangeFile) else None
+        if settings.rounding == "gptq" and settings.fp8:
+            raise UsageError("`rounding` gptq is for INT8; leave it out with `fp8`")
         if settings.rounding == "gptq" and self._moments is None:
             raise UsageError(
                 "`rounding` gptq needs the moments that calibrate gathers, which these ranges lack; calibrate again, "
                 "or round to the nearest"
             )
-        self.rounding: Rounding = settings.rounding or ("gptq" if self._moments is not None else "nearest")
+        default: Rounding = "nearest" if self._moments is None or settings.fp8 else "gptq"
+        self.rounding: Rounding = settings.rounding or default
         self.nearest: tuple[str, ...] = ()
         self._last: tuple[ir.Model, dict[str, TensorRange], Refined] | None = None
 
@@ -139,8 +158,13 @@ class QuantizedWriter:
         if self.rounding == "gptq":
             refined = self._refined(model, ranges)
             model, weights, self.nearest = refined.model, refined.weights, refined.nearest
-        model = insert_qdq(model, ranges, dialect=self._settings.dialect, keep_float=keep_float, weights=weights)
-        return with_fp16(model, self._seen, lrn=self._settings.lrn_fp16)[0] if self._settings.fp16 else model
+        settings = self._settings
+        model = insert_qdq(
+            model, ranges, dialect=settings.dialect, keep_float=keep_float, weights=weights, fp8=settings.fp8
+        )
+        if settings.bf16:
+            return to_bf16(model)
+        return with_fp16(model, self._seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
 
     def _refined(self, model: ir.Model, ranges: Mapping[str, TensorRange]) -> Refined:
         """Kept for the next call, which often differs in the layers to keep in float alone."""

@@ -21,11 +21,11 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
 from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sum_of_squares
-from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes, precision_of
+from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
-from alexdeploy.graph.weighted import quantized_nodes
+from alexdeploy.graph.weighted import half_weights, quantized_nodes
 from alexdeploy.machine import cores
 from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.moments import Columns, MomentsObserver
@@ -196,8 +196,9 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
         InputError: one that cannot be calibrated.
     """
     model = load_onnx(path)
-    if precision_of(model).fp16:
-        raise InputError(f"{path}: holds FP16 weights; calibrate the FP32 model it was made from")
+    held = half_weights(model)
+    if held is not None:
+        raise InputError(f"{path}: holds {held} weights; calibrate the FP32 model it was made from")
     if quantized_nodes(model):
         raise InputError(f"{path}: is quantized already; calibrate the float model it was made from")
     tensors = calibration_tensors(model)

@@ -19,7 +19,6 @@ from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.apply import (
     PrecisionSettings,
     QuantizedWriter,
-    check_lrn_fp16,
     default_method,
     largest_values_seen,
     model_parent,
@@ -40,7 +39,9 @@ class QuantizeSettings:
             equalized (``alexdeploy.quantize.refine``), or each to the ``nearest``. None: with ``auto`` measured too,
             else gptq where the range file has moments.
         dialect: see ``alexdeploy.graph.qdq``.
-        fp16: FP16 instead of FP32 between the INT8 layers.
+        fp8: FP8 (E4M3) instead of INT8, in the dialect tensorrt; for compute capability 8.9 and later.
+        fp16: FP16 instead of FP32 between the quantized layers.
+        bf16: bfloat16 there.
         lrn_fp16: FP16 inside LRN too, if calibration proves that its sums stay in range.
         keep_float: names of layers that stay in float, such as ``fc8``.
         max_drop: largest loss of top-1 in points; layers are kept in float until it is met. None: no budget.
@@ -54,13 +55,15 @@ class QuantizeSettings:
     method: Method | Literal["auto"] | None = None
     rounding: Rounding | None = None
     dialect: Dialect = "tensorrt"
+    fp8: bool = False
     fp16: bool = False
+    bf16: bool = False
     lrn_fp16: bool = False
     keep_float: Sequence[str] = ()
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        check_lrn_fp16(self.lrn_fp16, self.fp16)
+        _ = self.precision
         if self.keep_float and self.max_drop is not None:
             raise UsageError("`keep_float` names the layers and `max_drop` searches for them; use one of them")
 
@@ -68,7 +71,13 @@ class QuantizeSettings:
     def precision(self) -> PrecisionSettings:
         """The precision of every layer that is quantized."""
         return PrecisionSettings(
-            int8=True, fp16=self.fp16, lrn_fp16=self.lrn_fp16, rounding=self.rounding, dialect=self.dialect
+            int8=not self.fp8,
+            fp8=self.fp8,
+            fp16=self.fp16,
+            bf16=self.bf16,
+            lrn_fp16=self.lrn_fp16,
+            rounding=self.rounding,
+            dialect=self.dialect,
         )
 
 
@@ -97,7 +106,7 @@ def quantize_onnx(
     validation_images: ImageDataset | None = None,
     progress: Progress = lambda what, share: None,
 ) -> QuantizeResult:
-    """Write a float ONNX model as INT8 Q/DQ.
+    """Write a float ONNX model as INT8 or FP8 Q/DQ.
 
     Args:
         model_path: the float model that was calibrated.
@@ -155,7 +164,9 @@ def quantize_onnx(
             "method": method,
             "rounding": write.rounding,
             "for": settings.dialect,
+            "fp8": settings.fp8,
             "fp16": settings.fp16,
+            "bf16": settings.bf16,
             "lrn": "fp16" if settings.lrn_fp16 else "fp32",
             "max_drop": settings.max_drop,
         },
@@ -184,4 +195,4 @@ def _check_layers(model: ir.Model, names: Sequence[str]) -> None:
         if name not in layers:
             raise UsageError(f"`keep_float`: {unknown_name('layer', name, layers)}")
     if layers and set(names) >= set(layers):
-        raise UsageError("`keep_float` names every layer, so nothing would be INT8; leave some of them out")
+        raise UsageError("`keep_float` names every layer, so nothing would be quantized; leave some of them out")

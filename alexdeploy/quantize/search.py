@@ -19,6 +19,7 @@ import onnx_ir as ir
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, few
+from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
@@ -103,7 +104,7 @@ class QuantizationScorer:
         return topk_accuracy(logits, self._labels, 1) if np.all(self._labels >= 0) else float("nan")
 
     def _logits(self, model: ir.Model) -> npt.NDArray[np.float32]:
-        with OnnxRuntimeRunner(model_bytes(lower_lrn(model))) as runner:
+        with OnnxRuntimeRunner(model_bytes(lower_lrn(for_cpu(model)))) as runner:
             return np.concatenate([runner.infer(batch) for batch in self._batches])
 
 

@@ -28,9 +28,11 @@ def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[by
 
     Where the fast form does not give the native kernel's answers, a warning says so and the kernel stays.
     """
+    from alexdeploy.graph.emulate import for_cpu
     from alexdeploy.graph.lrn.lower import lower_lrn
     from alexdeploy.graph.model import split_weights
 
+    model = for_cpu(model)  # before the LRN is lowered, whose sums stay in FP32
     lowered = lower_lrn(model)
     return split_weights(lowered if _is_proven(model, lowered, origin) else model, source)
 

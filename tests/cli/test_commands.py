@@ -246,6 +246,8 @@ def test_calibrate_says_when_there_are_fewer_images_than_asked_for(
         ([], "mse", "int8"),
         (["--method", "entropy"], "entropy", "int8"),
         (["--method", "percentile", "--fp16"], "percentile", "int8+fp16"),
+        (["--fp8"], "mse", "fp8"),
+        (["--fp8", "--bf16"], "mse", "fp8+bf16"),
     ],
 )
 def test_quantize_puts_every_layer_between_q_and_dq(
@@ -268,6 +270,8 @@ def test_quantize_puts_every_layer_between_q_and_dq(
         ("--fp16", {"INT8": 0, "HALF": 8, "FLOAT": 0}),
         ("--int8 --ranges {ranges}", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
         ("--int8 --fp16 --ranges {ranges}", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
+        ("--bf16", {"INT8": 0, "HALF": 0, "FLOAT": 0, "BFLOAT16": 8}),
+        ("--int8 --bf16 --ranges {ranges}", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
         ("--int8 --data {pictures} --samples 10", {"INT8": 8, "HALF": 0, "FLOAT": 0}),
     ],
 )

@@ -46,6 +46,10 @@ USAGE = {
     "build-engine {model} --int8 -o {out}/x.engine": "--int8 needs either --ranges ranges.json or --data DATASET",
     # values that contradict each other
     "build-engine {model} --int8 --ranges {ranges} --data digits -o {out}/x.engine": "both name",
+    "build-engine {model} --fp8 -o {out}/x.engine": "--fp8 needs either --ranges ranges.json or --data DATASET",
+    "build-engine {model} --fp8 --int8 --ranges {ranges} -o {out}/x.engine": "--int8 and --fp8 are both",
+    "quantize {model} --ranges {ranges} --fp16 --bf16 -o {out}/x": "--fp16 and --bf16 are both",
+    "quantize {model} --ranges {ranges} --fp8 --for openvino -o {out}/x": "--fp8 is for --for tensorrt",
     "build-engine {model} --ranges {ranges} -o {out}/x.engine": "--ranges and --data are for --int8",
     "export {checkpoint} --classes 10 -o {out}/x.onnx": "--classes is for fresh weights",
     "export {checkpoint} --network alexnet -o {out}/x.onnx": "holds 'alexnet-mnist', not 'alexnet'",

@@ -24,7 +24,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.equalize import equalizable, equalize, scale_factors
-from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.fp16 import to_bf16, to_fp16
 from alexdeploy.graph.model import load_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import weighted_nodes
@@ -233,7 +233,8 @@ def test_a_layer_that_something_else_reads_too_is_judged_by_its_own_output(tmp_p
 def test_a_healthy_graph_stays_within_the_band_of_its_precision(case: Case, form: Precision, tmp_path: Path) -> None:
     graph = insert_qdq(case.graph, case.ranges()) if form.quantized else case.graph
     graph = as_fp8(graph) if "fp8" in form.value else graph
-    result = case.against(to_fp16(graph) if form.fp16 else graph, tmp_path)
+    graph = to_fp16(graph) if form.fp16 else to_bf16(graph) if form.bf16 else graph
+    result = case.against(graph, tmp_path)
     assert (result.precision, result.band, result.first) == (form, BANDS[form], None)
     assert result.images == len(case.dataset)
     assert {row.type for row in result.layers} <= {"Conv", "Relu", "LRN", "MaxPool", "Gemm"}

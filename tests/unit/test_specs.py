@@ -24,6 +24,15 @@ def test_precision_is_named_by_its_switches(int8: bool, fp8: bool, fp16: bool, n
     assert (precision.quantized, precision.fp16) == (int8 or fp8, fp16)
 
 
+def test_bfloat16_stands_where_fp16_does() -> None:
+    found = [
+        Precision.of(int8=int8, fp8=fp8, bf16=True) for int8, fp8 in ((False, False), (True, False), (False, True))
+    ]
+    assert [precision.value for precision in found] == ["bf16", "int8+bf16", "fp8+bf16"]
+    assert all(precision.bf16 and not precision.fp16 for precision in found)
+    assert [precision.quantized for precision in found] == [False, True, True]
+
+
 @pytest.mark.parametrize(("text", "expected"), [("1:8:64", (1, 8, 64)), ("8", (8, 8, 8)), ("2:2:3", (2, 2, 3))])
 def test_a_batch_profile_is_three_numbers_or_one(text: str, expected: tuple[int, int, int]) -> None:
     assert Profile.parse(text) == Profile(*[(size,) for size in expected])

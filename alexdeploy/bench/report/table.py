@@ -91,6 +91,13 @@ def notes(report: BenchReport) -> list[str]:
         each = ", ".join(f"{size:,} for {name}" for name, size in sizes.items())
         lines.append(f"Bytes of one image as the model takes it: {each}.")
     lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
+    ran = {row.precision for row in report.rows if row.runtime == "onnxruntime-cpu" and row.status != "skipped"}
+    emulated = [name for name in ("BF16", "FP8") if any(name.lower() in precision for precision in ran)]
+    if emulated:
+        lines.append(
+            f"{' and '.join(emulated)} on onnxruntime-cpu: emulated, FP32 arithmetic on rounded values. Accuracy is "
+            "that of the type; times and roofline say nothing of its kernels."
+        )
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
     lines += [

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import msgspec
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -20,20 +22,20 @@ from alexdeploy.engine import timing_cache
 from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
 from alexdeploy.engine.options import BuilderOptions, BuildSettings
-from alexdeploy.engine.plan import precision_verdict
+from alexdeploy.engine.plan import plan_engine, precision_verdict, reasons_of
 from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.shapes import input_profiles
 from alexdeploy.engine.versions import Compatibility, Library, load_library
 from alexdeploy.errors import InputError, UnavailableError, UsageError
-from alexdeploy.graph.fp16 import to_fp16
-from alexdeploy.graph.model import model_bytes
+from alexdeploy.graph.fp16 import to_bf16, to_fp16
+from alexdeploy.graph.model import PreparedGraph, model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.graph.weighted import quantized_type
 from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.specs import Profile
 from tests.helpers.foreign_graphs import any_size
-from tests.helpers.graphs import as_fp8, conv_lrn_gemm
+from tests.helpers.graphs import as_fp8, conv_lrn_gemm, make_model
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
@@ -105,6 +107,43 @@ def test_fp8_is_judged_as_fp8(fp16: bool) -> None:
     assert report.precisions == {"INT8": 0, "HALF": 0, "FLOAT": 0, "FP8": 2}
     assert report.float_layers == ()
     assert precision_verdict(report) == "2 of 2 layers in FP8"
+
+
+@pytest.mark.parametrize("kernel", [5, 6])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_layer_that_is_no_fp8_kernel_is_told_with_the_reason(kernel: int, bf16: bool) -> None:
+    weight = np.ones((16, 16, kernel, kernel), np.float32)
+    node = helper.make_node("Conv", ["input", "w"], ["logits"], "layer")
+    model = ir.from_proto(make_model([node], {"w": weight}, shape=("batch", 16, 32, 32)))
+    model = insert_qdq(model, {"input": TensorRange(1.0)}, fp8=True)
+    graph = PreparedGraph(to_bf16(model) if bf16 else model, Path("model.onnx"))
+    settings = BuildSettings(
+        builder="tensorrt-rtx", options=BuilderOptions(compatibility=Compatibility(targets=("8.9",)))
+    )
+    record = plan_engine(graph, settings=settings).build.run()[1]
+    record = msgspec.structs.replace(record, reasons=reasons_of(record, graph.model))
+    if kernel == 5:
+        assert (record.layer_precisions, record.reasons) == ({"layer": "FP8"}, {})
+    else:
+        assert record.layer_precisions == {"layer": "BFLOAT16" if bf16 else "FLOAT"}
+        assert "0 of 1 layers in FP8" in precision_verdict(record)
+        assert "layer (its window 6×6 has 36 places, an FP8 convolution at most 32)" in precision_verdict(record)
+
+
+def test_bfloat16_is_computed_in_bfloat16() -> None:
+    _, report = build(graph_of(to_bf16(ir.from_proto(conv_lrn_gemm()))))
+    assert report.layer_precisions == {"conv1": "BFLOAT16", "fc2": "BFLOAT16"}
+
+
+@pytest.mark.parametrize(("target", "fp8", "needed"), [("8.6", True, "8.9"), ("7.5", False, "8.0")])
+def test_a_target_without_the_type_is_refused_before_the_build(target: str, fp8: bool, needed: str) -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    model = insert_qdq(model, AMAX, fp8=True) if fp8 else to_bf16(model)
+    settings = BuildSettings(
+        builder="tensorrt-rtx", options=BuilderOptions(compatibility=Compatibility(targets=(target,)))
+    )
+    with pytest.raises(UsageError, match=f"`targets` {target}: .*needs compute capability {needed}"):
+        plan_engine(PreparedGraph(model, Path("model.onnx")), settings=settings)
 
 
 def test_each_layer_is_judged_by_the_type_that_its_own_qdq_asks_for() -> None:

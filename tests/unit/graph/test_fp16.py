@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from alexdeploy.errors import GateError, InputError
-from alexdeploy.graph.fp16 import LIMIT, certify_lrn, largest_values, to_fp16
+from alexdeploy.graph.fp16 import LIMIT, certify_lrn, largest_values, to_bf16, to_fp16
 from alexdeploy.graph.model import precision_of
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.specs import Precision
@@ -119,3 +119,31 @@ def test_what_would_overflow_on_real_data_stays_finite_all_the_way() -> None:
     assert not np.isfinite(lost).all(), "without ranges it overflows, or the test shows nothing"
     (half,) = run(to_fp16(ir.from_proto(model), largest={"conv1": 2e5}), images())
     np.testing.assert_allclose(half, expected, rtol=1e-2, atol=1e-2 * float(np.abs(expected).max()))
+
+
+def test_bfloat16_has_the_same_islands_and_raises_the_opset() -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    model.metadata_props["kept"] = "yes"
+    half = to_bf16(model)
+    assert (precision_of(half), half.opset_imports[""], model.opset_imports[""]) == (Precision.BF16, 22, 20)
+    assert half.metadata_props["kept"] == "yes"
+    onnx.checker.check_model(ir.to_proto(half), full_check=True)
+    found = types(half)
+    assert found["conv1"] == found["pool1"] == TensorProto.BFLOAT16
+    assert found["lrn1"] == found["logits"] == TensorProto.FLOAT
+    with pytest.raises(InputError, match="already holds BF16"):
+        to_fp16(half)
+
+
+def test_bfloat16_needs_no_island_for_a_constant_that_fp16_cannot_hold() -> None:
+    nodes = [helper.make_node("Mul", ["input", "big"], ["large"], "mul")]
+    nodes.append(helper.make_node("Mul", ["large", "small"], ["logits"], "back"))
+    weights = {"big": np.asarray([1e6], np.float32), "small": np.asarray([1e-4], np.float32)}
+    assert types(to_bf16(ir.from_proto(make_model(nodes, weights))))["large"] == TensorProto.BFLOAT16
+
+
+def test_an_operator_that_onnx_lacks_in_bfloat16_stays_in_fp32() -> None:
+    nodes = [helper.make_node("Relu", ["input"], ["a"], "relu"), helper.make_node("Celu", ["a"], ["logits"], "celu")]
+    half = to_bf16(ir.from_proto(make_model(nodes, {})))
+    taken = {node.name: node.inputs[0].dtype for node in half.graph if node.inputs[0] is not None}
+    assert (taken["relu"], taken["celu"]) == (ir.DataType.BFLOAT16, ir.DataType.FLOAT)

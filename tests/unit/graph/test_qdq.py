@@ -11,6 +11,7 @@ from onnx import helper
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.fp16 import to_fp16
+from alexdeploy.graph.lint import lint
 from alexdeploy.graph.qdq import (
     TensorRange,
     calibration_tensors,
@@ -19,10 +20,11 @@ from alexdeploy.graph.qdq import (
     symmetric_scale,
 )
 from alexdeploy.graph.taps import with_outputs
-from alexdeploy.graph.weighted import quantized_nodes, weighted_nodes
+from alexdeploy.graph.weighted import quantized_nodes, quantized_type, weighted_nodes
 from alexdeploy.specs import Dialect
 from tests.helpers.graphs import Array, conv_lrn_gemm, images, make_model, run
 
+BIG = ("batch", 3, 40, 40)
 AMAX = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
 
 
@@ -209,3 +211,51 @@ def test_a_gemm_bias_of_one_row_is_quantized_as_a_vector_is() -> None:
     ranges = {**AMAX, "relu1": TensorRange(3.0)}
     answers = [run(insert_qdq(ir.from_proto(p), ranges, dialect="onnxruntime"), images())[0] for p in (original, row)]
     np.testing.assert_array_equal(answers[1], answers[0])
+
+
+def e4m3_values() -> Array:
+    """All values of E4M3 by its definition: sign, 4 bits of exponent (bias 7), 3 of mantissa; 448 is the largest."""
+    positive = [mantissa / 8 * 2.0**-6 for mantissa in range(8)]
+    positive += [(1 + mantissa / 8) * 2.0 ** (exponent - 7) for exponent in range(1, 16) for mantissa in range(8)]
+    finite = positive[:-1]  # the last code is NaN
+    return np.asarray([*finite, *(-value for value in finite)])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_fp8_weights_are_the_nearest_values_of_e4m3(axis: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
+    levels, scales = quantize_weight(weight, axis, fp8=True)
+    values = e4m3_values()
+    for channel in range(weight.shape[axis]):
+        row = np.take(weight, channel, axis=axis)
+        assert scales[channel] == np.float32(np.abs(row).max() / 448)
+        exact = row / scales[channel]
+        nearest = np.abs(exact[:, None] - values).min(axis=1)
+        actual = np.take(levels, channel, axis=axis).astype(np.float32)
+        np.testing.assert_allclose(np.abs(actual - exact), nearest, atol=1e-6)
+        assert np.abs(actual).max() == 448
+
+
+def test_fp8_is_written_where_int8_is_and_raises_the_opset() -> None:
+    original = conv_lrn_gemm()
+    original.opset_import[0].version = 13
+    model = insert_qdq(ir.from_proto(original), AMAX, fp8=True)
+    assert model.opset_imports[""] >= 19
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert [quantized_type(node) for node in quantized_nodes(model)] == ["FP8", "FP8"]
+    int8 = insert_qdq(ir.from_proto(original), AMAX)
+    assert [node.name for node in model.graph] == [node.name for node in int8.graph]
+    scale = model.graph.initializers["input.scale"].const_value
+    assert scale is not None
+    assert scale.numpy() == np.float32(4.0 / 448)
+    (expected,), (actual,) = run(original, images()), run(model, images())
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.12
+
+
+@pytest.mark.parametrize(("window", "fp8"), [((5, 5), True), ((4, 8), True), ((6, 6), False), ((1, 33), False)])
+def test_fp8_convolutions_have_at_most_32_places(window: tuple[int, int], fp8: bool) -> None:
+    weight = np.ones((4, 3, *window), np.float32)
+    proto = make_model([helper.make_node("Conv", ["input", "w"], ["logits"], "layer")], {"w": weight}, shape=BIG)
+    model = insert_qdq(ir.from_proto(proto), {"input": TensorRange(1.0)}, fp8=True)
+    assert [finding.rule for finding in lint(model)] == ([] if fp8 else ["fp8-window"])
+    assert lint(insert_qdq(ir.from_proto(proto), {"input": TensorRange(1.0)})) == []

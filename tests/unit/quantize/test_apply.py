@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from alexdeploy.errors import UsageError
-from alexdeploy.quantize.apply import PrecisionSettings, with_precision
+from alexdeploy.graph.model import precision_of
+from alexdeploy.graph.qdq import TensorRange
+from alexdeploy.quantize.apply import PrecisionSettings, quantized, with_precision
+from alexdeploy.quantize.tensorrt_cache import CalibrationCache
+from alexdeploy.specs import Precision
+from tests.helpers.graphs import conv_lrn_gemm
 
 
 def test_int8_without_ranges_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="INT8 needs ranges"):
         with_precision(tmp_path / "m.onnx", settings=PrecisionSettings(int8=True))
+    with pytest.raises(UsageError, match="FP8 needs ranges"):
+        with_precision(tmp_path / "m.onnx", settings=PrecisionSettings(fp8=True))
     with pytest.raises(UsageError, match="`lrn_fp16` is for `fp16`"):
         PrecisionSettings(lrn_fp16=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"int8": True, "fp8": True}, "`int8` and `fp8`"),
+        ({"fp16": True, "bf16": True}, "`fp16` and `bf16`"),
+        ({"fp8": True, "dialect": "openvino"}, "openvino has no FP8 kernels"),
+        ({"bf16": True, "lrn_fp16": True}, "`lrn_fp16` is for `fp16`"),
+    ],
+)
+def test_types_that_exclude_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        PrecisionSettings(**settings)
+
+
+def test_the_graph_scored_is_in_the_types_asked_for() -> None:
+    model, ranges = ir.from_proto(conv_lrn_gemm()), {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
+    cache = CalibrationCache(name="c", sha256="0", calibrator="t", amax={"input": 4.0, "flatten1": 2.0})
+    for settings, expected in (
+        (PrecisionSettings(fp8=True), Precision.FP8),
+        (PrecisionSettings(fp8=True, fp16=True), Precision.FP8_FP16),
+        (PrecisionSettings(fp8=True, bf16=True), Precision.FP8_BF16),
+        (PrecisionSettings(int8=True, bf16=True), Precision.INT8_BF16),
+    ):
+        assert precision_of(quantized(model, ranges, seen=cache, settings=settings)) is expected
