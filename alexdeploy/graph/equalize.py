@@ -3,16 +3,16 @@
 Between two weighted layers with nothing but ReLU, max pooling and flattening in between, each channel may be scaled by
 any positive factor in the first layer and back in the second (M. Nagel et al., "Data-Free Quantization Through Weight
 Equalization and Bias Correction", ICCV 2019). Here a channel that reaches up to ``a`` of a range ``T`` is enlarged by
-sqrt(T/a), rounded to a quarter of an octave: nothing is clipped that was not, ``T`` stays, and so does the float
-function but for its last bits. Behind a ReLU6 that holds for images whose channels stay within what was seen; beyond it
-a channel is clipped earlier. The metadata of the model tell the exponents, so that ``scale_factors`` can undo them in a
-comparison.
+sqrt(T/a): nothing is clipped that was not, ``T`` stays, and so does the float function but for its last bits. Behind a
+ReLU6 that holds for images whose channels stay within what was seen; beyond it a channel is clipped earlier. The
+metadata of the model tell the factors, so that ``scale_factors`` can undo them in a comparison.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,9 +24,9 @@ from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Flatten", "Identity", "Dropout"})  # f(c·x) = c·f(x), channel by channel
 _Pair = tuple[WeightedNode, WeightedNode, float]  # the layers, and the bound of a Clip between them
-_PER_OCTAVE = 4
-_MOST = 12  # quarters of an octave; a channel that was silent on the images seen may not be on others
-METADATA_KEY = "alexdeploy.equalized"
+_MOST = 8.0  # a channel that was small on the images seen may not be on others
+_PER_UNIT = 256  # a factor is a multiple of 1/256, which float16 holds
+METADATA_KEY = "alexdeploy.channel_factors"
 
 Floats = npt.NDArray[np.floating]
 
@@ -52,12 +52,11 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
             continue
         outputs = first.weight_array().shape[first.channel_axis]
         largest = np.asarray(channels[name]).reshape(outputs, -1)  # a flattened tensor has several columns per channel
-        with np.errstate(divide="ignore", invalid="ignore"):
-            headroom = _PER_OCTAVE * np.log2(ranges[name] / largest.max(axis=1))
-            unclipped = np.floor(_PER_OCTAVE * np.log2(bound / largest.max(axis=1)))
-        exponents = np.nan_to_num(np.clip(np.minimum(np.rint(headroom / 2), unclipped), 0, _MOST)).astype(int)
-        factor = 2.0 ** (exponents / _PER_OCTAVE)
-        told |= dict.fromkeys(_path(first, second), "".join(f"{exponent:x}" for exponent in exponents))
+        seen = largest.max(axis=1).astype(np.float64)
+        seen[seen == 0] = ranges[name] or 1.0  # a channel that was silent on the images seen may not be on others
+        wanted = np.minimum(np.sqrt(ranges[name] / seen), bound / seen)
+        factor = np.floor(np.clip(wanted, 1, _MOST) * _PER_UNIT) / _PER_UNIT
+        told |= dict.fromkeys(_path(first, second), b64encode(factor.astype("<f2").tobytes()).decode())
         _scale(first.node, 1, factor, first.channel_axis)
         if len(first.node.inputs) > 2 and first.node.inputs[2] is not None:
             _scale(first.node, 2, factor, -1)
@@ -73,9 +72,7 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
 def scale_factors(model: ir.Model) -> dict[str, Floats]:
     """By how much ``equalize`` enlarged each channel (or group of columns) of each tensor that it changed."""
     told: dict[str, str] = json.loads(model.metadata_props.get(METADATA_KEY, "{}"))
-    return {
-        name: 2.0 ** (np.array([int(digit, 16) for digit in digits]) / _PER_OCTAVE) for name, digits in told.items()
-    }
+    return {name: np.frombuffer(b64decode(text), "<f2").astype(np.float64) for name, text in told.items()}
 
 
 def _path(first: WeightedNode, second: WeightedNode) -> list[str]:

@@ -147,7 +147,7 @@ class MomentsObserver:
         for name in self._channels:
             array = activations[name]
             axes = (0, *range(2, array.ndim))
-            found[f"{name}.channels"] = np.maximum(array.max(axis=axes), -array.min(axis=axes))
+            found[f"{name}.channels"] = np.maximum(np.abs(array.max(axis=axes)), np.abs(array.min(axis=axes)))
         return found
 
     def add(self, columns: Columns) -> None:

@@ -52,7 +52,7 @@ def show_inspect(names: list[str]) -> None:
 
 
 def show_analyze(names: list[str]) -> None:
-    analyze.show([Sensitivity(name, Score(123.4, 120.0, 0.9875, 1.25), 0.125) for name in names], 256)
+    analyze.show([Sensitivity(name, Score(123.4, 0.9875, 1.25), 0.125) for name in names], 256)
 
 
 def show_engine(names: list[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from alexdeploy.errors import UsageError
 from alexdeploy.graph.model import precision_of
 from alexdeploy.graph.qdq import TensorRange
-from alexdeploy.quantize.apply import PrecisionSettings, quantized, with_precision
+from alexdeploy.quantize.apply import PrecisionSettings, QuantizedWriter, with_precision
 from alexdeploy.quantize.tensorrt_cache import CalibrationCache
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import conv_lrn_gemm
@@ -49,4 +49,4 @@ def test_the_graph_scored_is_in_the_types_asked_for() -> None:
         (PrecisionSettings(fp8=True, bf16=True), Precision.FP8_BF16),
         (PrecisionSettings(int8=True, bf16=True), Precision.INT8_BF16),
     ):
-        assert precision_of(quantized(model, ranges, seen=cache, settings=settings)) is expected
+        assert precision_of(QuantizedWriter(cache, settings)(model, ranges)) is expected

@@ -65,8 +65,8 @@ def test_the_columns_are_those_that_torch_unfolds_and_depend_on_the_image_alone(
     for number in range(5):
         alone = sample_columns(weighted, images[number : number + 1], 6, 10 + number)[0]
         np.testing.assert_array_equal(whole[0, 6 * number : 6 * number + 6], alone)
-        places = [int(np.flatnonzero((unfolded[number].T == column).all(axis=1))[0]) for column in alone]
-        assert (np.diff(places) > 0).all(), "six different places, in order"
+        places = [int(np.flatnonzero((column == unfolded[number].T).all(axis=1))[0]) for column in alone]
+        assert all(np.diff(places) > 0), "six different places, in order"
     other = sample_columns(weighted, images[:1], 6, 11)
     assert not np.array_equal(other, sample_columns(weighted, images[:1], 6, 10)), "another image, other places"
 

@@ -81,8 +81,9 @@ def test_the_mean_of_every_output_stays(calibrated: tuple[dict[str, TensorRange]
     weight = refined.weights["fc4"]
     assert weight.bias is not None
     found = refined.model.graph.node("fc4").inputs
-    weights, bias = (value.const_value.numpy().astype(np.float64) for value in found[1:])  # type: ignore[union-attr]
-    rounded = weight.levels * weight.scales[:, None].astype(np.float64)
+    constants: list[Array] = [value.const_value.numpy() for value in found[1:]]  # type: ignore[union-attr]
+    weights, bias = (array.astype(np.float64) for array in constants)
+    rounded = weight.levels.astype(np.float64) * weight.scales[:, None]
     shift = (flat @ rounded.T + weight.bias - flat @ weights.T - bias).mean(axis=0)
     uncorrected = (flat @ rounded.T - flat @ weights.T).mean(axis=0)
     assert np.abs(shift).max() < 1e-4
