@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from alexdeploy import files
-from alexdeploy.errors import UsageError
+from alexdeploy.errors import InputWarning, UsageError
 from alexdeploy.graph.equalize import scale_factors
 from alexdeploy.graph.fp16 import certify_lrn, to_bf16, to_fp16
 from alexdeploy.graph.model import PreparedGraph, load_onnx
@@ -145,7 +146,15 @@ class QuantizedWriter:
                 "`rounding` gptq needs the moments that calibrate gathers, which these ranges lack; calibrate again, "
                 "or round to the nearest"
             )
-        default: Rounding = "nearest" if self._moments is None or settings.fp8 else "gptq"
+        missing = self._moments.missing if self._moments is not None else None
+        if missing and settings.rounding is None and not settings.fp8:
+            warnings.warn(
+                f"{missing} is missing, which calibrate wrote beside the range file: the weights are rounded to the "
+                "nearest, not by gptq",
+                InputWarning,
+                stacklevel=2,
+            )
+        default: Rounding = "nearest" if self._moments is None or missing or settings.fp8 else "gptq"
         self.rounding: Rounding = settings.rounding or default
         self.nearest: tuple[str, ...] = ()
         self._last: tuple[ir.Model, dict[str, TensorRange], Refined] | None = None

@@ -65,6 +65,11 @@ class Moments:
         return hash(self.sha256)
 
     @property
+    def missing(self) -> Path | None:
+        """The path of the file, where it is not there."""
+        return self._path if self._data is None and self._path is not None and not self._path.exists() else None
+
+    @property
     def data(self) -> bytes:
         """The file's bytes.
 
@@ -74,10 +79,10 @@ class Moments:
         """
         if self._data is None:
             assert self._path is not None
-            if not self._path.exists():
+            if self.missing:
                 raise InputError(
-                    f"{self._path}: missing; calibrate wrote it beside the range file, for rounding by error; put the "
-                    "two together, or calibrate again"
+                    f"{self._path}: missing; calibrate wrote it beside the range file, for rounding by gptq; put the "
+                    "two together, or round to the nearest"
                 )
             data = self._path.read_bytes()
             if sha256(data).hexdigest() != self.sha256:

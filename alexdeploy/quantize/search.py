@@ -26,13 +26,13 @@ from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.table import layer_table
 from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.metrics import agreement, sqnr_db, topk_accuracy
+from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
-from alexdeploy.specs import Progress, Rounding
+from alexdeploy.specs import DEFAULT_METHOD, Progress, Rounding
 
 _BATCH = 32
 AUTO_SECONDS = 60.0
-_PROMISING = ("mse", "minmax", "percentile", "entropy")  # all methods, the best on three networks first
 _CANDIDATES = 16  # layers tried per round of the budget search; in a larger net, the most sensitive ones
 
 TensorRanges = Mapping[str, TensorRange]
@@ -232,9 +232,10 @@ def choose_method(
     """Measure each method with each rounding end to end, and take the one with the highest SQNR.
 
     The SQNR of all logits decides: on a few hundred images the agreement changes with single images that are close
-    between two classes. The most promising are measured first, and none is begun that would end after ``seconds``.
+    between two classes. The default is measured first, and none is begun that would end after ``seconds``.
     """
-    candidates = [(method, rounding) for rounding in writers for method in _PROMISING]
+    methods = dict.fromkeys([DEFAULT_METHOD, *METHODS])
+    candidates = [(method, rounding) for rounding in writers for method in methods]
     scores: dict[str, Score] = {}
     best, started, longest = candidates[0], time.monotonic(), 0.0
     for number, (method, rounding) in enumerate(candidates):

@@ -25,7 +25,7 @@ from alexdeploy.quantize.observer import ActivationObserver
 EXAMPLES = Path(__file__).resolve().parents[2] / "calibration"
 SAMPLES = 256
 CONTRACT = Contract(color="gray", crop=8, mean=(0.0,), std=(1.0,), labels=tuple("0123456789"))
-COMMAND = f"alexdeploy calibrate example.onnx --data digits --samples {SAMPLES} -o example.ranges.json"
+COMMAND = f"alexdeploy calibrate example.onnx --data digits --samples {SAMPLES} --ranges-only -o example.ranges.json"
 
 Integers = npt.NDArray[np.int64]
 

@@ -8,10 +8,14 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from alexdeploy.errors import UsageError
+from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.graph.model import precision_of
 from alexdeploy.graph.qdq import TensorRange
+from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.apply import PrecisionSettings, QuantizedWriter, with_precision
+from alexdeploy.quantize.methods import METHODS
+from alexdeploy.quantize.moments import Moments
+from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.quantize.tensorrt_cache import CalibrationCache
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import conv_lrn_gemm
@@ -50,3 +54,25 @@ def test_the_graph_scored_is_in_the_types_asked_for() -> None:
         (PrecisionSettings(int8=True, bf16=True), Precision.INT8_BF16),
     ):
         assert precision_of(QuantizedWriter(cache, settings)(model, ranges)) is expected
+
+
+def test_a_range_file_that_left_its_moments_behind_is_told_of_and_gptq_refused(tmp_path: Path) -> None:
+    model = ir.from_proto(conv_lrn_gemm())
+    tensors = {name: {**dict.fromkeys(METHODS, 2.0), "min": 0.0, "samples": 1} for name in ("input", "flatten1")}
+    moments = Moments(path=tmp_path / "ranges.moments.safetensors", digest="0" * 64)
+    seen = RangeFile(model_sha256="", contract="", dataset={}, samples=1, tensors=tensors, moments=moments)
+    with pytest.warns(InputWarning, match=r"ranges.moments.safetensors is missing.*rounded to the nearest"):
+        writer = QuantizedWriter(seen, PrecisionSettings(int8=True))
+    assert writer.rounding == "nearest"
+    assert len(quantized_nodes(writer(model, seen.of("minmax")))) == 2
+    asked = QuantizedWriter(seen, PrecisionSettings(int8=True, rounding="gptq"))
+    with pytest.raises(InputError, match="missing; calibrate wrote it beside"):
+        asked(model, seen.of("minmax"))
+
+
+def test_gptq_without_moments_or_for_fp8_is_refused() -> None:
+    cache = CalibrationCache(name="cache", sha256="", calibrator="", amax={})
+    with pytest.raises(UsageError, match="`rounding` gptq needs the moments"):
+        QuantizedWriter(cache, PrecisionSettings(int8=True, rounding="gptq"))
+    with pytest.raises(UsageError, match="`rounding` gptq is for INT8"):
+        QuantizedWriter(cache, PrecisionSettings(fp8=True, rounding="gptq"))
