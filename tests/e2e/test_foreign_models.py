@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto
 import torch
 from PIL import Image
 from torch import nn
@@ -281,7 +282,9 @@ def test_a_graph_of_any_interface_goes_all_the_way(make: Callable[[], Foreign], 
     expected = theirs(foreign, batch)
     loaded = load_onnx(model)
     half = precision_of(loaded).fp16
-    tolerance = 2e-3 if half else 1e-5
+    # scores that are written as float16 may be rounded the other way where a runtime adds in another order
+    half_scores = any(o.type.tensor_type.elem_type == TensorProto.FLOAT16 for o in foreign.model.graph.output)
+    tolerance = 2e-3 if half or half_scores else 1e-5
     for runtime in ("onnxruntime-cpu", *(["openvino"] if find_spec("openvino") else [])):
         with load(model, runtime=runtime) as runner:
             assert (runner.input.dtype, runner.classes) == (contract.input_type, 4)
