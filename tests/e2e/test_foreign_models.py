@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
 import torch
+from onnx import TensorProto
 from PIL import Image
 from torch import nn
 
