@@ -95,7 +95,7 @@ def _pairs(model: ir.Model) -> list[_Pair]:
         while value is not None and len(value.consumers()) == 1 and not value.is_graph_output():
             producer = value.producer()
             if value in by_output:
-                if (_group(second) == 1 or _is_depthwise(second)) and _bias_is_constant(by_output[value].node):
+                if (second.groups == 1 or _is_depthwise(second)) and _bias_is_constant(by_output[value].node):
                     found.append((by_output[value], second, bound))
                 break
             limit = _upper_bound(producer) if producer is not None else None
@@ -105,14 +105,9 @@ def _pairs(model: ir.Model) -> list[_Pair]:
     return found
 
 
-def _group(weighted: WeightedNode) -> int:
-    group = weighted.node.attributes.get("group")
-    return 1 if group is None else group.as_int()
-
-
 def _is_depthwise(weighted: WeightedNode) -> bool:
     """Each group reads one channel; its filter's own scale takes up any factor."""
-    return _group(weighted) > 1 and weighted.weight_array().shape[1] == 1
+    return weighted.groups > 1 and weighted.weight_array().shape[1] == 1
 
 
 def _upper_bound(node: ir.Node) -> float | None:

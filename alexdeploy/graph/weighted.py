@@ -37,6 +37,12 @@ class WeightedNode:
         return str(self.node.name)
 
     @property
+    def groups(self) -> int:
+        """Of a Conv; 1 for the others."""
+        group = self.node.attributes.get("group")
+        return 1 if group is None else group.as_int()
+
+    @property
     def activation(self) -> ir.Value:
         value = self.node.inputs[0]
         assert value is not None  # guaranteed by the checker

@@ -22,8 +22,7 @@ def weight_rows(weighted: WeightedNode) -> Floats:
     """The weight as (groups, output channels per group, inputs per output)."""
     weight = weighted.weight_array().astype(np.float64)
     if weighted.node.op_type == "Conv":
-        groups = _integer(weighted, "group", 1)
-        return weight.reshape(groups, weight.shape[0] // groups, -1)
+        return weight.reshape(weighted.groups, weight.shape[0] // weighted.groups, -1)
     return (weight if weighted.channel_axis == 0 else weight.T)[None]
 
 
@@ -38,7 +37,7 @@ def has_columns(weighted: WeightedNode) -> bool:
     """False for what ``sample_columns`` does not unfold: convolutions of signals or volumes, a transposed input."""
     if weighted.node.op_type == "Conv":
         return weighted.weight_array().ndim == 4
-    return weighted.weight_array().ndim == 2 and not _integer(weighted, "transA", 0)
+    return weighted.weight_array().ndim == 2 and not _is_transposed(weighted)
 
 
 def sample_columns(
@@ -62,7 +61,7 @@ def sample_columns(
     kernel = weighted.weight_array().shape[2:]
     starts = [_starts(weighted, axis, activation.shape[2 + axis], kernel[axis]) for axis in (0, 1)]
     dilations = _integers(weighted, "dilations", [1, 1])
-    count, groups = len(starts[0]) * len(starts[1]), _integer(weighted, "group", 1)
+    count, groups = len(starts[0]) * len(starts[1]), weighted.groups
     columns = []
     for number, image in enumerate(activation, first):
         chosen = _spread(count, positions, number)
@@ -108,9 +107,9 @@ def _taps(
     return np.clip(found, 0, size - 1), (found >= 0) & (found < size)
 
 
-def _integer(weighted: WeightedNode, name: str, default: int) -> int:
-    attribute = weighted.node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
+def _is_transposed(weighted: WeightedNode) -> bool:
+    attribute = weighted.node.attributes.get("transA")
+    return attribute is not None and attribute.as_int() == 1
 
 
 def _integers(weighted: WeightedNode, name: str, default: list[int]) -> list[int]:
