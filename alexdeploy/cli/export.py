@@ -227,11 +227,14 @@ def _export(
     from alexdeploy.data.samples import real_images
     from alexdeploy.export.from_torch import export_onnx
     from alexdeploy.zoo import convnet
+    from alexdeploy.zoo.fake_quantize import layer_ranges
 
     module = source.module
     if fully_convolutional:
         if not isinstance(module, convnet.ConvNet):
             raise UsageError("--fully-convolutional is for the built-in networks")
+        if layer_ranges(module):
+            raise UsageError("--fully-convolutional is for a float network; this one is tuned for INT8")
         module = convnet.fully_convolutional(module)
     return export_onnx(
         module,

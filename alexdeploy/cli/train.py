@@ -9,9 +9,10 @@ from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
 from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
-from alexdeploy.errors import few
+from alexdeploy.errors import UsageError, few
 
 if TYPE_CHECKING:
+    from alexdeploy.recipe import Recipe
     from alexdeploy.train import Epoch, Step, TrainResult
 
 
@@ -38,10 +39,16 @@ recipe_options = option_group(
 
 
 @click.command("train")
-@click.argument("recipe", metavar="RECIPE|NETWORK")
+@click.argument("recipe", metavar="RECIPE|NETWORK|CHECKPOINT")
 @data_options(required=True, split=False)
 @recipe_options
 @click.option("--weights", type=FILE, metavar="FILE", help="Start from these: .safetensors, .pth or bvlc_alexnet.npy.")
+@click.option(
+    "--qat",
+    type=FILE,
+    metavar="RANGES",
+    help="Tune for INT8 with the ranges that calibrate wrote for these weights' ONNX file.",
+)
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for what it writes.  [default: models/NETWORK]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, exactly where it was.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -51,6 +58,7 @@ def command(
     data: DataChoice,
     changes: dict[str, Any],
     weights: Path | None,
+    qat: Path | None,
     out: Path | None,
     resume: bool,
     device: str,
@@ -59,25 +67,36 @@ def command(
     """Train a network and keep its best weights.
 
     Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the
-    name of a network with its own recipe. Writes DIR/NETWORK.safetensors (the best weights), .last.pt (the last,
+    name of a network with its own recipe, CHECKPOINT a file that this command wrote: its recipe, from its weights on.
+    Writes DIR/NETWORK.safetensors (the best weights), .last.pt (the last,
     and all that --resume needs), .jsonl (log), .png (curves) and class_indices.json. Where DATASET has a folder test/,
     the best weights are tried on it once, at the end.
+
+    With --qat (quantization-aware training) the layers round as INT8 does while they learn, for a tenth of the epochs
+    at a hundredth of the learning rate, unless they are named. It writes DIR/NETWORK-int8.safetensors, which export
+    makes an INT8 ONNX file of.
 
     \b
     Example: alexdeploy train alexnet-mnist --data digits --out .
              alexdeploy train alexnet-caffe --data photos/ --weights bvlc_alexnet.npy --train-layers fc7,fc8
+             alexdeploy train net.safetensors --data photos/ --qat ranges.json --epochs 1 --out .
              torchrun --nproc_per_node 4 -m alexdeploy train alexnet --data imagenet/
     """
-    from alexdeploy.recipe import load_recipe, with_train_options
+    from alexdeploy.recipe import for_tuning, with_train_options
 
-    loaded = with_train_options(load_recipe(recipe), **changes)
+    loaded, weights = _recipe(recipe, weights)
+    if qat is not None:
+        if weights is None:
+            raise UsageError("--qat tunes trained weights: name a CHECKPOINT, or a network and its --weights")
+        loaded = for_tuning(loaded)
+    loaded = with_train_options(loaded, **changes)
     keep_freed_memory()
     learn = data.open("train")
     judge = data.open("val")
     test = data.open_test()
     for images in filter(None, (learn, judge, test)):
         note_data(images)
-    path = _checkpoint_path(out, loaded.network.name)
+    path = _checkpoint_path(out, loaded.network.name + ("-int8" if qat is not None else ""))
 
     def show(epoch: Epoch) -> None:
         note(
@@ -95,6 +114,11 @@ def command(
             bar(what, step.done / step.total)
 
         bar("preparing", 0.0)
+        ranges = None
+        if qat is not None and weights is not None:
+            from alexdeploy.tuning import ranges_by_layer
+
+            ranges = ranges_by_layer(qat, loaded, weights, learn, progress=bar)
         result = train_network(
             loaded,
             learn,
@@ -102,6 +126,7 @@ def command(
             path,
             device=device,
             weights=weights,
+            ranges=ranges,
             resume=resume,
             test=test,
             on_epoch=show,
@@ -121,13 +146,28 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
     precision = "bf16" if result.bf16 else "fp32"
     if as_json:
         found = {"checkpoint": str(result.path), "top1": result.top1, "epochs": result.epochs, "fresh": result.fresh}
-        print_json({**found, "precision": precision, "test": result.test})
+        print_json({**found, "precision": precision, "before": result.before, "test": result.test})
         return
     if result.bf16:
         note('computed in bfloat16; precision = "fp32" in the recipe forbids that')
-    click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images")
+    tuned = f", rounded to INT8; before tuning {result.before:.2%}" if result.before is not None else ""
+    click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images{tuned}")
     if result.test is not None:
         click.echo(f"top-1 {result.test.test_top1:.2%} on {result.test.test_images} test images, which chose nothing")
+
+
+def _recipe(text: str, weights: Path | None) -> tuple[Recipe, Path | None]:
+    """The recipe named, and the weights to start from; a checkpoint is both."""
+    from alexdeploy.recipe import load_recipe
+
+    path = Path(text)
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return load_recipe(text), weights
+    if weights is not None:
+        raise UsageError(f"{path} is a checkpoint, whose weights are taken; leave --weights out")
+    from alexdeploy.zoo.checkpoint import stored_recipe
+
+    return stored_recipe(path), path
 
 
 def _checkpoint_path(out: Path | None, network: str) -> Path:

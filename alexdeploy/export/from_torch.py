@@ -21,14 +21,17 @@ from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import InputError, in_a_line
+from alexdeploy.errors import InputError, UsageError, in_a_line
 from alexdeploy.export.parity import PARITY_TOLERANCE, Parity, distance, in_batches, noise
+from alexdeploy.export.tuned import check_tuned_parity, with_learned_qdq
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.metrics import relative_error
 from alexdeploy.specs import Progress
+from alexdeploy.zoo.convnet import ConvNet
+from alexdeploy.zoo.fake_quantize import layer_ranges, without_rounding
 
 OPSET = 20
 _LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
@@ -56,7 +59,8 @@ def export_onnx(
     """Write ``module`` as ONNX opset 20: native LRN, dynamic batch, contract in the metadata; only if parity holds.
 
     Args:
-        module: takes float32 (N, C, H, W) as the contract says, returns (N, classes).
+        module: takes float32 (N, C, H, W) as the contract says, returns (N, classes). A network that was tuned for
+            INT8 becomes the Q/DQ graph that it learned to be.
         contract: preprocessing and labels; they are stored in ``metadata_props`` as they are for the file.
         path: written atomically with its sidecar; untouched when anything fails.
         real_images: photographs as the file is to take them, for the second half of the parity gate: preprocessed,
@@ -70,7 +74,8 @@ def export_onnx(
     Raises:
         InputError: a local response normalisation with an even window, or a module that cannot take what the contract
             gives, returns no logits, computes something else at each call, or cannot be traced.
-        GateError: ONNX Runtime and PyTorch differ by more than ``PARITY_TOLERANCE``.
+        GateError: ONNX Runtime and PyTorch differ by more than ``PARITY_TOLERANCE``, or with Q/DQ ``TUNED_TOLERANCE``.
+        UsageError: ``uint8_input`` with a network that was tuned for INT8.
 
     Example:
         >>> from pathlib import Path
@@ -88,14 +93,22 @@ def export_onnx(
     outputs = count_outputs(module, contract, any_size=any_size)
     if len(contract.labels) not in (0, outputs):
         raise InputError(f"the network has {outputs} outputs but the contract {len(contract.labels)} class names")
+    tuned = module if isinstance(module, ConvNet) and layer_ranges(module) else None
+    if tuned is not None and uint8_input:
+        raise UsageError("`uint8_input` is for a float network; this one is tuned for INT8, so leave it out")
     progress("tracing the network", 0.1)
-    model = trace(module, contract, any_size=any_size)
+    model = trace(without_rounding(tuned) if tuned is not None else module, contract, any_size=any_size)
     stored = contract
-    if uint8_input:
+    if tuned is not None:
+        model = with_learned_qdq(model, tuned)
+    elif uint8_input:
         model, stored = with_uint8_input(model, contract)
     model.metadata_props[METADATA_KEY] = stored.to_json()
     progress("comparing ONNX Runtime with PyTorch", 0.4)
-    parity = check_parity(module, model, contract, real_images, any_size=any_size)
+    if tuned is not None:
+        parity = check_tuned_parity(tuned, model, real_images)
+    else:
+        parity = check_parity(module, model, contract, real_images, any_size=any_size)
     progress(f"writing {path.name}", 0.8)
     save_onnx(
         model,

@@ -174,7 +174,10 @@ class CheckpointArtifact(Artifact):
     """PyTorch weights."""
 
     kind = "checkpoint"
-    precision = Precision.FP32
+
+    @cached_property
+    def precision(self) -> Precision:
+        return Precision.of(int8=self.checkpoint.is_tuned)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

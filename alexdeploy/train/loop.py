@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe
 from alexdeploy.train import optimizer as learning
 from alexdeploy.train.images import Augmentation, Pixels
@@ -23,6 +23,7 @@ from alexdeploy.train.run import Batches, Stepper, evaluate, uses_bf16
 from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet
+from alexdeploy.zoo.fake_quantize import fold_in_place, quantize_layers
 from alexdeploy.zoo.registry import build_network
 from alexdeploy.zoo.weights import start_from
 
@@ -34,7 +35,8 @@ class TrainResult:
     """The checkpoint written, the best held-out accuracy and the epochs it was chosen from; whether in bfloat16.
 
     ``test`` is what the checkpoint does on the test images, in the first process. ``fresh`` names the parameters that
-    ``weights`` did not fill, ``is_first`` is False in all processes but one.
+    ``weights`` did not fill, ``is_first`` is False in all processes but one. ``before`` is the held-out top-1 of a
+    network that is tuned for INT8, rounded and not tuned yet.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class TrainResult:
     is_first: bool
     bf16: bool
     test: FinalTest | None = None
+    before: float | None = None
 
 
 def train_network(
@@ -54,6 +57,7 @@ def train_network(
     *,
     device: str = "auto",
     weights: Path | None = None,
+    ranges: Mapping[str, float] | None = None,
     resume: bool = False,
     test: ImageDataset | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -73,6 +77,8 @@ def train_network(
         path: the checkpoint to write, ``NAME.safetensors``.
         device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
         weights: start from these instead of fresh ones; the last layer is new when they are for other classes.
+        ranges: tune ``weights`` for INT8: layers round while they learn, their inputs clipped at the largest |x| given
+            by layer (``alexdeploy.pipeline.ranges_by_layer``), in float32. ``export`` writes the result as Q/DQ.
         resume: go on with the run that left ``NAME.last.pt``, if its settings and images are the same.
         test: images that the checkpoint is tried on once, at the end; they choose nothing.
         on_epoch: called after each epoch.
@@ -80,8 +86,8 @@ def train_network(
 
     Raises:
         InputError: the splits name different classes, an image or ``weights`` cannot be read, nothing to resume.
-        UsageError: a layer to train that the network lacks, ``resume`` with other settings, or ``weights`` that
-            ``path`` would overwrite.
+        UsageError: a layer to train that the network lacks, ``resume`` with other settings, ``weights`` that ``path``
+            would overwrite, or ``ranges`` without ``weights``.
         UnavailableError: ``cuda`` without a GPU.
         TrainingDivergedError: NaN or infinite loss.
 
@@ -107,18 +113,21 @@ def train_network(
         raise InputError(f"{learn.name} and {judge.name} name different classes")
     if test is not None and test.classes != learn.classes:
         raise InputError(f"{learn.name} and {test.name} name different classes")
+    if ranges is not None and weights is None:
+        raise UsageError("`ranges` tune trained weights for INT8; name them with `weights`")
     with join_processes(device) as processes:
-        run = _Run(recipe, learn, judge, path, processes, weights)
+        run = _Run(recipe, learn, judge, path, processes, weights, ranges)
+        before = run.judge()[0] if ranges is not None else None
         if resume:
             run.resume()
         if run.state.bf16 is None:
-            run.state.bf16 = uses_bf16(recipe.train.precision, processes)
+            run.state.bf16 = ranges is None and uses_bf16(recipe.train.precision, processes)
         with processes.signals_deferred():
             while run.state.step < run.steps:
                 run.epoch(on_step, on_epoch)
         bf16, is_first = bool(run.state.bf16), processes.is_first
         tested = run.try_on(test) if test is not None and is_first else None
-        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, is_first, bf16, tested)
+        return TrainResult(path, run.state.best, run.state.epochs, run.fresh, is_first, bf16, tested, before)
 
 
 class _Run:
@@ -132,6 +141,7 @@ class _Run:
         path: Path,
         processes: Processes,
         weights: Path | None,
+        ranges: Mapping[str, float] | None,
     ) -> None:
         self.state = State()
         self._recipe, self._path, self._processes = recipe, path, processes
@@ -143,6 +153,9 @@ class _Run:
         self.fresh = start_from(model, weights, recipe.network.name) if weights is not None else []
         self._parents = (files.parent(weights),) if weights is not None else ()
         learning.freeze(model, settings.train_layers)
+        if ranges is not None:
+            fold_in_place(model)
+            quantize_layers(model, ranges)
         self._model: ConvNet = model.to(processes.device).to(memory_format=torch.channels_last)
         self._optimizer = learning.make_optimizer(self._model, settings)
         self._stepper = Stepper(self._model, self._optimizer, settings, processes)
@@ -158,6 +171,7 @@ class _Run:
             "images": learn.fingerprint,
             "held-out images": judge.fingerprint,
             "weights": self._parents[0].sha256 if self._parents else None,
+            "ranges": dict(ranges) if ranges is not None else None,
         }
         self._images = {"train": learn.fingerprint, "val": judge.fingerprint}
         self._saved_at = time.monotonic()
@@ -177,6 +191,10 @@ class _Run:
         if self._processes.is_first:
             save_state(self._last, self.state, self._identity, self._model.state_dict(), self._optimizer.state_dict())
         self._saved_at = time.monotonic()
+
+    def judge(self) -> tuple[float, float]:
+        """(top-1, loss) of the present weights on the held-out images."""
+        return evaluate(self._model, self._held_out, self._contract, self._processes)
 
     def epoch(self, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None]) -> None:
         """From the state's step to the end of its epoch."""
@@ -203,7 +221,7 @@ class _Run:
             if interrupted:
                 self._processes.obey_signal()
         speed = state.images / state.seconds
-        top1, val_loss = evaluate(self._model, self._held_out, self._contract, self._processes)
+        top1, val_loss = self.judge()
         seconds = time.perf_counter() - started
         train_loss, train_top1 = state.loss_sum / state.images, state.correct / state.images
         ended = Epoch(number, train_loss, val_loss, top1, rate, speed, seconds, train_top1)

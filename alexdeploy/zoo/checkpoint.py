@@ -17,12 +17,14 @@ from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
 from alexdeploy.zoo.convnet import ConvNet
+from alexdeploy.zoo.fake_quantize import layer_ranges, quantize_layers
 from alexdeploy.zoo.registry import NETWORKS_WITH_LRN, build_network
 from alexdeploy.zoo.weight_files import WeightFile, read_weight_file
 from alexdeploy.zoo.weights import has_names, head_of, load_weights, named_for, suggestion
 
 _Decoded = TypeVar("_Decoded")
 _RECIPE, _CONTRACT, _METRICS = "alexdeploy.recipe", "alexdeploy.contract", "alexdeploy.metrics"
+_RANGES = "alexdeploy.ranges"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Checkpoint:
     """A network in evaluation mode with everything needed to use it.
 
     ``classes`` is the width of its last layer; ``contract.labels`` may be empty for weights of foreign origin.
+    A network that was tuned for INT8 rounds (``zoo.fake_quantize``), and its file holds the ranges.
     """
 
     model: ConvNet
@@ -37,6 +40,11 @@ class Checkpoint:
     contract: Contract
     classes: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the network was tuned for INT8."""
+        return bool(layer_ranges(self.model))
 
 
 def save_checkpoint(
@@ -52,6 +60,9 @@ def save_checkpoint(
         _CONTRACT: checkpoint.contract.to_json(),
         _METRICS: msgspec.json.encode(checkpoint.metrics).decode(),
     }
+    ranges = layer_ranges(checkpoint.model)
+    if ranges:
+        metadata[_RANGES] = msgspec.json.encode(ranges).decode()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
     files.write_artifact(
         path,
@@ -76,6 +87,7 @@ def load_checkpoint(path: Path, network: str | None = None, contract: Contract |
     """
     file = read_weight_file(path)
     metadata = file.metadata
+    ranges: dict[str, float] = {}
     if _RECIPE in metadata and _CONTRACT in metadata:
         recipe = _decode(metadata[_RECIPE], Recipe, f"{path}: the recipe")
         if network not in (None, recipe.network.name):
@@ -84,6 +96,7 @@ def load_checkpoint(path: Path, network: str | None = None, contract: Contract |
             raise UsageError(f"{path} carries the preprocessing that it was trained with; leave `contract` out")
         contract = Contract.from_json(metadata[_CONTRACT], str(path))
         metrics = _decode(metadata.get(_METRICS, "{}"), dict[str, float], f"{path}: the metrics")
+        ranges = _decode(metadata.get(_RANGES, "{}"), dict[str, float], f"{path}: the ranges")
     elif network is None:
         raise UsageError(
             f"{path}: a bare state dict does not say which network it is; name it with `network` when exporting, or "
@@ -96,10 +109,28 @@ def load_checkpoint(path: Path, network: str | None = None, contract: Contract |
         contract = msgspec.structs.replace(recipe.preprocess, labels=labels or recipe.preprocess.labels)
         metrics = {}
     model = _loaded(recipe, file, path)
+    if ranges:
+        quantize_layers(model, ranges)
     classes = int(model.state_dict()[f"{head_of(model)}.weight"].shape[0])
     if contract.labels and len(contract.labels) != classes:
         raise InputError(f"{path}: names {len(contract.labels)} labels but has {classes} outputs")
     return Checkpoint(model.eval(), recipe, contract, classes, metrics)
+
+
+def stored_recipe(path: Path) -> Recipe:
+    """The recipe that a checkpoint of ours was trained with.
+
+    Raises:
+        InputError: not a file of weights.
+        UsageError: bare weights, which have none.
+    """
+    file = read_weight_file(path)
+    if _RECIPE not in file.metadata:
+        raise UsageError(
+            f"{path}: a bare state dict has no recipe; name the network, and the file with `weights`"
+            f"{suggestion(file.tensors)}"
+        )
+    return _decode(file.metadata[_RECIPE], Recipe, f"{path}: the recipe")
 
 
 def _recipe_for(recipe: Recipe, contract: Contract | None, file: WeightFile, path: Path) -> Recipe:

@@ -17,6 +17,7 @@ _NAMES = {
     "ReLU": "Relu",
     "BatchNorm2d": "BatchNormalization",
 }
+_ROUNDING = "Quantized"  # of ``zoo.fake_quantize``
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer]:
@@ -50,7 +51,8 @@ def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> list[Layer
 
 
 def _layer(module: nn.Module, number: int, output_shape: tuple[int, ...], window: Window | None, field: Field) -> Layer:
-    kind = _NAMES.get(type(module).__name__, type(module).__name__)
+    kind = type(module).__name__.removeprefix(_ROUNDING)
+    kind = _NAMES.get(kind, kind)
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
     parameters = sum(p.numel() for p in module.parameters())

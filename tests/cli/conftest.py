@@ -32,14 +32,14 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
 
     def call(*arguments: object) -> Result:
         capfd.readouterr()
-        code = _exit_code(arguments)
+        code = exit_code(arguments)
         return Result(code, *capfd.readouterr())
 
     yield call
     signal.signal(signal.SIGTERM, handler)
 
 
-def _exit_code(arguments: tuple[object, ...]) -> int:
+def exit_code(arguments: tuple[object, ...]) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main([str(argument) for argument in arguments])
     assert isinstance(stop.value.code, int)
@@ -47,7 +47,7 @@ def _exit_code(arguments: tuple[object, ...]) -> int:
 
 
 def _make(path: Path, *arguments: object) -> Path:
-    assert _exit_code((*arguments, "-o", path)) == 0
+    assert exit_code((*arguments, "-o", path)) == 0
     return path
 
 

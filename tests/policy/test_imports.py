@@ -29,7 +29,7 @@ for arguments in ([], *([command] for command in COMMANDS)):
 # Each line may import from the lines below it; rooms on one line do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("pipeline",),
+    ("pipeline", "tuning"),
     ("doctor",),
     ("train", "export", "quantize", "bench", "compare", "inspect"),
     ("runners",),
