@@ -62,7 +62,7 @@ def test_values_are_on_the_grid_of_onnx_to_the_bit(amax: float) -> None:
 def test_the_gradient_passes_within_the_range_and_stops_where_it_is_clipped() -> None:
     values = torch.tensor([-3.0, -1.003, -1.0, 0.3, 0.9999, 1.02, 5.0], requires_grad=True)
     scale = symmetric_scale(torch.tensor(1.0))
-    fake_quantize(values, scale).sum().backward()
+    fake_quantize(values, scale).sum().backward()  # type: ignore[no-untyped-call]
     assert values.grad is not None
     assert values.grad.tolist() == [0, 1, 1, 1, 1, 0, 0]  # -1.003 is level -127.4, 1.02 would be 129.5
 
@@ -82,7 +82,7 @@ def test_weights_are_the_integers_that_quantize_writes(layer: nn.Conv2d | nn.Lin
         expected = nn.functional.conv2d(inputs, rounded, layer.bias, groups=2)
     else:
         expected = nn.functional.linear(inputs, rounded, layer.bias)
-    layer.__class__ = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear  # type: ignore[assignment]
+    layer.__class__ = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
     layer.input_amax = 0.8  # type: ignore[assignment]
     torch.testing.assert_close(layer(images), expected, rtol=0, atol=0)
 
