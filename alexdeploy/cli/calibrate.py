@@ -97,7 +97,9 @@ def command(
 
 
 def _check_cache(cache: Path, output: Path, model: Path) -> None:
+    from alexdeploy.quantize.moments import moments_path
+
     files.check_output(cache, model)
-    written = [output, files.sidecar_path(output), cache, files.sidecar_path(cache)]
+    written = [output, files.sidecar_path(output), moments_path(output), cache, files.sidecar_path(cache)]
     if len({path.absolute() for path in written}) < len(written):
         raise UsageError(f"--cache {cache} and -o {output} would overwrite each other; choose other names")

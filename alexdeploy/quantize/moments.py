@@ -21,7 +21,6 @@ import onnx_ir as ir
 import safetensors
 import safetensors.numpy
 
-from alexdeploy import files
 from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.equalize import equalizable
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
@@ -112,10 +111,6 @@ class Moments:
         """Largest |x| per index of axis 1, of each tensor that can be equalized."""
         ending = ".channels"
         return {name.removesuffix(ending): a for name, a in self._arrays.items() if name.endswith(ending)}
-
-    def save(self, path: Path) -> None:
-        """Write the file, atomically."""
-        files.write_bytes(path, self.data)
 
 
 def moments_path(ranges: Path) -> Path:

@@ -5,6 +5,7 @@ Beside ``ranges.json`` lies ``ranges.moments.safetensors``, which the range file
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -121,11 +122,13 @@ def save_ranges(
     """
     encoder = msgspec.json.Encoder(order="sorted", enc_hook=_digest)
     data = msgspec.json.format(encoder.encode(ranges), indent=1) + b"\n"
-    if ranges.moments is not None:
-        ranges.moments.save(moments_path(path))
-    else:
-        moments_path(path).unlink(missing_ok=True)  # of an earlier range file
-    files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
+    beside = moments_path(path)
+    with contextlib.ExitStack() as stack:
+        if ranges.moments is not None:  # in place only when the range file that names it is, too
+            stack.enter_context(files.atomic_path(beside)).write_bytes(ranges.moments.data)
+        files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
+    if ranges.moments is None:
+        beside.unlink(missing_ok=True)  # of an earlier range file
 
 
 def _digest(moments: Any) -> str:

@@ -114,7 +114,10 @@ def test_a_cache_that_does_not_serve_is_refused(
     assert_refused(run(*verb.split(), model, "--ranges", path, *builder, "-o", out / "x"), 3, complaint, out)
 
 
-@pytest.mark.parametrize("name", ["ranges.json", "ranges", "ranges.json.json", "missing/calibration.cache"])
+@pytest.mark.parametrize(
+    "name",
+    ["ranges.json", "ranges", "ranges.json.json", "ranges.moments.safetensors", "missing/calibration.cache"],
+)
 def test_a_cache_that_cannot_lie_beside_the_ranges_is_refused_first(
     name: str, run: Run, model: Path, out: Path
 ) -> None:

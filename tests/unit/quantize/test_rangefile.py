@@ -11,6 +11,7 @@ import pytest
 from alexdeploy import files
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.graph.qdq import TensorRange
+from alexdeploy.quantize.moments import Moments
 from alexdeploy.quantize.rangefile import RangeFile, load_ranges, save_ranges
 
 RANGES = RangeFile(
@@ -47,6 +48,24 @@ def test_a_saved_range_file_has_a_sidecar_with_its_origin(tmp_path: Path) -> Non
     save_ranges(tmp_path / "ranges.json", RANGES, (model,), {"samples": 32})
     sidecar = files.read_sidecar(tmp_path / "ranges.json")
     assert (sidecar.kind, sidecar.parents, sidecar.options) == ("ranges", (model,), {"samples": 32})
+
+
+def test_ranges_and_moments_are_written_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (msgspec.structs.replace(RANGES, moments=Moments(data=data)) for data in (b"first", b"second"))
+    save_ranges(tmp_path / "ranges.json", first)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before["ranges.moments.safetensors"] == b"first"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_artifact", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_ranges(tmp_path / "ranges.json", second)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_ranges(tmp_path / "ranges.json", RANGES)
+    assert not (tmp_path / "ranges.moments.safetensors").exists()
 
 
 def test_a_range_file_needs_no_sidecar_to_be_read(tmp_path: Path) -> None:
