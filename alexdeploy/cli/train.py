@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,10 @@ def command(
 ) -> None:
     """Train a network and keep its best weights.
 
-    Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the
-    name of a network with its own recipe, CHECKPOINT a file that this command wrote: its recipe, from its weights on.
-    Writes DIR/NETWORK.safetensors (the best weights), .last.pt (the last,
-    and all that --resume needs), .jsonl (log), .png (curves) and class_indices.json. Where DATASET has a folder test/,
-    the best weights are tried on it once, at the end.
+    Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the name of
+    a network with its own recipe, CHECKPOINT what this command wrote: its recipe again, from its weights on. Writes
+    DIR/NETWORK.safetensors (the best weights), .last.pt (the last, and all that --resume needs), .jsonl (log), .png
+    (curves) and class_indices.json. Where DATASET has a folder test/, the best weights are tried on it at the end.
 
     With --qat (quantization-aware training) the layers round as INT8 does while they learn, for a tenth of the epochs
     at a hundredth of the learning rate, unless they are named. It writes DIR/NETWORK-int8.safetensors, which export
@@ -82,14 +82,7 @@ def command(
              alexdeploy train net.safetensors --data photos/ --qat ranges.json --epochs 1 --out .
              torchrun --nproc_per_node 4 -m alexdeploy train alexnet --data imagenet/
     """
-    from alexdeploy.recipe import for_tuning, with_train_options
-
-    loaded, weights = _recipe(recipe, weights)
-    if qat is not None:
-        if weights is None:
-            raise UsageError("--qat tunes trained weights: name a CHECKPOINT, or a network and its --weights")
-        loaded = for_tuning(loaded)
-    loaded = with_train_options(loaded, **changes)
+    loaded, weights = _recipe(recipe, weights, changes, tune=qat is not None)
     keep_freed_memory()
     learn = data.open("train")
     judge = data.open("val")
@@ -97,13 +90,6 @@ def command(
     for images in filter(None, (learn, judge, test)):
         note_data(images)
     path = _checkpoint_path(out, loaded.network.name + ("-int8" if qat is not None else ""))
-
-    def show(epoch: Epoch) -> None:
-        note(
-            f"epoch {epoch.epoch}/{loaded.train.epochs}: loss {epoch.train_loss:.4f}, top-1 {epoch.train_top1:.2%}; "
-            f"held out: loss {epoch.val_loss:.4f}, top-1 {epoch.top1:.2%}; {epoch.images_per_s:.0f} images/s, "
-            f"{epoch.seconds:.1f} s"
-        )
 
     with progress("loading PyTorch") as bar:
         from alexdeploy.data.labels import write_class_indices
@@ -129,7 +115,7 @@ def command(
             ranges=ranges,
             resume=resume,
             test=test,
-            on_epoch=show,
+            on_epoch=partial(_show_epoch, loaded.train.epochs),
             on_step=tick,
         )
     if not result.is_first:
@@ -156,18 +142,30 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
         click.echo(f"top-1 {result.test.test_top1:.2%} on {result.test.test_images} test images, which chose nothing")
 
 
-def _recipe(text: str, weights: Path | None) -> tuple[Recipe, Path | None]:
-    """The recipe named, and the weights to start from; a checkpoint is both."""
-    from alexdeploy.recipe import load_recipe
+def _recipe(text: str, weights: Path | None, changes: dict[str, Any], *, tune: bool) -> tuple[Recipe, Path | None]:
+    """The recipe named, with the changes, and the weights to start from; a checkpoint is both."""
+    from alexdeploy.recipe import for_tuning, load_recipe, with_train_options
 
     path = Path(text)
-    if path.suffix.lower() != ".safetensors" or not path.is_file():
-        return load_recipe(text), weights
-    if weights is not None:
-        raise UsageError(f"{path} is a checkpoint, whose weights are taken; leave --weights out")
-    from alexdeploy.zoo.checkpoint import stored_recipe
+    if path.suffix.lower() == ".safetensors" and path.is_file():
+        from alexdeploy.zoo.checkpoint import stored_recipe
 
-    return stored_recipe(path), path
+        if weights is not None:
+            raise UsageError(f"{path} is a checkpoint, whose weights are taken; leave --weights out")
+        recipe, weights = stored_recipe(path), path
+    else:
+        recipe = load_recipe(text)
+    if tune and weights is None:
+        raise UsageError("--qat tunes trained weights: name a CHECKPOINT, or a network and its --weights")
+    return with_train_options(for_tuning(recipe) if tune else recipe, **changes), weights
+
+
+def _show_epoch(epochs: int, epoch: Epoch) -> None:
+    note(
+        f"epoch {epoch.epoch}/{epochs}: loss {epoch.train_loss:.4f}, top-1 {epoch.train_top1:.2%}; "
+        f"held out: loss {epoch.val_loss:.4f}, top-1 {epoch.top1:.2%}; {epoch.images_per_s:.0f} images/s, "
+        f"{epoch.seconds:.1f} s"
+    )
 
 
 def _checkpoint_path(out: Path | None, network: str) -> Path:

@@ -175,7 +175,7 @@ class CheckpointArtifact(Artifact):
 
     kind = "checkpoint"
 
-    @cached_property
+    @property
     def precision(self) -> Precision:
         return Precision.of(int8=self.checkpoint.is_tuned)
 
