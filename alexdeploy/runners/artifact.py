@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import warnings
@@ -217,9 +218,10 @@ class OnnxArtifact(Artifact):
     def runtimes(self) -> tuple[Runtime, ...]:
         """CUDA first where ONNX Runtime is built for it and a device answers, but for INT8 and FP8, which it lacks."""
         usual = super().runtimes
-        if not cuda_is_here() or self.precision.quantized:
-            return usual
-        return (_ON_GPU, *(name for name in usual if name != _ON_GPU))
+        with contextlib.suppress(UnavailableError):  # of the libraries that read a graph
+            if cuda_is_here() and not self.precision.quantized:
+                return (_ON_GPU, *(name for name in usual if name != _ON_GPU))
+        return usual
 
     @cached_property
     def model(self) -> ir.Model:

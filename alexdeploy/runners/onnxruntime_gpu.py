@@ -63,7 +63,6 @@ class CudaRunner(OnnxRuntimeRunner):
     runtime = "onnxruntime-cuda"
     on_gpu = True
     _provider, _device = "CUDAExecutionProvider", "cuda"
-    _graph_option = "enable_cuda_graph"
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class CudaRunner(OnnxRuntimeRunner):
                 raise
             raise UnavailableError(self._in_words(error.__cause__)) from error
         self._check_placement()
-        graphs = chosen.get(self._graph_option) == "1"
+        graphs = chosen.get("enable_cuda_graph") == "1"
         self._graphs = GraphCalls(self._session, (self._device, self._ordinal)) if graphs else None
 
     def device_call(self, batch: Batch) -> Callable[[], object]:
@@ -169,18 +168,18 @@ class TensorRtProviderRunner(CudaRunner):
         precision: of the graph; INT8 is its Q/DQ, without a calibration table.
         options: the provider's own, over ``defaults``: ``trt_builder_optimization_level``; all three of
             ``trt_profile_min_shapes``, ``_opt_`` and ``_max_`` ("input:1x3x227x227"); ``trt_engine_cache_enable`` "0"
-            for no cache; and so on. ``trt_cuda_graph_enable``: as ``enable_cuda_graph`` of ``CudaRunner``.
+            for no cache; and so on.
         ordinal: number of the CUDA device.
         batches: batch sizes that it will be asked for, kernels tuned for the middle one.
 
     Raises:
+        UsageError: ``trt_cuda_graph_enable``.
         InputError: the file holds a compiled engine (``EPContext``), or is not an ONNX model.
         UnavailableError: it cannot run wholly on the provider; the message is the reason.
     """
 
     runtime = "onnxruntime-tensorrt"
     _provider = "TensorrtExecutionProvider"
-    _graph_option = "trt_cuda_graph_enable"
 
     def __init__(
         self,
@@ -191,6 +190,11 @@ class TensorRtProviderRunner(CudaRunner):
         ordinal: int = 0,
         batches: Profile = DEFAULT_BATCHES,
     ) -> None:
+        if (options or {}).get("trt_cuda_graph_enable", "0") != "0":
+            raise UsageError(
+                "`options`: with trt_cuda_graph_enable the provider captures the first batch and repeats it for every "
+                "other; build an engine, whose runner has a graph for each size"
+            )
         self._batches = batches
         super().__init__(model, precision, options, ordinal=ordinal)
 
@@ -218,7 +222,7 @@ class TensorRtProviderRunner(CudaRunner):
         if chosen or not fixed or not version or folder is None:
             yield options
             return
-        machine = f"{current_gpu()} CUDA {ort.cuda_version} TensorRT {version}"
+        machine = f"{current_gpu()} CUDA {getattr(ort, 'cuda_version', '')} TensorRT {version}"
         key |= {"machine": machine, "onnxruntime": ort.__version__}
         with engine_cache(folder, key, machine) as cached:
             yield {**cached, **options}

@@ -60,6 +60,19 @@ def test_a_missing_library_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert refusal(TensorRtProviderRunner, capfd).startswith("libcublas.so.13: cannot open shared object file")
 
 
+def test_without_a_driver_there_is_no_device() -> None:
+    code = (
+        "from alexdeploy.runners.onnxruntime_gpu import CudaRunner, Precision\n"
+        "CudaRunner(b'not looked at', Precision.FP32)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    here = MISSING if Path("/dev/nvidia0").exists() else r"no CUDA device \(.+\)"
+    assert re.search(f"UnavailableError: {here}", done.stderr)
+
+
 def test_an_old_driver_is_told_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.runners import artifact, onnxruntime_gpu
 from alexdeploy.runners.artifact import OnnxArtifact
 from alexdeploy.runners.onnxruntime_cache import engine_cache
@@ -249,6 +249,11 @@ def test_where_there_is_no_profile_to_tell(
 def test_a_profile_of_ones_own_is_left_alone(opened: Callable[..., TensorRtProviderRunner]) -> None:
     own = {f"trt_profile_{bound}_shapes": "input:3x3x8x8" for bound in ("min", "opt", "max")}
     assert own.items() <= opened(MODEL, options=own)._provider_options.items()
+
+
+def test_a_graph_that_the_provider_would_repeat_for_every_batch_is_refused() -> None:
+    with pytest.raises(UsageError, match="trt_cuda_graph_enable the provider captures the first batch"):
+        TensorRtProviderRunner(MODEL, Precision.FP32, {"trt_cuda_graph_enable": "1"})
 
 
 def test_a_compiled_engine_in_an_onnx_file_is_not_run(opened: Callable[..., TensorRtProviderRunner]) -> None:
