@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PYCUDA := .venv/.pycuda
+ONNXRUNTIME_GPU := .venv/.onnxruntime-gpu
 
 .PHONY: demo test check docs gpu-check clean
 
 demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
 
-test: $(READY) $(PYCUDA) check
+test: $(READY) $(PYCUDA) $(ONNXRUNTIME_GPU) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
@@ -41,6 +42,11 @@ $(READY): pyproject.toml
 $(PYCUDA): $(READY)
 	-$(BIN)/python -m tests.simulated_cuda.install_pycuda
 	touch $(PYCUDA)
+
+# 250 MB, in a folder of its own; without it the test on the real wheel is skipped
+$(ONNXRUNTIME_GPU): $(READY)
+	-$(BIN)/python -m tests.simulated_cuda.install_onnxruntime_gpu
+	touch $(ONNXRUNTIME_GPU)
 
 clean:
 	rm -rf .venv .venv-gpu gpu-check demo dist .mypy_cache .ruff_cache .pytest_cache

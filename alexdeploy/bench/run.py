@@ -30,7 +30,7 @@ from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact
 from alexdeploy.runners.base import Runner
-from alexdeploy.specs import Progress
+from alexdeploy.specs import Profile, Progress
 
 DEFAULT_SECONDS = 20.0
 _SCORING_BATCH = 64
@@ -116,7 +116,8 @@ def run_bench(
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
-                candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime))
+                options = _for_batches(candidate.runtime, batches)
+                candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime, **options))
             except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
         running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}
@@ -242,6 +243,13 @@ def _candidates(
             )
         found += [_Candidate(artifact, name) for name in chosen]
     return found
+
+
+def _for_batches(runtime: str, batches: Sequence[int]) -> dict[str, Profile]:
+    """For a runtime that builds an engine on loading: the sizes that are timed, and that of scoring."""
+    takes = any(name == runtime and "batches" in entry.options for name, entry in RUNTIMES.items())
+    most = max(batches)
+    return {"batches": Profile((1,), (most,), (max(most, _SCORING_BATCH),))} if takes else {}
 
 
 def _check_one_network(candidates: Sequence[_Candidate]) -> None:

@@ -20,7 +20,7 @@ from alexdeploy.cli.output import (
     terminal_width,
 )
 from alexdeploy.columns import Column
-from alexdeploy.errors import GateError, UsageError
+from alexdeploy.errors import GateError, UnavailableError, UsageError
 from alexdeploy.files import check_output
 from alexdeploy.specs import Runtime
 
@@ -148,6 +148,9 @@ def command(
         report = dataclasses.replace(report, changes=changes(report, earlier))
     note_skipped(dataset)
     show_report(report, shown, as_json=as_json)
+    if all(row.status == "skipped" for row in report.rows):
+        note(f"error: nothing that was asked for runs here: {report.rows[0].reason}")
+        sys.exit(UnavailableError.exit_code)
     worse = sum(change.regression for change in report.changes)
     if worse:
         note(f"error: {worse} of {len(report.changes)} rows are worse than in {baseline}, see above; mend or save anew")

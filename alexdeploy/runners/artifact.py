@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import msgspec
 
 from alexdeploy import files
 from alexdeploy.contract import Contract
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import InputError, InputWarning, UnavailableError, UsageError
 from alexdeploy.optional import require, unavailable
 from alexdeploy.runners.base import Runner
+from alexdeploy.runners.onnxruntime_libraries import cuda_is_here
 from alexdeploy.specs import Kind, Layer, Precision, Runtime
 
 if TYPE_CHECKING:
@@ -44,10 +46,11 @@ RUNTIMES: Mapping[Runtime, _RuntimeEntry] = {  # of each kind the usual one firs
     "onnxruntime-cpu": _RuntimeEntry("onnx", "onnxruntime", "OnnxRuntimeRunner", ("threads",)),
     "openvino": _RuntimeEntry("onnx", "openvino", "OpenVinoRunner"),
     "onnxruntime-cuda": _RuntimeEntry("onnx", "onnxruntime_gpu", "CudaRunner", ("options",)),
-    "onnxruntime-tensorrt": _RuntimeEntry("onnx", "onnxruntime_gpu", "TensorRtProviderRunner", ("options",)),
+    "onnxruntime-tensorrt": _RuntimeEntry("onnx", "onnxruntime_gpu", "TensorRtProviderRunner", ("options", "batches")),
     "tensorrt": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
     "tensorrt-rtx": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
 }
+_ON_GPU: Runtime = "onnxruntime-cuda"
 _KIND_OF_SUFFIX: Mapping[str, Kind] = {
     **dict.fromkeys((".safetensors", ".pth", ".pt", ".ckpt"), "checkpoint"),
     ".onnx": "onnx",
@@ -152,11 +155,15 @@ class Artifact(ABC):
         reasons = []
         for name in able or asked[:1]:  # one without the option names those that it has
             try:
-                return self._open_with(name, options)
+                opened = self._open_with(name, options)
             except UnavailableError as error:
                 if runtime is not None:
                     raise
                 reasons.append(f"{name}: {error}")
+            else:
+                if asked[0] == _ON_GPU and reasons:
+                    warnings.warn(f"{self.origin} runs on {name}: {reasons[0]}", InputWarning, stacklevel=3)
+                return opened
         raise UnavailableError(f"{self.origin} cannot run here: {'; '.join(reasons)}")
 
     def _open_with(self, runtime: Runtime, options: dict[str, Any]) -> Runner:
@@ -210,6 +217,15 @@ class OnnxArtifact(Artifact):
 
     kind = "onnx"
 
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """CUDA first where ONNX Runtime is built for it and a device answers, but for INT8 and FP8, which it lacks."""
+        usual = super().runtimes
+        with contextlib.suppress(UnavailableError):  # of the libraries that read a graph
+            if cuda_is_here() and not self.precision.quantized:
+                return (_ON_GPU, *(name for name in usual if name != _ON_GPU))
+        return usual
+
     @cached_property
     def model(self) -> ir.Model:
         """The graph; its large weights stay in the file, mapped."""
@@ -250,29 +266,11 @@ class OnnxArtifact(Artifact):
 
     def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:
         if runtime == "onnxruntime-cpu":
-            return self._with_fast_lrn(runner, options)
+            from alexdeploy.runners.fast_lrn import open_with_fast_lrn
+
+            return open_with_fast_lrn(self.source, self.origin, lambda: self.model, runner, options)
         precision = () if runtime == "openvino" else (self.precision,)
         opened: Runner = runner(self.source, *precision, **options)
-        return opened
-
-    def _with_fast_lrn(self, runner: type[Any], options: dict[str, Any]) -> Runner:
-        """The graph with its LRN lowered; where the ``onnx`` libraries are not installed, the file as it is."""
-        from alexdeploy.runners.fast_lrn import warn_of_slow_lrn, with_fast_lrn
-
-        opened: Runner
-        file = self.source.resolve() if isinstance(self.source, Path) else None  # ONNX Runtime leaves no folder
-        before = file.stat() if file is not None else None
-        try:
-            model = self.model
-        except UnavailableError as missing:
-            warn_of_slow_lrn(self.source, self.origin, missing)
-            opened = runner(self.source, **options)
-            return opened
-        graph, weights = with_fast_lrn(model, file, self.origin)
-        opened = runner(graph, weights, folder=file.parent if file is not None else None, **options)
-        if file is not None and before is not None and not os.path.samestat(before, file.stat()):
-            opened.close()
-            raise InputError(f"{self.origin}: was replaced while it was being loaded; load it again")
         return opened
 
 
@@ -358,7 +356,8 @@ def load(
     Args:
         source: the file, an engine with its sidecar beside it; the bytes of an ONNX file or of a trusted engine; or
             what ``open_artifact`` gave.
-        runtime: such as ``onnxruntime-cpu``; None takes the first that runs the file on this machine.
+        runtime: such as ``onnxruntime-cpu``; None takes the first that runs the file on this machine: of an ONNX file
+            ``onnxruntime-cuda`` where that is installed with a GPU. The runner's ``runtime`` tells which was taken.
         trust: run an engine whose sidecar is missing or does not match. An engine is executable code.
         options: of the runtime's runner: ``contexts=4`` (engines), ``threads=1`` (``onnxruntime-cpu``),
             ``options={"use_tf32": "1"}`` (ONNX Runtime's GPU providers); see their classes.

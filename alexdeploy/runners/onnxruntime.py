@@ -60,8 +60,9 @@ class OnnxRuntimeRunner(Runner):
     """
 
     runtime = "onnxruntime-cpu"
-    _provider, _device = "CPUExecutionProvider", "cpu"
+    _provider, _device, _ordinal = "CPUExecutionProvider", "cpu", 0
     _folder: Path | None = None
+    _most: int | None = None  # images that one call takes, where that is less than any number
 
     def __init__(
         self,
@@ -96,7 +97,10 @@ class OnnxRuntimeRunner(Runner):
         if self._weights:
             options.add_external_initializers([*self._weights], [*self._weights.values()])
         try:
-            return ort.InferenceSession(source, options, providers=[(self._provider, self._provider_options)])
+            # without enable_fallback=0 a failure is printed to stdout, and the CPU's session is tried in its place
+            return ort.InferenceSession(
+                source, options, providers=[(self._provider, self._provider_options)], enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             raise InputError(f"{_origin(self._model)}: ONNX Runtime cannot load it: {error}") from error
 
@@ -123,13 +127,13 @@ class OnnxRuntimeRunner(Runner):
 
     def device_call(self, batch: Batch) -> Callable[[], object]:
         self.check_batch(batch)
-        if self.frozen_batch not in (None, len(batch)):
-            return partial(self.infer, batch)  # in pieces
+        pieces = self._pieces(batch)
+        if len(pieces) > 1 or len(pieces[0]) != len(batch):
+            return partial(self.infer, batch)
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input(
-            self.input.name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), self._device, 0)
-        )
-        binding.bind_output(self._logits[0], self._device)
+        images = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), self._device, self._ordinal)
+        binding.bind_ortvalue_input(self.input.name, images)
+        binding.bind_output(self._logits[0], self._device, self._ordinal)
         return partial(self._run_bound, binding)
 
     def _run_bound(self, binding: Any) -> object:
@@ -157,17 +161,26 @@ class OnnxRuntimeRunner(Runner):
         return medians_ms(taken_ms)
 
     def _run(self, batch: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
-        """Run the batch; where the model's batch is frozen, in pieces of that size, the last one filled with zeros."""
+        """Run the batch, in pieces where the model or its engine takes no more; a frozen batch is filled with zeros."""
         self.check_batch(batch)
-        size = self.frozen_batch
-        if size is None or size == len(batch):
-            results: list[npt.NDArray[np.float32]] = self._session.run(names, {self.input.name: batch})
-            return results
-        pieces = [self._session.run(names, {self.input.name: piece}) for piece in frozen_pieces(batch, size)]
+        pieces = [self._run_piece(piece, names) for piece in self._pieces(batch)]
+        if len(pieces) == 1 and self.frozen_batch in (None, len(batch)):
+            return pieces[0]
         return [  # a scalar is a maximum over the batch (alexdeploy.graph.taps)
             np.concatenate(parts)[: len(batch)] if parts[0].ndim else np.max(parts, axis=0)
             for parts in zip(*pieces, strict=True)
         ]
+
+    def _run_piece(self, piece: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
+        results: list[npt.NDArray[np.float32]] = self._session.run(names, {self.input.name: piece})
+        return results
+
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        size = self.frozen_batch
+        if size is not None and size != len(batch):
+            return frozen_pieces(batch, size)
+        step = self._most or len(batch)
+        return [batch[start : start + step] for start in range(0, len(batch), step)]
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

@@ -572,6 +572,16 @@ def test_a_skipped_row_of_the_table_shows_no_figure(run: Run, model: Path, engin
     assert "skipped on tensorrt-rtx: " in result.err
 
 
+def test_bench_where_nothing_runs_tells_why_and_exits_with_4(run: Run, model: Path, pictures: Path) -> None:
+    options = ["--data", pictures, "--batch", 1, "--seconds", 0.01, "--json"]
+    result = run("bench", model, "--runtime", "onnxruntime-cuda", *options)
+    (row,) = json.loads(result.out)["rows"]
+    if row["status"] == "ok":
+        pytest.skip("ONNX Runtime has a GPU here")
+    assert result.code == 4
+    assert f"error: nothing that was asked for runs here: {row['reason']}" in result.err
+
+
 def test_predict_labels_files_and_folders_in_order(run: Run, model: Path, pictures: Path) -> None:
     first, folder = pictures / "val" / "7" / "digit-0.png", pictures / "train"
     result = json_of(run("predict", model, first, folder, "--json"))

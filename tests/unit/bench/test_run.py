@@ -21,6 +21,9 @@ from alexdeploy.cli.bench import show_bench
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.runners.onnxruntime_gpu import CudaRunner
+from alexdeploy.specs import Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm, make_model, of_pixels
 from tests.helpers.graphs import run as answers_of
 
@@ -231,3 +234,17 @@ def test_a_baseline_is_compared_with_or_without_accuracy(labelled: tuple[bool, b
     )
     changes = baseline.changes(now, then)
     assert [change.p_less_accurate for change in changes] == [1.0 if labelled == (True, True) else None]
+
+
+def test_a_row_on_the_gpu_is_not_held_against_the_limit_of_the_cpu(
+    floats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench(floats, on=images()).rows[0].limit is not None
+    monkeypatch.setattr(OnnxRuntimeRunner, "on_gpu", CudaRunner.on_gpu)
+    assert bench(floats, on=images()).rows[0].limit is None
+
+
+def test_a_runtime_that_builds_on_loading_is_told_the_batches() -> None:
+    assert run._for_batches("onnxruntime-tensorrt", [1, 8]) == {"batches": Profile((1,), (8,), (64,))}
+    assert run._for_batches("onnxruntime-tensorrt", [128]) == {"batches": Profile((1,), (128,), (128,))}
+    assert run._for_batches("onnxruntime-cuda", [1, 8]) == {}

@@ -72,9 +72,10 @@ def test_a_session_that_started_elsewhere_is_an_error(monkeypatch: pytest.Monkey
     """The CPU's ONNX Runtime, claiming to have the provider, as onnxruntime-gpu does without its libraries."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime_gpu, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "load_libraries", lambda provider: None)
     with (
         pytest.warns(UserWarning, match="not in available"),
-        pytest.raises(UnavailableError, match="disabled by the user"),
+        pytest.raises(UnavailableError, match="CUDAExecutionProvider did not start, ONNX Runtime fell back to CPU"),
     ):
         CudaRunner(MODEL.SerializeToString(), Precision.FP32)
 
