@@ -136,7 +136,7 @@ _builder_options = option_group(
     ),
     click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too."),
     click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds."),
-    click.option("--strict", is_flag=True, help="Fail (exit 5) when a quantized layer was built in float."),
+    click.option("--strict", is_flag=True, help="Fail (exit 5) when a layer was built in a wider type than asked."),
 )
 
 
@@ -285,7 +285,7 @@ def _show(output: Path, record: EngineRecord) -> None:
     types = ", ".join(f"{count} of {total} layers in {name}" for name, count in record.precisions.items() if count)
     click.echo(
         f"{output}: {record.size_bytes / 1e6:.1f} MB in {record.build_seconds:.1f} s with {record.builder} "
-        f"{record.version}; {types or 'this builder does not report the types of its layers'}"
+        f"{record.version}; {types or record.kernels_unknown or 'no layers with weights'}"
     )
 
 

@@ -46,11 +46,13 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         precision: of the graph.
         classes: columns of the result; None when the graph did not tell.
         contract_sha256: fingerprint of ``contract``.
-        kernels: the fused kernels; empty where the builder does not report them (TensorRT).
+        kernels: the fused kernels.
+        kernels_unknown: why there are none; empty where there are.
         layer_precisions: by Conv/Gemm node, the type that its kernel computes in.
         precisions: how many of them compute in each type.
         quantized: by Conv/Gemm node, the type that its Q/DQ requests.
-        float_layers: nodes built in another type than their Q/DQ requests.
+        half: by Conv/Gemm node without Q/DQ, HALF or BFLOAT16 where the graph computes in it.
+        float_layers: nodes built in another type than the graph asks for, or not found among the kernels.
         reasons: why, for those of them where it is known.
     """
 
@@ -72,9 +74,11 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     precisions: dict[str, int] = {}
     layer_precisions: dict[str, str] = {}
     quantized: dict[str, str] = {}
+    half: dict[str, str] = {}
     float_layers: tuple[str, ...] = ()
     reasons: dict[str, str] = {}
     kernels: tuple[Kernel, ...] = ()
+    kernels_unknown: str = ""
 
     @property
     def batches(self) -> Profile | None:

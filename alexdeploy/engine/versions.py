@@ -80,8 +80,11 @@ class Library:
     module: Any
 
     @property
-    def reports_kernels(self) -> bool:
-        """True if a build prints which kernels it chose. TensorRT reports them only for a running engine."""
+    def logs_kernels(self) -> bool:
+        """True if a build logs which kernels it chose; else the plan is loaded and asked (``runtime.inspect_plan``).
+
+        TensorRT-RTX must log them, since it may build without a GPU and loads nothing there.
+        """
         return self.name == "tensorrt-rtx"
 
     def network_flags(self, *, implicit: bool = False) -> int:

@@ -91,6 +91,12 @@ def quantized_type(node: ir.Node) -> str | None:
     return types[0] if len(types) == 2 else None
 
 
+def half_type(node: ir.Node) -> str | None:
+    """TensorRT's name of the 16-bit type that a Conv, Gemm or MatMul without Q/DQ computes in; None for any other."""
+    weight = node.inputs[1] if is_weighted(node) and quantized_type(node) is None else None
+    return TENSORRT_NAMES[weight.dtype] if weight is not None and weight.dtype in HALF_NAMES else None
+
+
 def why_not_fp8(node: ir.Node) -> str | None:
     """Why TensorRT has no FP8 kernel for a convolution with FP8 Q/DQ; None for any other node.
 
