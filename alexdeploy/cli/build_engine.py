@@ -21,7 +21,7 @@ from alexdeploy.cli.options import (
     option_group,
     output_option,
 )
-from alexdeploy.cli.output import note_data, note_skipped, print_json, progress, warn
+from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import Builder, Hardware, Method, Profile, Progress
 
@@ -225,11 +225,14 @@ def _with_precision(
 
 def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
     from alexdeploy.engine.plan import build_planned, precision_verdict
+    from alexdeploy.graph.weighted import grouped_hint
 
     with progress("building") as bar:
         record = build_planned(plan, output, rebuild=rebuild, progress=bar)
     if record.float_layers:
         warn(precision_verdict(record))
+    if record.grouped and record.builder == "tensorrt":
+        note(grouped_hint(record.grouped))
     if as_json:
         import msgspec
 

@@ -33,7 +33,7 @@ from alexdeploy.graph.model import (
     model_bytes,
     precision_of,
 )
-from alexdeploy.graph.weighted import half_type, is_weighted, quantized_type, why_not_fp8
+from alexdeploy.graph.weighted import grouped_layers, half_type, is_weighted, quantized_type, why_not_fp8
 from alexdeploy.machine import free_memory_bytes
 from alexdeploy.specs import Precision, Profile, Progress
 
@@ -194,7 +194,8 @@ def build_planned(
         graph = plan.graph
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
-    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model))
+    grouped = tuple(name for name in grouped_layers(plan.graph.model) if built.quantized.get(name) == "INT8")
+    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model), grouped=grouped)
     if plan.settings.strict and built.float_layers:
         raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model

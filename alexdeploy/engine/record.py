@@ -52,6 +52,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         precisions: how many of them compute in each type.
         quantized: by Conv/Gemm node, the type that its Q/DQ requests.
         half: by Conv/Gemm node without Q/DQ, HALF or BFLOAT16 where the graph computes in it.
+        grouped: Conv nodes with groups that Q/DQ requests in INT8.
         float_layers: nodes built in another type than the graph asks for, or not found among the kernels.
         reasons: why, for those of them where it is known.
     """
@@ -75,6 +76,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     layer_precisions: dict[str, str] = {}
     quantized: dict[str, str] = {}
     half: dict[str, str] = {}
+    grouped: tuple[str, ...] = ()
     float_layers: tuple[str, ...] = ()
     reasons: dict[str, str] = {}
     kernels: tuple[Kernel, ...] = ()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from alexdeploy.errors import few
 
 TENSORRT_NAMES = {  # as its reports have them
     ir.DataType.FLOAT: "FLOAT",
@@ -39,8 +42,7 @@ class WeightedNode:
     @property
     def groups(self) -> int:
         """Of a Conv; 1 for the others."""
-        group = self.node.attributes.get("group")
-        return 1 if group is None else group.as_int()
+        return _groups(self.node)
 
     @property
     def activation(self) -> ir.Value:
@@ -73,6 +75,19 @@ def half_weights(model: ir.Model) -> str | None:
     """FP16 or BF16 where the graph holds such weights."""
     held = (HALF_NAMES[value.dtype] for value in model.graph.initializers.values() if value.dtype in HALF_NAMES)
     return next(held, None)
+
+
+def grouped_layers(model: ir.Model) -> list[str]:
+    """Names of the convolutions with groups, quantized or not; depthwise ones have kernels of their own."""
+    return [str(node.name) for node in model.graph if is_weighted(node) and 1 < _groups(node) != _outputs(node)]
+
+
+def grouped_hint(layers: Collection[str]) -> str:
+    """What to measure where TensorRT computes those convolutions in INT8 (NVIDIA/TensorRT issue 4529)."""
+    return (
+        f"TensorRT may split INT8 convolutions with groups ({few(layers)}) by their groups, and be slower than in FP16 "
+        f"(NVIDIA/TensorRT#4529); measure also with `keep_float` {','.join(layers)}"
+    )
 
 
 def quantized_nodes(model: ir.Model) -> list[ir.Node]:
@@ -134,6 +149,20 @@ def dequantize_of(value: ir.Value | None) -> ir.Node | None:
 def is_weighted(node: ir.Node) -> bool:
     """Conv, Gemm or MatMul of the standard domain, whatever its weights are."""
     return node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
+
+
+def _groups(node: ir.Node) -> int:
+    group = node.attributes.get("group")
+    return 1 if group is None else group.as_int()
+
+
+def _outputs(node: ir.Node) -> int | None:
+    """Output channels of a Conv; None where the graph does not say."""
+    weight = node.inputs[1]
+    dequantize = dequantize_of(weight)
+    stored = dequantize.inputs[0] if dequantize is not None else weight
+    size = stored.shape[0] if stored is not None and stored.shape is not None and len(stored.shape) else None
+    return size if isinstance(size, int) else None
 
 
 def _is_initializer(value: ir.Value | None) -> bool:

@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from alexdeploy.cli import main
 from alexdeploy.contract import METADATA_KEY
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from tests.helpers.graphs import conv_lrn_gemm
+from tests.helpers.graphs import conv_lrn_gemm, make_model
 from tests.simulated_cuda.conftest import CONTRACT
 from tests.simulated_cuda.engine_double import EngineInspector, ICudaEngine, Runtime
 from tests.unit.engine.test_kernels import read
@@ -137,3 +139,14 @@ def without_int8(report: str, node: str) -> str:
         layer(node, "Float") if f"[ONNX Layer: {node}]" in entry["Metadata"] else entry for entry in told["Layers"]
     ]
     return json.dumps(told)
+
+
+def test_int8_convolutions_with_groups_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = helper.make_node("Conv", ["input", "w"], ["logits"], "conv2", group=2)
+    model = ir.from_proto(make_model([node], {"w": np.ones((4, 2, 1, 1), np.float32)}, shape=("batch", 4, 8, 8)))
+    assert build(write(model, tmp_path)) == 0
+    assert "groups" not in capsys.readouterr().err
+    assert build(write(insert_qdq(model, {"input": TensorRange(4.0)}), tmp_path), "--json") == 0
+    said = capsys.readouterr()
+    assert "measure also with --keep-float conv2" in said.err
+    assert json.loads(said.out)["grouped"] == ["conv2"]
