@@ -187,8 +187,21 @@ def _differences(record: EngineRecord, installed: str, gpu: machine.Gpu) -> list
     if not takes_platform(builder, record.platform):
         found.append(f"built on {record.platform}, this is {this_platform()}")
     if not compatible.takes_gpu(builder, record.gpu, gpu):
-        found.append(f"built for {compatible.describe_gpus(builder, record.gpu)}, here is {gpu}")
+        found.append(
+            f"built for {compatible.describe_gpus(builder, record.gpu)}, here is {gpu}{_only_warns(record, gpu)}"
+        )
     return found
+
+
+def _only_warns(record: EngineRecord, gpu: machine.Gpu) -> str:
+    """Words for a refusal where TensorRT would only warn: another model, memory size or MIG slice."""
+    built_on = record.gpu
+    if record.builder != "tensorrt" or built_on is None or built_on.compute_capability != gpu.compute_capability:
+        return ""
+    return (
+        ", where TensorRT would only warn, and run kernels that were timed on the other; "
+        "built with `hardware` same-compute-capability it runs on both"
+    )
 
 
 def _again(record: EngineRecord) -> str:

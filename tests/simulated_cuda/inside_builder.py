@@ -121,6 +121,9 @@ def test_what_cannot_be_known_is_said_and_fails_when_strict(
     said = capsys.readouterr()
     assert words in said.err
     assert words in json.loads(said.out)["kernels_unknown"]
+    with pytest.raises(SystemExit):
+        main(["inspect", str(model.with_suffix(".engine"))])
+    assert f"its kernels are not known: {json.loads(said.out)['kernels_unknown']}" in capsys.readouterr().err
 
 
 def test_strict_is_not_for_types_that_tensorrt_chooses(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
