@@ -41,7 +41,7 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...] = ()
 
     def takes_version(self, builder: BuilderName, built_with: str, installed: str) -> bool:
-        """Plans are tied to the exact version; version-compatible ones load on newer ones of that major, 10's also on 11.
+        """Plans need the exact version; version-compatible ones load on newer ones of that major too, and 10's on 11.
 
         So NVIDIA's support matrix of 11.4, which names no other step that versions from 10.3 on could take.
         """
