@@ -89,4 +89,5 @@ def _engine(record: EngineRecord, size_bytes: int) -> dict[str, Any]:
         "profile": str(record.batches),
         "precisions": record.precisions,
         "layer_precisions": record.layer_precisions,
+        "kernels_unknown": record.kernels_unknown,
     }

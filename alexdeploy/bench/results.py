@@ -28,6 +28,7 @@ class Row:
         top1, top5: share of images answered rightly; None where the labels are not known, as the report says.
         agreement: share of images with the same top-1 as the reference.
         layers_ms: median time by layer of the runtime, at the first batch size.
+        grouped: convolutions with groups that TensorRT computes in INT8.
         server: single images arriving at random, up to ``batch`` run together; at the last batch size, where asked for.
         samples_ms: every timed call by boundary (``host``, ``device``, ``end_to_end``), a list per round.
     """
@@ -50,6 +51,7 @@ class Row:
     agreement: float | None = None
     limit: Limit | None = None
     layers_ms: dict[str, float] = field(default_factory=dict)
+    grouped: list[str] = field(default_factory=list)
     server: Server | None = None
     samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
 

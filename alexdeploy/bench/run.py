@@ -28,7 +28,7 @@ from alexdeploy.errors import GateError, InputError, UnavailableError, UsageErro
 from alexdeploy.files import printable
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
-from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact
+from alexdeploy.runners.artifact import RUNTIMES, Artifact, EngineArtifact, open_artifact
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import Profile, Progress
 
@@ -355,5 +355,6 @@ def _row(candidate: _Candidate, batch: int, **figures: Any) -> Row:
         batch=batch,
         size_bytes=artifact.size_bytes,
         input_bytes=candidate.input_bytes,
+        grouped=[*artifact.record.grouped] if isinstance(artifact, EngineArtifact) else [],
         **figures,
     )

@@ -48,6 +48,7 @@ def command(
     """
     files.check_input(model)
     from alexdeploy.graph.model import class_count, contract_of, load_onnx
+    from alexdeploy.graph.weighted import grouped_hint, grouped_layers
     from alexdeploy.quantize.apply import PrecisionSettings, QuantizedWriter
     from alexdeploy.quantize.rangefile import load_ranges
     from alexdeploy.quantize.search import QuantizationScorer, analyze
@@ -70,6 +71,8 @@ def command(
         return
     show(found, scorer.images)
     note(f"all layers in INT8: SQNR {whole.sqnr_db:.1f} dB, agreement {whole.agreement:.2%}, drop {whole.drop:+.2f}")
+    if grouped := grouped_layers(loaded):
+        note(grouped_hint(grouped))
 
 
 def show(rows: list[Sensitivity], images: int) -> None:

@@ -21,7 +21,7 @@ from alexdeploy.cli.options import (
     option_group,
     output_option,
 )
-from alexdeploy.cli.output import note_data, note_skipped, print_json, progress, warn
+from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import Builder, Hardware, Method, Profile, Progress
 
@@ -136,7 +136,7 @@ _builder_options = option_group(
     ),
     click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too."),
     click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds."),
-    click.option("--strict", is_flag=True, help="Fail (exit 5) when a quantized layer was built in float."),
+    click.option("--strict", is_flag=True, help="Fail (exit 5) when a layer was built in a wider type than asked."),
 )
 
 
@@ -225,11 +225,14 @@ def _with_precision(
 
 def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
     from alexdeploy.engine.plan import build_planned, precision_verdict
+    from alexdeploy.graph.weighted import grouped_hint
 
     with progress("building") as bar:
         record = build_planned(plan, output, rebuild=rebuild, progress=bar)
     if record.float_layers:
         warn(precision_verdict(record))
+    if record.grouped and record.builder == "tensorrt":
+        note(grouped_hint(record.grouped))
     if as_json:
         import msgspec
 
@@ -285,7 +288,7 @@ def _show(output: Path, record: EngineRecord) -> None:
     types = ", ".join(f"{count} of {total} layers in {name}" for name, count in record.precisions.items() if count)
     click.echo(
         f"{output}: {record.size_bytes / 1e6:.1f} MB in {record.build_seconds:.1f} s with {record.builder} "
-        f"{record.version}; {types or 'this builder does not report the types of its layers'}"
+        f"{record.version}; {types or record.kernels_unknown or 'no layers with weights'}"
     )
 
 

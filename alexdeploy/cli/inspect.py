@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import print_columns, print_json, progress
+from alexdeploy.cli.output import note, print_columns, print_json, progress
 from alexdeploy.columns import Column
 from alexdeploy.errors import UsageError
 
@@ -64,6 +64,8 @@ def show(title: str, result: dict[str, Any]) -> None:
     print_columns(columns, title=f"{title} ({result['kind']})")
     totals = ("parameters", "connections", "macs", "memory_bytes", "precisions", "builder", "size_bytes")
     click.echo(" · ".join(f"{key.replace('_', ' ')} {_cell(result[key])}" for key in totals if key in result))
+    if result.get("kernels_unknown"):
+        note(f"its kernels are not known: {result['kernels_unknown']}")
 
 
 def _window(layer: dict[str, Any]) -> str:

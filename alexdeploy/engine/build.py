@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from alexdeploy import files
 from alexdeploy.engine.calibration import Calibration
-from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
+from alexdeploy.engine.kernels import Kernel, count_precisions, parse_inspection, parse_report, precisions_of_layers
 from alexdeploy.engine.monitor import build_monitor
 from alexdeploy.engine.options import BuilderOptions
 from alexdeploy.engine.record import EngineRecord
-from alexdeploy.engine.runtime import refused
+from alexdeploy.engine.runtime import inspect_plan, refused
 from alexdeploy.engine.timing_cache import attach as attach_cache
 from alexdeploy.engine.timing_cache import cache_path
 from alexdeploy.engine.timing_cache import save as save_cache
 from alexdeploy.engine.versions import Library, process_logger, this_platform
-from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.errors import InputError, UnavailableError, in_a_line
 from alexdeploy.machine import current_gpu
 from alexdeploy.specs import Profile, Progress, TensorSpec
 
@@ -47,12 +47,14 @@ class BuilderInput:
         shapes: by input, the shapes to accept; an image input is (batch, C, H, W).
         weighted: names of its Conv, Gemm and MatMul nodes.
         quantized: by name, the type that Q/DQ requests: INT8 or FP8.
+        half: by name of the others, HALF or BFLOAT16 where the graph computes in it.
     """
 
     source: bytes | Path
     shapes: Mapping[str, Profile]
     weighted: Sequence[str]
     quantized: Mapping[str, str]
+    half: Mapping[str, str] = field(default_factory=dict)
 
 
 class EngineBuild:
@@ -108,13 +110,26 @@ class EngineBuild:
             except BaseException:
                 monitor.cancel()
                 raise
-        seconds = time.perf_counter() - started
-        if plan is None:
-            raise InputError(self._refused("the builder refused the graph"))
+            seconds = time.perf_counter() - started
+            if plan is None:
+                raise InputError(self._refused("the builder refused the graph"))
+            # on the builder's thread, whose device it is
+            kernels, why_not = pool.submit(self._kernels, plan).result()
         if path is not None:
             save_cache(self._config, path)
         data = memoryview(plan)  # which keeps the plan; an engine is too large to copy without need
-        return data, self._record(data, seconds)
+        return data, self._record(data, seconds, kernels, why_not)
+
+    def _kernels(self, plan: trt.IHostMemory) -> tuple[list[Kernel], str]:
+        """The kernels of the plan, or none and the reason."""
+        try:
+            if self.library.logs_kernels:
+                return parse_report(self._logger.kernels), ""
+            return parse_inspection(inspect_plan(self.library, plan, self.graph.shapes)), ""
+        except UnavailableError as error:
+            return [], str(error)
+        except (RuntimeError, ValueError) as error:  # the binding's, and what is no report; a good plan is not lost
+            return [], f"{self.library.name} {self.library.version} tells nothing of its kernels ({in_a_line(error)})"
 
     def _create_builder(self) -> trt.Builder:
         try:
@@ -153,10 +168,9 @@ class EngineBuild:
         limited = self.options.workspace_bytes is not None and re.search("workspace limit|OutOfMemory", text)
         return f"{text}; raise `workspace_bytes` or leave it out" if limited else text
 
-    def _record(self, plan: memoryview, seconds: float) -> EngineRecord:
-        kernels = parse_report(self._logger.kernels) if self._logger.kernels else []
+    def _record(self, plan: memoryview, seconds: float, kernels: Sequence[Kernel], why_not: str) -> EngineRecord:
         precisions = precisions_of_layers(kernels, self.graph.weighted)
-        quantized = self.graph.quantized if self.library.reports_kernels else {}
+        asked = {**self.graph.half, **self.graph.quantized}
         return EngineRecord(
             builder=self.library.name,
             version=self.library.version,
@@ -171,8 +185,10 @@ class EngineBuild:
             precisions=count_precisions(precisions),
             layer_precisions=precisions,
             quantized=dict(self.graph.quantized),
-            float_layers=tuple(name for name, asked in quantized.items() if precisions.get(name) != asked),
+            half=dict(self.graph.half),
+            float_layers=tuple(name for name, kind in asked.items() if precisions.get(name) != kind),
             kernels=tuple(kernels),
+            kernels_unknown=why_not,
         )
 
 

@@ -38,7 +38,7 @@ class BuildSettings:
         builder: the library; ``auto`` is TensorRT where it is installed and a GPU answers, else TensorRT-RTX.
         batches: batch sizes to accept.
         shapes: whole shapes by name, for inputs that are dynamic beyond the batch.
-        strict: a layer that was built in another type than its Q/DQ asks for is an error, not a warning.
+        strict: a layer that was built in another type than the graph asks for is an error, not a warning.
         options: see there.
     """
 

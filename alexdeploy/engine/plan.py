@@ -33,7 +33,7 @@ from alexdeploy.graph.model import (
     model_bytes,
     precision_of,
 )
-from alexdeploy.graph.weighted import is_weighted, quantized_type, why_not_fp8
+from alexdeploy.graph.weighted import grouped_layers, half_type, is_weighted, quantized_type, why_not_fp8
 from alexdeploy.machine import free_memory_bytes
 from alexdeploy.specs import Precision, Profile, Progress
 
@@ -85,8 +85,8 @@ def open_library(settings: BuildSettings, *, implicit: bool = False) -> Library:
     library.check(options.compatibility, timing_cache=options.timing_cache is not None)
     if implicit:
         library.check_implicit()
-    if settings.strict and not library.reports_kernels:
-        raise UsageError("`strict` is for `builder` tensorrt-rtx; TensorRT does not report which kernels it chose")
+    if settings.strict and implicit:
+        raise UsageError("`strict` does not go with `implicit`, where TensorRT chooses the types; leave one out")
     return library
 
 
@@ -114,6 +114,7 @@ def plan_engine(
         shapes=input_profiles(graph.model, str(graph.path), settings),
         weighted=[_in_reports(node) for node in graph.model.graph if is_weighted(node)],
         quantized={_in_reports(node): asked for node in graph.model.graph if (asked := quantized_type(node))},
+        half={_in_reports(node): asked for node in graph.model.graph if (asked := half_type(node))},
     )
     image = next(iter(built_from.shapes.values()))
     feed = _calibration(graph, implicit, library, image.opt[1:]) if implicit is not None else None
@@ -171,7 +172,7 @@ def build_engine(
 
     Raises:
         InputError, UnavailableError, UsageError: see ``plan_engine``.
-        GateError: ``strict``, and a layer was built in another type than its Q/DQ requests.
+        GateError: ``strict``, and a layer was built in another type than the graph asks for, or its type is unknown.
 
     Example:
         >>> from pathlib import Path
@@ -193,7 +194,8 @@ def build_planned(
         graph = plan.graph
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
-    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model))
+    grouped = tuple(name for name in grouped_layers(plan.graph.model) if built.quantized.get(name) == "INT8")
+    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model), grouped=grouped)
     if plan.settings.strict and built.float_layers:
         raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model
@@ -229,16 +231,21 @@ def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, Engi
 
 
 def precision_verdict(record: EngineRecord) -> str:
-    """``8 of 8 layers in INT8``, for each type requested by Q/DQ, and the layers built in another type."""
-    total = len(record.layer_precisions)
-    asked = sorted(set(record.quantized.values()))
-    verdict = ", ".join(f"{record.precisions.get(name, 0)} of {total} layers in {name}" for name in asked)
-    if record.float_layers:
-        why = {name: f" ({reason})" for name, reason in record.reasons.items()}
-        told = few([name + why.get(name, "") for name in record.float_layers])
-        verdict += f"; quantized in the graph but built in float: {told}"
-        verdict += "; quantize to INT8, or with such layers in `keep_float`" if why else ""
-    return verdict
+    """``8 of 8 layers in INT8``, for each type that the graph asks for, and the layers built in another type."""
+    asked, found = {**record.half, **record.quantized}, record.layer_precisions
+    total, kinds = len(asked | found), sorted(set(asked.values()))
+    verdict = ", ".join(f"{record.precisions.get(kind, 0)} of {total} layers in {kind}" for kind in kinds)
+    if record.float_layers and record.kernels_unknown:
+        return f"{verdict}, as far as is known; {record.kernels_unknown}"
+    why = {name: f" ({reason})" for name, reason in record.reasons.items()}
+    other = [name for name in record.float_layers if name in found]
+    parts = {
+        "quantized in the graph but built in float": [n + why.get(n, "") for n in other if n in record.quantized],
+        "of 16 bits in the graph but built in another type": [n for n in other if n not in record.quantized],
+        "not found among the kernels": [n for n in record.float_layers if n not in found],
+    }
+    verdict += "".join(f"; {what}: {few(names)}" for what, names in parts.items() if names)
+    return verdict + ("; quantize to INT8, or with such layers in `keep_float`" if why else "")
 
 
 def reasons_of(built: EngineRecord, model: ir.Model) -> dict[str, str]:

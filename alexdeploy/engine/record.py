@@ -46,11 +46,14 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         precision: of the graph.
         classes: columns of the result; None when the graph did not tell.
         contract_sha256: fingerprint of ``contract``.
-        kernels: the fused kernels; empty where the builder does not report them (TensorRT).
+        kernels: the fused kernels.
+        kernels_unknown: why there are none; empty where there are.
         layer_precisions: by Conv/Gemm node, the type that its kernel computes in.
         precisions: how many of them compute in each type.
         quantized: by Conv/Gemm node, the type that its Q/DQ requests.
-        float_layers: nodes built in another type than their Q/DQ requests.
+        half: by Conv/Gemm node without Q/DQ, HALF or BFLOAT16 where the graph computes in it.
+        grouped: Conv nodes with groups that Q/DQ requests in INT8.
+        float_layers: nodes built in another type than the graph asks for, or not found among the kernels.
         reasons: why, for those of them where it is known.
     """
 
@@ -72,9 +75,12 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     precisions: dict[str, int] = {}
     layer_precisions: dict[str, str] = {}
     quantized: dict[str, str] = {}
+    half: dict[str, str] = {}
+    grouped: tuple[str, ...] = ()
     float_layers: tuple[str, ...] = ()
     reasons: dict[str, str] = {}
     kernels: tuple[Kernel, ...] = ()
+    kernels_unknown: str = ""
 
     @property
     def batches(self) -> Profile | None:
@@ -181,8 +187,21 @@ def _differences(record: EngineRecord, installed: str, gpu: machine.Gpu) -> list
     if not takes_platform(builder, record.platform):
         found.append(f"built on {record.platform}, this is {this_platform()}")
     if not compatible.takes_gpu(builder, record.gpu, gpu):
-        found.append(f"built for {compatible.describe_gpus(builder, record.gpu)}, here is {gpu}")
+        found.append(
+            f"built for {compatible.describe_gpus(builder, record.gpu)}, here is {gpu}{_only_warns(record, gpu)}"
+        )
     return found
+
+
+def _only_warns(record: EngineRecord, gpu: machine.Gpu) -> str:
+    """Words for a refusal where TensorRT would only warn: another model, memory size or MIG slice."""
+    built_on = record.gpu
+    if record.builder != "tensorrt" or built_on is None or built_on.compute_capability != gpu.compute_capability:
+        return ""
+    return (
+        ", where TensorRT would only warn, and run kernels that were timed on the other; "
+        "built with `hardware` same-compute-capability it runs on both"
+    )
 
 
 def _again(record: EngineRecord) -> str:

@@ -41,11 +41,14 @@ class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...] = ()
 
     def takes_version(self, builder: BuilderName, built_with: str, installed: str) -> bool:
-        """Plans are tied to the exact version; version-compatible ones also load on newer ones up to the next major."""
+        """Plans need the exact version; version-compatible ones load on newer ones of that major too, and 10's on 11.
+
+        So NVIDIA's support matrix of 11.4, which names no other step that versions from 10.3 on could take.
+        """
         if not (self.newer_versions and builder == "tensorrt"):
             return built_with == installed
         built, here = _numbers(built_with), _numbers(installed)
-        return built <= here and here[0] - built[0] <= 1
+        return built <= here and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
 
     def takes_gpu(self, builder: BuilderName, built_on: Gpu | None, here: Gpu) -> bool:
         """True if an engine built on one GPU (None: on a machine without) runs on another."""
@@ -80,8 +83,11 @@ class Library:
     module: Any
 
     @property
-    def reports_kernels(self) -> bool:
-        """True if a build prints which kernels it chose. TensorRT reports them only for a running engine."""
+    def logs_kernels(self) -> bool:
+        """True if a build logs which kernels it chose; else the plan is loaded and asked (``runtime.inspect_plan``).
+
+        TensorRT-RTX must log them, since it may build without a GPU and loads nothing there.
+        """
         return self.name == "tensorrt-rtx"
 
     def network_flags(self, *, implicit: bool = False) -> int:
@@ -224,10 +230,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 def process_logger(library: Library) -> Any:
     """The one logger of this process for a library; TensorRT keeps the first it is given.
 
-    Of what TensorRT says it keeps the ``errors`` and the last report of ``kernels``, both ours to clear: a process may
-    run long.
+    Of what TensorRT says it keeps the ``errors`` and, where it logs one, the last report of ``kernels``, both ours to
+    clear: a process may run long. TensorRT calls it for every line, VERBOSE ones too: there is no threshold to set.
     """
     interface: Any = library.module.ILogger
+    logs_kernels = library.logs_kernels
 
     class CollectingLogger(interface):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -238,7 +245,7 @@ def process_logger(library: Library) -> Any:
         def log(self, severity: Any, text: str) -> None:
             if int(severity) <= _ERROR:
                 self.errors.append(" ".join(text.split()))
-            elif text.startswith("Layers:"):
+            elif logs_kernels and text.startswith("Layers:"):
                 self.kernels = text
 
     return CollectingLogger()

@@ -2,9 +2,14 @@
 
 TensorRT 11 and TensorRT-RTX have no FP16 flag, and a strongly typed network does what the graph says; so do ONNX
 Runtime and OpenVINO. Inputs and outputs stay FP32. Islands are LRN (its sum of squares leaves FP16's range at
-activations of about 114 over five channels), Q/DQ (whose scales stay FP32, the form that every runtime accepts), nodes
-whose constants do not fit FP16, and nodes whose activations came too close to its limit on real data. bfloat16 has
-FP32's range and so no islands of overflow; operators that ONNX does not define in it stay FP32.
+activations of about 114 over five channels), Q/DQ (whose scales stay FP32, behind Casts), nodes whose constants do not
+fit FP16, and nodes whose activations came too close to its limit on real data. bfloat16 has FP32's range and so no
+islands of overflow; operators that ONNX does not define in it stay FP32.
+
+NVIDIA's exporter writes FP16 scales and no Casts (Model-Optimizer, ``modelopt/onnx/utils.py``). TensorRT-RTX 1.7.1
+makes the same kernels of both forms, all INT8; with FP16 scales the results of its Gemms are FP16 and not FP32. But
+ONNX Runtime (1.32, CPU) gives wrong answers with FP16 scales: its optimizers quantize a bias by the product of two
+scales, and FP16 does not hold 1e-7. One file for all runtimes is worth more.
 """
 
 from __future__ import annotations

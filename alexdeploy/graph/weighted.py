@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from alexdeploy.errors import few
 
 TENSORRT_NAMES = {  # as its reports have them
     ir.DataType.FLOAT: "FLOAT",
@@ -39,8 +42,7 @@ class WeightedNode:
     @property
     def groups(self) -> int:
         """Of a Conv; 1 for the others."""
-        group = self.node.attributes.get("group")
-        return 1 if group is None else group.as_int()
+        return _groups(self.node)
 
     @property
     def activation(self) -> ir.Value:
@@ -75,6 +77,19 @@ def half_weights(model: ir.Model) -> str | None:
     return next(held, None)
 
 
+def grouped_layers(model: ir.Model) -> list[str]:
+    """Names of the convolutions with groups, quantized or not; depthwise ones have kernels of their own."""
+    return [str(node.name) for node in model.graph if is_weighted(node) and 1 < _groups(node) != _outputs(node)]
+
+
+def grouped_hint(layers: Collection[str]) -> str:
+    """What to measure where TensorRT computes those convolutions in INT8 (NVIDIA/TensorRT issue 4529)."""
+    return (
+        f"TensorRT may split INT8 convolutions with groups ({few(layers)}) by their groups, and be slower than in FP16 "
+        f"(NVIDIA/TensorRT#4529); measure also with `keep_float` {','.join(layers)}"
+    )
+
+
 def quantized_nodes(model: ir.Model) -> list[ir.Node]:
     """Conv, Gemm and MatMul that Q/DQ requests in a type of 8 bits."""
     return [node for node in model.graph if quantized_type(node) is not None]
@@ -89,6 +104,12 @@ def quantized_type(node: ir.Node) -> str | None:
         return None
     types = [type_of_levels(dequantize) for value in node.inputs[:2] if (dequantize := dequantize_of(value))]
     return types[0] if len(types) == 2 else None
+
+
+def half_type(node: ir.Node) -> str | None:
+    """TensorRT's name of the 16-bit type that a Conv, Gemm or MatMul without Q/DQ computes in; None for any other."""
+    weight = node.inputs[1] if is_weighted(node) and quantized_type(node) is None else None
+    return TENSORRT_NAMES[weight.dtype] if weight is not None and weight.dtype in HALF_NAMES else None
 
 
 def why_not_fp8(node: ir.Node) -> str | None:
@@ -128,6 +149,20 @@ def dequantize_of(value: ir.Value | None) -> ir.Node | None:
 def is_weighted(node: ir.Node) -> bool:
     """Conv, Gemm or MatMul of the standard domain, whatever its weights are."""
     return node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
+
+
+def _groups(node: ir.Node) -> int:
+    group = node.attributes.get("group")
+    return 1 if group is None else group.as_int()
+
+
+def _outputs(node: ir.Node) -> int | None:
+    """Output channels of a Conv; None where the graph does not say."""
+    weight = node.inputs[1]
+    dequantize = dequantize_of(weight)
+    stored = dequantize.inputs[0] if dequantize is not None else weight
+    size = stored.shape[0] if stored is not None and stored.shape is not None and len(stored.shape) else None
+    return size if isinstance(size, int) else None
 
 
 def _is_initializer(value: ir.Value | None) -> bool:

@@ -11,13 +11,16 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 from PIL import Image
 
 from alexdeploy.cli.options import DataChoice, data_options
 from alexdeploy.cli.output import note_data
+from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.quantize.calibrate import calibrate
 from tests.cli.conftest import Run
+from tests.helpers.graphs import make_model
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +107,26 @@ def test_analyze_and_build_engine_say_it_too(run: Run, model: Path, ranges: Path
         *("--builder", tensorrt_rtx, "-o", out / "x.engine"),
     )
     assert planned.err.startswith("digits/train: 8 of 1797 images (four fifths, 8 spread over it)\n"), planned.err
+
+
+def test_analyze_names_convolutions_with_groups(run: Run, out: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["mixed"], "conv1"),
+        helper.make_node("Conv", ["mixed", "w2"], ["conv2"], "conv2", group=2),
+        helper.make_node("GlobalAveragePool", ["conv2"], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["logits"], "flatten"),
+    ]
+    random = np.random.default_rng(0)
+    weights = {"w1": random.standard_normal((4, 3, 1, 1)), "w2": random.standard_normal((10, 2, 3, 3))}
+    model = make_model(nodes, {name: weight.astype(np.float32) for name, weight in weights.items()}, rank=2)
+    contract = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.5,) * 3, labels=tuple("0123456789"))
+    helper.set_model_props(model, {METADATA_KEY: contract.to_json()})
+    (out / "net.onnx").write_bytes(model.SerializeToString())
+    common = ["--data", "digits", "--samples", 8]
+    assert run("calibrate", out / "net.onnx", *common, "-o", out / "ranges.json").code == 0
+    analyzed = run("analyze", out / "net.onnx", "--ranges", out / "ranges.json", *common)
+    assert "groups (conv2)" in analyzed.err, analyzed.err
+    assert "measure also with --keep-float conv2" in analyzed.err
 
 
 def test_names_that_are_no_text_are_calibrated_on_and_written_down(

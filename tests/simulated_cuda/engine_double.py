@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import sys
 import threading
 from enum import IntEnum
@@ -70,6 +71,11 @@ class ExecutionContextAllocationStrategy(IntEnum):
 class CudaGraphStrategy(IntEnum):
     DISABLED = 0
     WHOLE_GRAPH_CAPTURE = 1
+
+
+class LayerInformationFormat(IntEnum):
+    ONELINE = 0
+    JSON = 1
 
 
 class ILogger:
@@ -137,11 +143,28 @@ class ICudaEngine:
         _need_context()
         return IExecutionContext(self)
 
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector()
+
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
     def _tensor(self, name: str) -> Any:
         return next(tensor for tensor in self._tensors if tensor.name == name)
+
+
+class EngineInspector:
+    _report = '{"Layers": []}'  # what the next one tells, of an engine at known shapes
+
+    def __init__(self) -> None:
+        self.execution_context: Any = None
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        assert format == LayerInformationFormat.JSON
+        if self.execution_context is not None and self.execution_context._shape is not None:
+            return self._report
+        unknown = re.sub(r'("(?:Format/)?Datatype": )"[^"]*"', r'\1"N/A due to dynamic shapes"', self._report)
+        return re.sub(r'"TacticName": "[^"]*"', '"TacticName": ""', unknown)
 
 
 class IProfiler:
@@ -285,6 +308,8 @@ CLASSES = (
     TensorIOMode,
     ExecutionContextAllocationStrategy,
     CudaGraphStrategy,
+    LayerInformationFormat,
+    EngineInspector,
     ILogger,
     IRuntimeConfig,
     Runtime,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,7 @@ from tests.helpers.graphs import images
 from tests.simulated_cuda import builder_double
 from tests.simulated_cuda.conftest import CONTRACT, expected
 
-
-@pytest.fixture(autouse=True)
-def _builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    builder_double.install(sys.modules["tensorrt"])
-    yield
-    for kind in builder_double.CLASSES:
-        monkeypatch.delattr(sys.modules["tensorrt"], kind.__name__)
+pytestmark = pytest.mark.usefixtures("tensorrt_builder")
 
 
 def run(*arguments: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import Server
+from alexdeploy.graph.weighted import grouped_hint
 
 HEADERS = (
     *("artifact", "runtime", "precision", "MB", "top-1", "top-5", "agreement", "p(worse)"),
@@ -98,6 +99,8 @@ def notes(report: BenchReport) -> list[str]:
             f"{' and '.join(emulated)} on onnxruntime-cpu: emulated, FP32 arithmetic on rounded values. Accuracy is "
             "that of the type; times and roofline say nothing of its kernels."
         )
+    if grouped := next((row.grouped for row in report.rows if row.runtime == "tensorrt" and row.grouped), None):
+        lines.append(f"{grouped_hint(grouped)}.")
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
     lines += [

@@ -9,6 +9,7 @@ import pytest
 
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.report.columns import CompactTable, compact_table
+from alexdeploy.bench.report.table import notes
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.cli import bench
 
@@ -104,3 +105,14 @@ def test_a_speed_that_is_not_known_well_is_shown_as_its_interval(ratio: Ratio, s
     bench = BenchReport(HERE, "flowers/val", "0", ["a", "b"], 587, 20.0, None, [measured], [])
     (column,) = [column for column in compact_table(bench, 200).columns if column.header == "speed b8"]
     assert column.cells == (shown,)
+
+
+def test_convolutions_with_groups_are_named_where_tensorrt_computes_them_in_int8() -> None:
+    found = report(1, (1,))
+    assert not any("groups" in line for line in notes(found))
+    engine = dataclasses.replace(found.rows[0], runtime="tensorrt", grouped=["conv2", "conv5"])
+    told = [line for line in notes(dataclasses.replace(found, rows=[*found.rows, engine])) if "groups" in line]
+    assert len(told) == 1
+    assert "conv2,conv5" in told[0]
+    rtx = dataclasses.replace(engine, runtime="tensorrt-rtx")
+    assert not any("groups" in line for line in notes(dataclasses.replace(found, rows=[rtx])))

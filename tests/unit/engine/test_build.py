@@ -85,6 +85,26 @@ def test_kernels_compute_in_the_type_the_graph_says(int8: bool, fp16: bool, expe
     assert [kernel.precision for kernel in sums_of_squares] == ["FLOAT"]
 
 
+def test_fp32_scales_behind_casts_cost_no_kernel_beside_fp16_scales() -> None:
+    """The form that ``to_fp16`` writes, and that of NVIDIA's exporter."""
+    quantized = insert_qdq(ir.from_proto(conv_lrn_gemm()), AMAX)
+    ours, theirs = to_fp16(quantized), to_fp16(quantized)
+    for node in [node for node in theirs.graph if node.op_type == "DequantizeLinear"]:
+        (cast,), scale = node.outputs[0].consumers(), node.inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        half = ir.val(f"{node.name}.half", const_value=ir.tensor(scale.const_value.numpy().astype(np.float16)))
+        theirs.graph.register_initializer(half)
+        node.replace_input_with(1, half)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+        ir.convenience.replace_all_uses_with(cast.outputs[0], node.outputs[0])
+        theirs.graph.remove(cast)
+    assert sum(node.op_type == "Cast" for node in theirs.graph) + 4 == sum(n.op_type == "Cast" for n in ours.graph)
+    (_, here), (_, there) = build(graph_of(ours)), build(graph_of(theirs))
+    assert here.layer_precisions == there.layer_precisions == {"conv1": "INT8", "fc2": "INT8"}
+    assert sorted(kernel.type for kernel in here.kernels) == sorted(kernel.type for kernel in there.kernels)
+
+
 @pytest.mark.parametrize("fp16", [False, True])
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 def test_pixels_go_in_and_the_first_layer_is_int8(color: Any, fp16: bool) -> None:

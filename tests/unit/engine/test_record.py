@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -14,10 +15,10 @@ from alexdeploy import files, machine
 from alexdeploy.contract import Contract
 from alexdeploy.engine import record
 from alexdeploy.engine.record import EngineRecord, check_runs_here, read_engine, write_engine
-from alexdeploy.engine.versions import Compatibility, Library, this_platform
+from alexdeploy.engine.versions import Compatibility, Library, process_logger, this_platform
 from alexdeploy.errors import AlexdeployError, GateError, InputError, UnavailableError
 from alexdeploy.machine import Gpu
-from alexdeploy.specs import Hardware, Precision, Profile, TensorSpec
+from alexdeploy.specs import BuilderName, Hardware, Precision, Profile, TensorSpec
 
 L4, T4, H100 = Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("Tesla T4", "7.5", "13.0"), Gpu("NVIDIA H100", "9.0", "13.0")
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "12.8")
@@ -184,7 +185,37 @@ def test_engines_of_tensorrt_rtx_run_on_their_targets() -> None:
     assert [turing.takes_gpu("tensorrt-rtx", L4, gpu) for gpu in gpus] == [False, True, False, False]
 
 
-def test_version_compatible_engines_load_on_newer_versions_up_to_the_next_major() -> None:
+@pytest.mark.parametrize(
+    ("built", "loads"),
+    [
+        ("10.16.1.11", {"10.16.1.11": True, "10.3.0": False, "11.4.0": True, "12.0.0": False}),
+        ("11.0.0", {"10.16.1.11": False, "11.4.0": True, "12.0.0": False}),
+    ],
+)
+def test_version_compatible_engines_load_where_the_support_matrix_says(built: str, loads: dict[str, bool]) -> None:
     may = Compatibility(newer_versions=True)
-    loads = {v: may.takes_version("tensorrt", "10.16.1.11", v) for v in ("10.16.1.11", "10.3.0", "11.4.0", "12.0.0")}
-    assert loads == {"10.16.1.11": True, "10.3.0": False, "11.4.0": True, "12.0.0": False}
+    assert {version: may.takes_version("tensorrt", built, version) for version in loads} == loads
+
+
+A100_40, A100_80 = (Gpu(f"NVIDIA A100-SXM4-{size}GB", "8.0", "13.0") for size in (40, 80))
+
+
+def test_where_tensorrt_would_only_warn_the_refusal_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, msgspec.structs.replace(DETAILS, gpu=A100_40))
+    slice_of_it = Gpu("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "8.0", "13.0")
+    for here, only_warns in ((A100_80, True), (slice_of_it, True), (H100, False)):
+        install(monkeypatch, gpu=here)
+        message = refusal(path)
+        assert here.name in message
+        assert ("`hardware` same-compute-capability" in message) is only_warns
+
+
+def test_only_the_library_that_logs_its_kernels_has_them_kept() -> None:
+    names: tuple[tuple[BuilderName, str], ...] = (("tensorrt", ""), ("tensorrt-rtx", "Layers:\nName: conv1"))
+    for builder, kept in names:
+        module = ModuleType(builder)
+        module.__dict__["ILogger"] = type("ILogger", (), {})
+        logger = process_logger(Library(builder, "1", module))
+        logger.log(4, "Layers:\nName: conv1")
+        logger.log(1, "broken  plan")
+        assert (logger.kernels, logger.errors) == (kept, ["broken plan"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -53,6 +54,24 @@ def test_int8_with_fp16_between_keeps_scales_in_fp32() -> None:
     batch = images()
     np.testing.assert_allclose(run(mixed, batch)[0], run(quantized, batch)[0], rtol=2e-2, atol=2e-2)
     assert types(mixed)["conv1"] == TensorProto.FLOAT16
+
+
+def test_small_scales_of_int8_give_right_answers_with_fp16_between() -> None:
+    """ONNX Runtime's optimizers multiply two scales, here 4e-4 and 2e-4; FP16 does not hold the product."""
+    nodes = [
+        helper.make_node("Gemm", ["input", "w", "b"], ["hidden"], "fc1", transB=1),
+        helper.make_node("Gemm", ["hidden", "v", "b"], ["logits"], "fc2", transB=1),
+    ]
+    random = np.random.default_rng(0)
+    weights = {name: random.uniform(-0.025, 0.025, (32, 32)).astype(np.float32) for name in "wv"}
+    weights["b"] = random.uniform(-0.05, 0.05, 32).astype(np.float32)
+    model = make_model(nodes, weights, shape=("batch", 32), rank=2)
+    batch = images(4, (32,)) / 100
+    ranges = {"input": TensorRange(0.05), "hidden": TensorRange(0.06)}
+    (expected,) = run(model, batch)
+    mixed = ir.to_proto(to_fp16(insert_qdq(ir.from_proto(model), ranges))).SerializeToString()
+    (actual,) = ort.InferenceSession(mixed, providers=["CPUExecutionProvider"]).run(None, {"input": batch})
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 def test_a_constant_beyond_fp16_makes_its_node_an_island() -> None:
