@@ -46,6 +46,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         precision: of the graph.
         classes: columns of the result; None when the graph did not tell.
         contract_sha256: fingerprint of ``contract``.
+        tf32: whether FP32 may be computed as TF32; None in sidecars that are older than this.
         kernels: the fused kernels; empty where the builder does not report them (TensorRT).
         layer_precisions: by Conv/Gemm node, the type that its kernel computes in.
         precisions: how many of them compute in each type.
@@ -69,6 +70,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     classes: int | None = None
     contract: Contract | None = None
     contract_sha256: str | None = None
+    tf32: bool | None = None
     precisions: dict[str, int] = {}
     layer_precisions: dict[str, str] = {}
     quantized: dict[str, str] = {}

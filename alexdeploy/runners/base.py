@@ -28,12 +28,14 @@ class Runner(ABC):
         input: name, shape (batch first) and dtype that ``infer`` takes.
         classes: columns of the result; None where they are not fixed.
         on_gpu: whether it computes on a GPU.
+        tf32: whether a GPU may compute FP32 as TF32; None where that is not known.
     """
 
     runtime: str
     input: TensorSpec
     classes: int | None
     on_gpu: bool = False
+    tf32: bool | None = False
 
     @abstractmethod
     def infer(self, batch: Batch) -> npt.NDArray[np.float32]:

@@ -6,6 +6,7 @@ with a line on stderr. So falling back is forbidden to the session, and it is as
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class CudaRunner(OnnxRuntimeRunner):
 
     def __init__(self, model: Path | bytes, precision: Precision, options: Mapping[str, str] | None = None) -> None:
         chosen = {**self.defaults(precision), **(options or {})}
+        self.tf32 = self._computes_in_tf32(chosen)
         self._check_available()
         session = session_options()
         session.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -62,6 +64,10 @@ class CudaRunner(OnnxRuntimeRunner):
                 " use `runtime` onnxruntime-tensorrt, or build an engine"
             )
         return {"use_tf32": "0"}
+
+    @staticmethod
+    def _computes_in_tf32(options: Mapping[str, str]) -> bool:
+        return options.get("use_tf32") != "0"
 
     def _check_available(self) -> None:
         if self._provider not in ort.get_available_providers():
@@ -103,3 +109,8 @@ class TensorRtProviderRunner(CudaRunner):
             "trt_fp16_enable": str(int(precision.fp16)),
             "trt_int8_enable": str(int(precision in (Precision.INT8, Precision.INT8_FP16))),
         }
+
+    @staticmethod
+    def _computes_in_tf32(options: Mapping[str, str]) -> bool:  # noqa: ARG004
+        """It has no option for that (microsoft/onnxruntime#26029), so what counts is NVIDIA's own variable."""
+        return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"

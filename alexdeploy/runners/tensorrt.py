@@ -57,6 +57,7 @@ class TensorRTRunner(Runner):
         check_runs_here(file, trust=trust)
         record = file.record
         self.runtime = record.builder
+        self.tf32 = record.tf32
         library = load_library(record.builder)
         self._device = open_device()
         self._private: list[Execution] = []
