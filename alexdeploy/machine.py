@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -57,6 +58,36 @@ def current_gpu() -> Gpu | None:
     driver.cuDriverGetVersion(ctypes.byref(version))
     cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", cuda)
+
+
+@dataclass(frozen=True)
+class GpuIds:
+    """What names a CUDA device on any machine: its number depends on ``CUDA_VISIBLE_DEVICES`` and the order of cards.
+
+    Attributes:
+        device: as CUDA has it, ``GPU-…``, or ``MIG-…`` where it is a slice of a card.
+        card: the whole card, ``GPU-…``, as nvidia-smi takes it.
+    """
+
+    device: str
+    card: str
+
+
+def gpu_ids(ordinal: int = 0) -> GpuIds | None:
+    """Of a CUDA device; None where there is none, or where the driver does not say."""
+    if why_no_cuda() is not None:
+        return None
+    driver = ctypes.CDLL("libcuda.so.1")
+    of_card = driver.cuDeviceGetUuid  # by its old name of the card, also for a slice; _v2 (CUDA 11.4) is the slice's
+    card, device = (_uuid(call, ordinal) for call in (of_card, getattr(driver, "cuDeviceGetUuid_v2", of_card)))
+    if card is None or device is None:
+        return None
+    return GpuIds(f"{'GPU' if card == device else 'MIG'}-{device}", f"GPU-{card}")
+
+
+def _uuid(call: Callable[..., int], ordinal: int) -> uuid.UUID | None:
+    octets = (ctypes.c_ubyte * 16)()
+    return uuid.UUID(bytes=bytes(octets)) if call(octets, ordinal) == 0 else None
 
 
 def free_memory_bytes() -> int | None:

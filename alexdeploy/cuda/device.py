@@ -47,6 +47,22 @@ class Graph(ABC):
         """Free it; no launch may be under way."""
 
 
+class Event(ABC):
+    """A point in a stream's work, and when the device reached it."""
+
+    @abstractmethod
+    def record(self, stream: int) -> None:
+        """Put it behind the work that ``stream`` (a ``CUstream``) holds now."""
+
+    @abstractmethod
+    def ms_since(self, earlier: Event) -> float:
+        """The device's time from ``earlier`` to this one, to half a microsecond; both must have been reached."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Destroy it."""
+
+
 class Stream(ABC):
     """Work in order. Nothing is finished before ``synchronize``; ``handle`` is its ``CUstream`` as an integer."""
 
@@ -105,6 +121,10 @@ class Device(ABC):
     @abstractmethod
     def stream(self) -> Stream:
         """A new stream that does not wait for the default stream; the caller releases it."""
+
+    @abstractmethod
+    def event(self) -> Event:
+        """A new event that keeps the time; the caller releases it."""
 
 
 def retry_once(call: Callable[[], object]) -> None:

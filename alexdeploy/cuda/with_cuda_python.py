@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, retry_once
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Event, Graph, Memory, Pinned, Stream, retry_once
 from alexdeploy.errors import UnavailableError
 
 _SUCCESS = driver.CUresult.CUDA_SUCCESS
@@ -63,6 +63,9 @@ class CudaPythonDevice(Device):
 
     def stream(self) -> Stream:
         return CudaPythonStream()
+
+    def event(self) -> Event:
+        return TimingEvent()
 
 
 class CudaPythonStream(Stream):
@@ -116,6 +119,23 @@ class Order:
         event, self._event = self._event, None
         if event is not None:
             check(driver.cuEventDestroy(event))
+
+
+class TimingEvent(Event):
+    """A ``CUevent`` that keeps the time."""
+
+    def __init__(self) -> None:
+        self._event = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DEFAULT))
+
+    def record(self, stream: int) -> None:
+        check(driver.cuEventRecord(self._event, stream))
+
+    def ms_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, TimingEvent)
+        return float(check(driver.cuEventElapsedTime(earlier._event, self._event)))
+
+    def release(self) -> None:
+        check(driver.cuEventDestroy(self._event))
 
 
 class CudaGraph(Graph):

@@ -1,4 +1,4 @@
-"""The device through PyCUDA, with cuda-python for the order between streams and CUDA graphs, which PyCUDA lacks."""
+"""The device through PyCUDA, with cuda-python for events and CUDA graphs, which PyCUDA cannot put on any stream."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy.typing as npt
 import pycuda.driver as cuda
 
-from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, retry_once
-from alexdeploy.cuda.with_cuda_python import Order, capture
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Event, Graph, Memory, Pinned, Stream, retry_once
+from alexdeploy.cuda.with_cuda_python import Order, TimingEvent, capture
 from alexdeploy.errors import UnavailableError
 
 
@@ -45,6 +45,9 @@ class PyCudaDevice(Device):
 
     def stream(self) -> Stream:
         return PyCudaStream()
+
+    def event(self) -> Event:
+        return TimingEvent()
 
 
 class PyCudaStream(Stream):

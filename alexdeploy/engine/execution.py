@@ -109,8 +109,7 @@ class Execution:
         """Host to host, at most the largest batch; fewer than the smallest are filled up with zeros."""
         shape = self.load(batch)
         self.launch(shape)
-        logits = _shaped(self._host_output.array, self.output_shape(shape))
-        self._stream.download(logits, self._memory[self._engine.outputs[0].name].pointer)
+        logits = self.download(shape)
         self._stream.synchronize()
         result[...] = logits[: len(batch)]
 
@@ -128,8 +127,18 @@ class Execution:
         images = _shaped(self._host_input.array, shape)
         images[: len(batch)] = batch
         images[len(batch) :] = 0
-        self._stream.upload(self._memory[self._engine.input.name].pointer, images)
+        self.upload(shape)
         return shape
+
+    def upload(self, shape: tuple[int, ...]) -> None:
+        """Enqueue the copy of what was loaded last, of that shape, to the engine's input."""
+        self._stream.upload(self._memory[self._engine.input.name].pointer, _shaped(self._host_input.array, shape))
+
+    def download(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Enqueue the copy of the logits to host memory; they are there after ``synchronize``, until the next call."""
+        logits = _shaped(self._host_output.array, self.output_shape(shape))
+        self._stream.download(logits, self._memory[self._engine.outputs[0].name].pointer)
+        return logits
 
     def launch(self, shape: tuple[int, ...]) -> None:
         """Enqueue the engine on its own buffers; as a graph from the second call with this shape on."""
@@ -145,6 +154,11 @@ class Execution:
             prepared.graph.launch()
         elif not self._execute(prepared.context):
             raise self._failed("the engine could not be enqueued")
+
+    def replays(self, shape: tuple[int, ...]) -> bool:
+        """True if ``launch`` replays a CUDA graph of ours for this shape."""
+        prepared = self._prepared.get(shape)
+        return prepared is not None and prepared.graph is not None
 
     def layer_times_ms(self, batch: Batch, runs: int) -> dict[str, list[float]]:
         """The time of each layer by TensorRT's profiler, run by run, in a context of its own."""

@@ -5,6 +5,7 @@
    - Calls need a current context on the calling thread.
    - Asynchronous work is queued and done only by a synchronisation (of its stream, an event behind it, or the context).
      A copy reads its source then, so a missing synchronisation, and a buffer reused too early, are seen.
+   - Each stream has a clock of its own for timing events: a copy takes 1 ms per MB, a kernel 0.5 ms.
    - sim_fail_at(n): the n-th counted call from now fails. A call that releases something still releases it, as CUDA's do
      when they report an error of earlier work.
 
@@ -24,15 +25,16 @@ enum { GUARD = 256, DEPTH = 64 };
 
 typedef struct Allocation { char *start; size_t size; int pinned; struct Allocation *next; } Allocation;
 typedef struct Stream Stream;
-typedef struct Event { Stream *stream; unsigned long position; } Event;
+typedef struct Event { Stream *stream; unsigned long position; int timed; double ms; } Event;
 typedef struct Operation {
     void *to; const void *from; size_t size;     /* a copy */
     void (*function)(void *); void *data;        /* a kernel */
     Stream *other; unsigned long other_position; /* a wait for another stream */
+    Event *stamp;                                /* an event that keeps the time */
     unsigned long position;
     struct Operation *next;
 } Operation;
-struct Stream { Operation *first, *last, *captured, *captured_last; unsigned long position, done; int busy, capturing; pthread_t capturer; Stream *next; };
+struct Stream { Operation *first, *last, *captured, *captured_last; unsigned long position, done; double ms; int busy, capturing; pthread_t capturer; Stream *next; };
 typedef struct Graph { Operation *first; } Graph;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -97,6 +99,9 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? 8 : attribute == 76 ? 6 : 1; /* COMPUTE_CAPABILITY_MAJOR, _MINOR */
     return SUCCESS;
 }
+static Result uuid(unsigned char *octets, const char *of) { memcpy(octets, of, 16); return SUCCESS; }
+Result cuDeviceGetUuid(unsigned char *octets, int device) { (void)device; return uuid(octets, "simulated card 0"); }
+Result cuDeviceGetUuid_v2(unsigned char *octets, int device) { (void)device; return uuid(octets, getenv("SIMULATED_MIG") ? "slice of a card " : "simulated card 0"); }
 Result cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = 8ul << 30; return SUCCESS; }
 Result cuDevicePrimaryCtxRetain(void **context, int device) { (void)device; ENTER_WITHOUT_CONTEXT(); *context = &primary; return SUCCESS; }
 Result cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return SUCCESS; }
@@ -177,8 +182,9 @@ static void run_until(Stream *s, unsigned long position) {
         }
         pthread_mutex_unlock(&lock); /* a kernel may need Python's lock, which another caller may hold */
         if (o->other) run_until(o->other, o->other_position);
-        else if (o->function) o->function(o->data);
-        else memcpy(o->to, o->from, o->size);
+        else if (o->function) o->function(o->data), s->ms += 0.5;
+        else if (o->stamp) o->stamp->ms = s->ms;
+        else memcpy(o->to, o->from, o->size), s->ms += o->size / 1e6;
         pthread_mutex_lock(&lock);
         s->done = o->position;
         s->busy = 0;
@@ -261,17 +267,25 @@ void sim_launch(void *stream, void (*function)(void *), void *data) {
 }
 
 /* ---- events ---- */
-Result cuEventCreate(void **event, unsigned flags) { (void)flags; ENTER(); *event = calloc(1, sizeof(Event)); live_handles++; allocated++; return SUCCESS; }
+Result cuEventCreate(Event **event, unsigned flags) { ENTER(); *event = calloc(1, sizeof(Event)); (*event)->timed = !(flags & 2); live_handles++; allocated++; return SUCCESS; }
 Result cuEventRecord(Event *event, void *stream) {
     ENTER();
     Stream *s = stream_of(stream);
     if (!s) return INVALID_HANDLE;
-    *event = (Event){s, s->position};
+    if (event->timed) enqueue(s, (Operation){.stamp = event});
+    event->stream = s, event->position = s->position;
     return SUCCESS;
 }
 Result cuEventSynchronize(Event *event) { Result result = enter(__func__, 1); if (event->stream) run_until(event->stream, event->position); return result; }
 Result cuEventQuery(Event *event) { ENTER(); return !event->stream || event->stream->done >= event->position ? SUCCESS : NOT_READY; }
-Result cuEventDestroy_v2(Event *event) { Result result = enter(__func__, 1); free(event); live_handles--; return result; }
+Result cuEventElapsedTime_v2(float *ms, Event *start, Event *end) {
+    ENTER();
+    if (!start->timed || !end->timed || !start->stream || !end->stream) return INVALID_HANDLE;
+    if (start->stream->done < start->position || end->stream->done < end->position) return NOT_READY;
+    *ms = end->ms - start->ms;
+    return SUCCESS;
+}
+Result cuEventDestroy_v2(Event *event) { Result result = enter(__func__, 1); if (!event->timed) free(event); live_handles--; return result; } /* a stamp may be under way */
 Result cuStreamWaitEvent(void *stream, Event *event, unsigned flags) {
     (void)flags;
     ENTER();
