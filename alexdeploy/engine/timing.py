@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.arrays import Batch
 from alexdeploy.cuda.device import Device
 from alexdeploy.engine.execution import Execution
+from alexdeploy.errors import UnavailableError
 
+IN_FLIGHT = (1, 2, 4)
 MIN_CALLS = 20
 _WARMUP_CALLS = 3  # the first initialises, the second may capture a graph
 _ENQUEUE_BOUND = 0.8  # trtexec warns from there on
@@ -33,9 +36,64 @@ class SplitTimes:
     graph: bool
 
 
+@dataclass(frozen=True)
+class GpuTimes:
+    """One engine at one batch size.
+
+    Attributes:
+        split: one batch at a time.
+        batches_per_s: by how many are in flight; only 1 where the device has no room for more.
+        command: that measures the same with NVIDIA's own program, one batch at a time.
+    """
+
+    split: SplitTimes
+    batches_per_s: dict[int, float]
+    command: str
+
+
 def is_enqueue_bound(enqueue_ms: float, compute_ms: float) -> bool:
     """True if the device may wait for the host: the compute time then includes gaps (trtexec's rule)."""
     return enqueue_ms > _ENQUEUE_BOUND * compute_ms
+
+
+def gpu_times(
+    device: Device, open_execution: Callable[[], Execution], batch: Batch, seconds: float
+) -> tuple[SplitTimes, dict[int, float]]:
+    """Half of ``seconds`` for the split, half for the batches per second with 1, 2 and 4 in flight.
+
+    Args:
+        device: its context is current.
+        open_execution: called for each of them; all are released at the end.
+        batch: at most the engine's largest.
+        seconds: warm-up not included.
+
+    Raises:
+        UnavailableError: CUDA or TensorRT failed, or there is no room for a single execution.
+    """
+    rates: dict[int, float] = {}
+    with contextlib.ExitStack() as stack:
+        executions: list[Execution] = []
+        shape = _open_one_more(executions, open_execution, batch, stack)
+        split = split_times(device, executions[0], shape, seconds / 2)
+        for count in IN_FLIGHT:
+            try:
+                while len(executions) < count:
+                    _open_one_more(executions, open_execution, batch, stack)
+            except UnavailableError:  # no room for so many
+                break
+            rates[count] = batches_per_s(executions, shape, seconds / 2 / len(IN_FLIGHT))
+    return split, rates
+
+
+def _open_one_more(
+    executions: list[Execution], open_execution: Callable[[], Execution], batch: Batch, stack: contextlib.ExitStack
+) -> tuple[int, ...]:
+    execution = open_execution()
+    stack.callback(execution.release)
+    shape = execution.load(batch)
+    execution.synchronize()
+    executions.append(execution)
+    return shape
 
 
 def split_times(device: Device, execution: Execution, shape: tuple[int, ...], seconds: float) -> SplitTimes:
@@ -50,11 +108,13 @@ def split_times(device: Device, execution: Execution, shape: tuple[int, ...], se
     Raises:
         UnavailableError: CUDA or TensorRT failed.
     """
-    rows = []
+    rows: list[tuple[float, ...]] = []
     with contextlib.ExitStack() as stack:
-        start, copied, computed, done = events = [device.event() for _ in range(4)]
-        for event in events:
-            stack.callback(event.release)
+        events = []
+        for _ in range(4):
+            events.append(device.event())
+            stack.callback(events[-1].release)
+        start, copied, computed, done = events
         for _ in range(_WARMUP_CALLS):
             _enqueue(execution, shape)
             execution.synchronize()

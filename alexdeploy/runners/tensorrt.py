@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from alexdeploy.cuda.open import open_device
 from alexdeploy.engine.execution import Engine, Execution, Tensor
 from alexdeploy.engine.record import EngineFile, check_runs_here, read_engine
 from alexdeploy.engine.runtime import deserialize
+from alexdeploy.engine.timing import GpuTimes, gpu_times
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.base import (
@@ -59,6 +61,7 @@ class TensorRTRunner(Runner):
         self.runtime = record.builder
         self.tf32 = record.tf32
         library = load_library(record.builder)
+        self._benchmark = partial(library.benchmark, file.origin, host_code=record.compatibility.newer_versions)
         self._device = open_device()
         self._private: list[Execution] = []
         with contextlib.ExitStack() as on_failure:
@@ -136,6 +139,16 @@ class TensorRTRunner(Runner):
                 execution.synchronize()
 
         return call
+
+    def gpu_times(self, batch: Batch, seconds: float) -> GpuTimes | None:
+        """See ``engine/timing.py``; None for a batch above the profile, which would run in pieces."""
+        self.check_batch(batch)
+        if len(batch) > self._profile.max[0]:
+            return None
+        with self._device.current():
+            split, rates = gpu_times(self._device, self._new_execution, batch, seconds)
+        shape = (max(len(batch), self._profile.min[0]), *batch.shape[1:])
+        return GpuTimes(split, rates, self._benchmark(self.input.name, shape, graph=split.graph))
 
     def layer_times_ms(self, batch: Batch) -> dict[str, float]:
         """By TensorRT's profiler, whose events make each layer, and so their sum, take longer than without."""
