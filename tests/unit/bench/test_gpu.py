@@ -15,6 +15,7 @@ from alexdeploy.bench import baseline, gpu_state, run
 from alexdeploy.bench.gpu_state import GpuState, GpuWatch, ask_nvidia_smi
 from alexdeploy.bench.report.gpu import commands, gpu_columns, gpu_notes
 from alexdeploy.bench.results import BenchReport
+from alexdeploy.cli import main
 from alexdeploy.engine.timing import GpuTimes, SplitTimes
 from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.machine import GpuIds
@@ -108,6 +109,18 @@ def test_a_report_without_a_gpu_says_nothing_of_one(floats: Path) -> None:  # no
     report = bench(floats, on=images(NAMES, [0] * 4))
     assert (gpu_notes(report), gpu_columns(report, {}), commands(report), report.gpu_states) == ([], [], [], [])
     assert report.rows[0].tf32 is None
+
+
+def test_the_command_turns_tf32_off_where_the_provider_has_no_option(
+    floats: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime's TensorRT provider builds with TF32 otherwise (microsoft/onnxruntime#26029)."""
+    for asked, value in (("onnxruntime-cpu", None), ("onnxruntime-tensorrt", "0")):
+        monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "TF32" not in name})
+        with pytest.raises(SystemExit):
+            main(["bench", str(floats), "--data", "digits", "--runtime", asked, "--baseline", "absent.json"])
+        assert os.environ.get("NVIDIA_TF32_OVERRIDE") == value
 
 
 @pytest.fixture
