@@ -145,8 +145,9 @@ class TensorRTRunner(Runner):
         self.check_batch(batch)
         if len(batch) > self._profile.max[0]:
             return None
+        open_execution = partial(Execution, self._device, self._opened())
         with self._device.current():
-            split, rates = gpu_times(self._device, self._new_execution, batch, seconds)
+            split, rates = gpu_times(self._device, open_execution, batch, seconds)
         shape = (max(len(batch), self._profile.min[0]), *batch.shape[1:])
         return GpuTimes(split, rates, self._benchmark(self.input.name, shape, graph=split.graph))
 
@@ -172,11 +173,15 @@ class TensorRTRunner(Runner):
         with self._device.current():
             self._engine = None
 
-    def _new_execution(self) -> Execution:
+    def _opened(self) -> Engine:
         if self._engine is None:
             raise UsageError("the runner is closed; load the file again")
+        return self._engine
+
+    def _new_execution(self) -> Execution:
+        engine = self._opened()
         with self._device.current():
-            return Execution(self._device, self._engine)
+            return Execution(self._device, engine)
 
     def _release(self, execution: Execution) -> None:
         with self._device.current():

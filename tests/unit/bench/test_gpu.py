@@ -13,7 +13,9 @@ import pytest
 from alexdeploy.arrays import Batch
 from alexdeploy.bench import baseline, gpu_state, run
 from alexdeploy.bench.gpu_state import GpuState, GpuWatch, ask_nvidia_smi
+from alexdeploy.bench.report import charts
 from alexdeploy.bench.report.gpu import commands, gpu_columns, gpu_notes
+from alexdeploy.bench.report.page import write_html, write_markdown
 from alexdeploy.bench.results import BenchReport
 from alexdeploy.cli import main
 from alexdeploy.engine.timing import GpuTimes, SplitTimes
@@ -64,6 +66,7 @@ def report_of(runner: type[OnGpu], path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_row_on_a_gpu_has_times_by_events_and_no_limit_of_the_cpu(
     floats: Path,  # noqa: F811
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     report = report_of(OnGpu, floats, monkeypatch)
@@ -82,6 +85,15 @@ def test_a_row_on_a_gpu_has_times_by_events_and_no_limit_of_the_cpu(
         ["150"],
     ]
     assert commands(report) == ["trtexec --loadEngine=a.engine"]
+    monkeypatch.setattr(charts, "figures", lambda report: [])
+    write_html(report, tmp_path / "x.html")
+    write_markdown(report, tmp_path / "x.md")
+    page, markdown = (tmp_path / "x.html").read_text(), (tmp_path / "x.md").read_text()
+    assert "<th>compute</th>" in page
+    assert "<td>0.125</td><td>0.5</td><td>0.25</td><td>0.4</td><td>100</td><td>150</td>" in page
+    assert "| 0.125 | 0.5 | 0.25 | 0.4 | 100 | 150 |" in markdown
+    assert "```\ntrtexec --loadEngine=a.engine\n```" in markdown
+    assert "<pre>trtexec --loadEngine=a.engine</pre>" in page
     told = " ".join(gpu_notes(report))
     assert "FP32 on the GPU: without TF32 in every row." in told
     assert "WARNING" not in told
