@@ -154,11 +154,12 @@ def _record(sidecar: files.Sidecar, path: Path, *, trust: bool) -> EngineRecord:
     return record
 
 
-def check_runs_here(engine: EngineFile, *, trust: bool = False) -> None:
+def check_runs_here(engine: EngineFile, ordinal: int = 0, *, trust: bool = False) -> None:
     """Check that this machine can run the engine: all that is to be known before deserialising.
 
     Args:
         engine: what ``read_engine`` gave.
+        ordinal: of the CUDA device that is to run it.
         trust: leave it to TensorRT to refuse another version or GPU. A device must be there all the same: without a
             driver TensorRT's runtime crashes the process.
 
@@ -167,9 +168,9 @@ def check_runs_here(engine: EngineFile, *, trust: bool = False) -> None:
         UnavailableError: no CUDA device, or its TensorRT is not installed.
     """
     record = engine.record
-    gpu = machine.current_gpu()
+    gpu = machine.current_gpu(ordinal)
     if gpu is None:
-        raise UnavailableError(f"{machine.why_no_cuda()}; {record.builder} engines run on an NVIDIA GPU")
+        raise UnavailableError(f"{machine.why_no_cuda(ordinal)}; {record.builder} engines run on an NVIDIA GPU")
     library = load_library(record.builder)
     differences = [] if trust else _differences(record, library.version, gpu)
     if differences:

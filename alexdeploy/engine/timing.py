@@ -68,7 +68,7 @@ def gpu_times(
         seconds: warm-up not included.
 
     Raises:
-        UnavailableError: CUDA or TensorRT failed, or there is no room for a single execution.
+        UnavailableError, DeviceLostError: CUDA or TensorRT failed, or there is no room for a single execution.
     """
     rates: dict[int, float] = {}
     with contextlib.ExitStack() as stack:
@@ -106,7 +106,7 @@ def split_times(device: Device, execution: Execution, shape: tuple[int, ...], se
         seconds: warm-up not included.
 
     Raises:
-        UnavailableError: CUDA or TensorRT failed.
+        UnavailableError, DeviceLostError: CUDA or TensorRT failed.
     """
     rows: list[tuple[float, ...]] = []
     with contextlib.ExitStack() as stack:
@@ -144,7 +144,7 @@ def batches_per_s(executions: Sequence[Execution], shape: tuple[int, ...], secon
     images is not in it.
 
     Raises:
-        UnavailableError: CUDA or TensorRT failed.
+        UnavailableError, DeviceLostError: CUDA or TensorRT failed.
     """
     for execution in executions:
         for _ in range(_WARMUP_CALLS):

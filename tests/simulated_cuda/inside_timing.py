@@ -27,7 +27,7 @@ from tests.simulated_cuda.conftest import expected, write_engine
 from tests.simulated_cuda.inside_commands import run
 
 CARD = "GPU-73696d75-6c61-7465-6420-636172642030"  # the bytes of "simulated card 0"
-SLICE = "MIG-736c6963-6520-6f66-2061-206361726420"  # of "slice of a card "
+SLICE = "MIG-736c6963-6520-6f66-2061-206361726430"  # of "slice of a card0"
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -96,11 +96,11 @@ def test_where_there_is_no_room_for_more_it_stops(tmp_path: Path, monkeypatch: p
     with TensorRTRunner(write_engine(tmp_path / "model.engine")) as runner:
         left = [2]
 
-        def opened(*arguments: Any) -> Execution:
+        def opened(*arguments: Any, **options: Any) -> Execution:
             if not left[0]:
                 raise UnavailableError("CUDA: out of memory")
             left[0] -= 1
-            return Execution(*arguments)
+            return Execution(*arguments, **options)
 
         monkeypatch.setattr(tensorrt, "Execution", opened)
         times = runner.gpu_times(images(2), 0.001)
