@@ -16,12 +16,13 @@ import numpy as np
 
 from alexdeploy.arrays import Batch, Labels, Logits
 from alexdeploy.bench.accuracy import Accuracy, judge
+from alexdeploy.bench.choice import choose
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.gpu_state import GpuWatch
 from alexdeploy.bench.gpu_times import GpuFigures, time_on_gpu
 from alexdeploy.bench.intervals import paired_ratio, summarize
 from alexdeploy.bench.limits import Machine, limit, machine_rates
-from alexdeploy.bench.results import BenchReport, Choice, Row
+from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
 from alexdeploy.contract import Contract
@@ -240,34 +241,6 @@ def _tf32(runner: Runner) -> str | None:
     if not runner.on_gpu:
         return None
     return "not known" if runner.tf32 is None else "on" if runner.tf32 else "off"
-
-
-def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:
-    """The fastest row of each batch size whose top-1 is at most ``max_drop`` percentage points below the first's.
-
-    Without labels it is the agreement that counts; the first row's, with itself, is 100 %.
-    """
-    running = [row for row in rows if row.latency_ms is not None]
-    labelled = any(row.top1 is not None for row in running)
-    what, why = ("top-1", "") if labelled else ("agreement", ", as there are no labels")
-
-    def share(row: Row) -> float:
-        found = row.top1 if labelled else row.agreement
-        assert found is not None  # of every row that ran
-        return found
-
-    choices = []
-    for batch in dict.fromkeys(row.batch for row in running):
-        same = [row for row in running if row.batch == batch]
-        gate = share(same[0]) - max_drop / 100
-        good = [row for row in same if share(row) >= gate]
-        best = max(good, key=lambda row: row.images_per_s or 0.0)
-        reason = (
-            f"fastest of {len(good)} that meet the gate ({what} >= {gate:.2%}{why}), of {len(same)} measured: "
-            f"{best.latency_ms.p50 if best.latency_ms else 0:.3g} ms, {what} {share(best):.2%}"
-        )
-        choices.append(Choice(batch, best.artifact, best.runtime, reason))
-    return choices
 
 
 def _candidates(
