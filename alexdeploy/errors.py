@@ -35,6 +35,12 @@ class UnavailableError(AlexdeployError):
     exit_code = 4
 
 
+class DeviceLostError(AlexdeployError):
+    """The GPU failed under way, and CUDA refuses this process for ever (exit 6): end it and start it again."""
+
+    exit_code = 6
+
+
 class GateError(AlexdeployError):
     """A check that guards the result said no: parity, accuracy, INT8 coverage, sidecar (exit 5)."""
 

@@ -40,11 +40,11 @@ def check_comparable(baseline: BenchReport, paths: Sequence[Path], batches: Sequ
     """
     here = environment()
     for what in ("cpu", "cores", "gpu"):
-        then = baseline.environment.get(what)
-        if then != here[what]:
-            raise InputError(
-                f"the baseline was measured with {what} {then}, here it is {here[what]}; measure it anew here"
-            )
+        then, now = (place.get(what) for place in (baseline.environment, here))
+        if what == "gpu":  # another card of that model will do
+            then, now = (gpu["name"] if gpu else None for gpu in (then, now))
+        if then != now:
+            raise InputError(f"the baseline was measured with {what} {then}, here it is {now}; measure it anew here")
     if not {(files.printable(path), size) for path in paths for size in batches} & {
         (r.artifact, r.batch) for r in baseline.rows
     }:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from alexdeploy import files
 from alexdeploy._version import __version__
-from alexdeploy.machine import cores, cpu, cpu_flags
+from alexdeploy.bench.gpu_state import ask_nvidia_smi
+from alexdeploy.machine import cores, cpu, cpu_flags, current_gpu, gpu_ids, why_no_cuda
 
 _LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "openvino", "numpy")
 _SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "i8mm")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-_GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "persistence_mode")
+_GPU_FIELDS = ("driver_version", "clocks.max.sm", "power.limit", "persistence_mode")
 
 
 def environment() -> dict[str, Any]:
@@ -24,8 +24,6 @@ def environment() -> dict[str, Any]:
 
     ``load`` is the 1-minute load average before the bench; a machine that is busy with other things shows here.
     """
-    from alexdeploy.machine import why_no_cuda
-
     no_cuda = why_no_cuda()
     return {
         "alexdeploy": __version__,
@@ -39,15 +37,20 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": files.library_versions(*_LIBRARIES),
         "cuda": no_cuda or "available",
-        "gpu": None if no_cuda else _gpu(),
+        "gpu": _gpu(),
     }
 
 
 def _gpu() -> dict[str, str] | None:
-    """The first GPU by nvidia-smi; None without nvidia-smi."""
-    query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", "--id=0"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout
-    except (OSError, subprocess.SubprocessError):
+    """CUDA device 0, which everything here runs on; what only nvidia-smi knows is left out where it does not tell.
+
+    ``card`` is the whole card where the device is a MIG slice of it.
+    """
+    gpu, ids = current_gpu(), gpu_ids()
+    if gpu is None:
         return None
-    return dict(zip(_GPU_FIELDS, (value.strip() for value in answer.split(",")), strict=False))
+    facts = {"name": gpu.name}
+    if ids is not None:
+        facts |= {"uuid": ids.device} | ({"card": ids.card} if ids.card != ids.device else {})
+        facts |= ask_nvidia_smi(ids.card, _GPU_FIELDS)
+    return facts

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alexdeploy.bench.accuracy import Accuracy
+from alexdeploy.bench.gpu_state import GpuState
+from alexdeploy.bench.gpu_times import GpuFigures
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.limits import Limit, Machine
 from alexdeploy.bench.server import Server
@@ -17,6 +19,7 @@ class Row:
     """One line of the table. Accuracy is of the artifact on that runtime and the same for each of its batch sizes.
 
     Attributes:
+        reason: why it was skipped, or why an engine that ran has no ``gpu``.
         input_bytes: of one image as the model takes it: a request without its envelope.
         latency_ms: host to host: a batch in host memory goes in, logits in host memory come out.
         device_ms: in the runtime's own memory, without host copies. CPU runtimes have none; unless the runner
@@ -27,6 +30,8 @@ class Row:
         ratio: speed against the reference, the first row that ran, at the same batch; None for the reference.
         top1, top5: share of images answered rightly; None where the labels are not known, as the report says.
         agreement: share of images with the same top-1 as the reference.
+        tf32: whether FP32 could be computed as TF32; None for a row that did not run on a GPU.
+        gpu: times by CUDA events; only of a runtime that has them, on a GPU.
         layers_ms: median time by layer of the runtime, at the first batch size.
         grouped: convolutions with groups that TensorRT computes in INT8.
         server: single images arriving at random, up to ``batch`` run together; at the last batch size, where asked for.
@@ -50,6 +55,8 @@ class Row:
     top5: float | None = None
     agreement: float | None = None
     limit: Limit | None = None
+    tf32: Literal["off", "on", "not known"] | None = None
+    gpu: GpuFigures | None = None
     layers_ms: dict[str, float] = field(default_factory=dict)
     grouped: list[str] = field(default_factory=list)
     server: Server | None = None
@@ -91,6 +98,7 @@ class BenchReport:
         classes: names in label order; empty without labels.
         images: how many were judged.
         seconds: that the whole bench took.
+        gpu_states: clocks, power and temperature of the GPU during each group of measurements, where a row ran on one.
         taken: which images of how many, in words; empty in reports that are older than this.
         unlabelled: why accuracy is not known, in words; empty where it is.
     """
@@ -106,6 +114,7 @@ class BenchReport:
     accuracy: list[Accuracy]
     choices: list[Choice] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    gpu_states: list[GpuState] = field(default_factory=list)
     taken: str = ""
     unlabelled: str = ""
 

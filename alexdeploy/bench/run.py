@@ -16,16 +16,20 @@ import numpy as np
 
 from alexdeploy.arrays import Batch, Labels, Logits
 from alexdeploy.bench.accuracy import Accuracy, judge
+from alexdeploy.bench.choice import choose
 from alexdeploy.bench.environment import environment
+from alexdeploy.bench.gpu_state import GpuWatch
+from alexdeploy.bench.gpu_times import GpuFigures, time_on_gpu
 from alexdeploy.bench.intervals import paired_ratio, summarize
 from alexdeploy.bench.limits import Machine, limit, machine_rates
-from alexdeploy.bench.results import BenchReport, Choice, Row
+from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import Server, serve
 from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.files import printable
+from alexdeploy.machine import gpu_ids
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
 from alexdeploy.runners.artifact import RUNTIMES, Artifact, EngineArtifact, open_artifact
@@ -34,6 +38,7 @@ from alexdeploy.specs import Profile, Progress
 
 DEFAULT_SECONDS = 20.0
 _SCORING_BATCH = 64
+_EVENTS_SHARE = 0.2  # of the time, where there are runners with such times
 
 
 @dataclass
@@ -45,6 +50,7 @@ class _Candidate:
     logits: Logits | None = None
     layers_ms: dict[str, float] = field(default_factory=dict)
     server: Server | None = None
+    gpu: dict[int, GpuFigures | str] = field(default_factory=dict)
 
     @property
     def contract(self) -> Contract:
@@ -129,7 +135,8 @@ def run_bench(
             progress("time by layer", 0.0)
             candidates[index].layers_ms = running[index].layer_times_ms(images)
         deadline = started + (seconds if server_ms is None else seconds / 2)
-        timings = time_runners(running, contracts, dataset, batches, deadline, progress)
+        with GpuWatch(_card(running)) as watch:
+            timings = _time(candidates, dataset, batches, deadline, watch, progress)
         if server_ms is not None:
             inputs = _first_inputs(dataset, contracts, batches[-1])
             _serve(candidates, inputs, timings, batches[-1], server_ms, seconds / 2, progress)
@@ -146,9 +153,37 @@ def run_bench(
         rows=rows,
         accuracy=_judge(candidates, known) if known is not None else [],
         choices=choose(rows, max_drop) if max_drop is not None else [],
+        gpu_states=watch.states,
         taken=printable(dataset.taken) + (f", {len(dataset.skipped)} of them unreadable" if dataset.skipped else ""),
         unlabelled="" if matched.is_labelled else printable(matched.unlabelled or f"{dataset.name} has no labels"),
     )
+
+
+def _card(running: Mapping[int, Runner]) -> str | None:
+    """The GPU to watch; None where nothing runs on one."""
+    ids = gpu_ids() if any(runner.on_gpu for runner in running.values()) else None
+    return ids.card if ids is not None else None
+
+
+def _time(
+    candidates: Sequence[_Candidate],
+    dataset: ImageDataset,
+    batches: Sequence[int],
+    deadline: float,
+    watch: GpuWatch,
+    progress: Progress,
+) -> Timings:
+    """All against each other by the clock; then each runner that can by CUDA events, in the time kept for that."""
+    running = {index: c.runner for index, c in enumerate(candidates) if c.runner is not None}
+    contracts = {index: candidates[index].contract for index in running}
+    by_events = {i: runner for i, runner in running.items() if type(runner).gpu_times is not Runner.gpu_times}
+    kept = _EVENTS_SHARE * max(deadline - time.perf_counter(), 0.0) if by_events else 0.0
+    timings = time_runners(running, contracts, dataset, batches, deadline - kept, progress, watch.during)
+    if by_events:
+        inputs = _first_inputs(dataset, {index: contracts[index] for index in by_events}, max(batches))
+        for (index, batch), found in time_on_gpu(by_events, inputs, batches, kept, watch, progress).items():
+            candidates[index].gpu[batch] = found
+    return timings
 
 
 def _serve(
@@ -193,40 +228,20 @@ def _rows(
             if layers is not None and machine is not None:
                 p50_ms = figures["latency_ms"].p50
                 figures["limit"] = limit(layers, candidate.input_bytes, batch, p50_ms, machine)
+            by_events = candidate.gpu.get(batch)
+            figures |= {"reason": by_events} if isinstance(by_events, str) else {"gpu": by_events}
             if batch == batches[0]:
                 figures["layers_ms"] = candidate.layers_ms
             if batch == batches[-1]:
                 figures["server"] = candidate.server
-            rows.append(_row(candidate, batch, status="ok", **score, **figures))
+            rows.append(_row(candidate, batch, status="ok", tf32=_tf32(candidate.runner), **score, **figures))
     return rows
 
 
-def choose(rows: Sequence[Row], max_drop: float) -> list[Choice]:
-    """The fastest row of each batch size whose top-1 is at most ``max_drop`` percentage points below the first's.
-
-    Without labels it is the agreement that counts; the first row's, with itself, is 100 %.
-    """
-    running = [row for row in rows if row.latency_ms is not None]
-    labelled = any(row.top1 is not None for row in running)
-    what, why = ("top-1", "") if labelled else ("agreement", ", as there are no labels")
-
-    def share(row: Row) -> float:
-        found = row.top1 if labelled else row.agreement
-        assert found is not None  # of every row that ran
-        return found
-
-    choices = []
-    for batch in dict.fromkeys(row.batch for row in running):
-        same = [row for row in running if row.batch == batch]
-        gate = share(same[0]) - max_drop / 100
-        good = [row for row in same if share(row) >= gate]
-        best = max(good, key=lambda row: row.images_per_s or 0.0)
-        reason = (
-            f"fastest of {len(good)} that meet the gate ({what} >= {gate:.2%}{why}), of {len(same)} measured: "
-            f"{best.latency_ms.p50 if best.latency_ms else 0:.3g} ms, {what} {share(best):.2%}"
-        )
-        choices.append(Choice(batch, best.artifact, best.runtime, reason))
-    return choices
+def _tf32(runner: Runner) -> str | None:
+    if not runner.on_gpu:
+        return None
+    return "not known" if runner.tf32 is None else "on" if runner.tf32 else "off"
 
 
 def _candidates(

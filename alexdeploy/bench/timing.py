@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -40,10 +41,11 @@ def time_runners(
     batches: Sequence[int],
     deadline: float,
     progress: Progress,
+    during: Callable[[str, int], AbstractContextManager[None]] = lambda boundary, batch: nullcontext(),
 ) -> Timings:
     """Rounds by (index of the runner, batch, boundary), finished at ``deadline`` (``time.perf_counter``) if it can be.
 
-    Each group gets its share of the time that is left when its turn comes.
+    Each group gets its share of the time that is left when its turn comes, and is measured inside ``during``.
     """
     groups = _groups(runners, contracts, dataset, batches) if runners else []
     timings: Timings = {}
@@ -51,9 +53,9 @@ def time_runners(
         share = _SHARES[group.boundary] / sum(_SHARES[other.boundary] for other in groups[done:])
         left = max(deadline - time.perf_counter(), 1e-3) * share
         report = partial(progress, f"{group.boundary.replace('_', ' ')}, batch {group.batch}")
-        for index, rounds in zip(
-            group.calls, measure([*group.calls.values()], seconds=left, progress=report), strict=True
-        ):
+        with during(group.boundary, group.batch):
+            measured = measure([*group.calls.values()], seconds=left, progress=report)
+        for index, rounds in zip(group.calls, measured, strict=True):
             timings[index, group.batch, group.boundary] = rounds
     for (index, batch, boundary), rounds in list(timings.items()):
         if boundary == "host":

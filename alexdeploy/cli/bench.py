@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,8 @@ def command(
     auto = "auto" in runtimes
     if max_drop is not None and not auto:
         raise UsageError("--max-drop says what --runtime auto may choose; add that, or leave --max-drop out")
+    if auto or "onnxruntime-tensorrt" in runtimes:  # which has no option for TF32; NVIDIA's libraries read it once
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with progress("loading SciPy and scikit-learn"):
         for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
             require(module)
@@ -185,8 +188,9 @@ def _batches(text: str) -> list[int]:
 
 def show_bench(report: BenchReport, *, wide: bool = False) -> None:
     """The table as wide as the terminal, then its legend and notes; ``wide`` shows every column."""
-    from textwrap import fill
+    from textwrap import fill, wrap
 
+    from alexdeploy.bench.report.gpu import commands
     from alexdeploy.bench.report.table import notes
 
     title = f"{report.dataset}: {report.judged_on}"
@@ -196,6 +200,9 @@ def show_bench(report: BenchReport, *, wide: bool = False) -> None:
         _show_compact(report, title)
     for line in notes(report):
         note(fill(line, terminal_width(), subsequent_indent="  "))
+    for command in commands(report):  # as a shell takes it, on more than one line too
+        lines = wrap(command, terminal_width() - 4, break_long_words=False, break_on_hyphens=False)
+        note(" \\\n  ".join(lines))
 
 
 def _show_compact(report: BenchReport, title: str) -> None:
@@ -209,6 +216,16 @@ def _show_compact(report: BenchReport, title: str) -> None:
     for letter, name in compact.legend.items():
         click.echo(f"{letter}  {name}")
     note_left_out(compact.left_out, width)
+    _show_gpu(report, compact.legend)
+
+
+def _show_gpu(report: BenchReport, legend: dict[str, str]) -> None:
+    """A line per engine and batch size; nothing where no row has times by CUDA events."""
+    from alexdeploy.bench.report.gpu import GPU_TITLE, gpu_columns
+
+    columns = gpu_columns(report, legend)
+    if columns:
+        print_columns(columns, title=GPU_TITLE, width=terminal_width())
 
 
 def _show_wide(report: BenchReport, title: str) -> None:
@@ -220,3 +237,4 @@ def _show_wide(report: BenchReport, title: str) -> None:
         for index, (header, column) in enumerate(zip(HEADERS, zip(*cells(report), strict=True), strict=True))
     ]
     print_columns(columns, title=title, styles=["dim" if row.status == "skipped" else None for row in report.rows])
+    _show_gpu(report, {})

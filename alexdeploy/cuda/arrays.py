@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alexdeploy.cuda.device import Device
 from alexdeploy.errors import UsageError
 
 _CUDA = 2  # DLDeviceType kDLCUDA
@@ -41,14 +42,21 @@ def is_on_device(array: object) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
-def view(array: Any, stream: int | None, what: str) -> DeviceArray:
-    """The memory of ``array``, ready to be used on ``stream``; None when the caller sees to the order.
+def view(array: Any, device: Device, stream: int | None, what: str) -> DeviceArray:
+    """The memory of ``array``, ready to be used on ``stream`` of ``device``; None when the caller sees to the order.
 
     Raises:
-        UsageError: not on CUDA device 0, not C-contiguous, or not 256-byte aligned; ``what`` names it in the message.
+        UsageError: not on that device, not C-contiguous, or not 256-byte aligned; ``what`` names it in the message.
     """
     if not is_on_device(array):
         raise UsageError(f"{what} is not on the GPU; use infer() for arrays in host memory")
+    if hasattr(array, "__dlpack__"):
+        ordinal: int | None = int(array.__dlpack_device__()[1])
+    else:  # the interface does not say, and a kernel that reads another device's memory ends the process
+        ordinal = device.ordinal_of(int(array.__cuda_array_interface__["data"][0]))
+    if ordinal != device.ordinal:
+        place = f"on CUDA device {ordinal}" if ordinal is not None else "in no memory that CUDA knows"
+        raise UsageError(f"{what} is {place}; the engine runs on device {device.ordinal}")
     found = _from_dlpack(array, stream, what) if hasattr(array, "__dlpack__") else _from_interface(array, stream, what)
     if found.pointer % _ALIGNMENT:
         raise UsageError(f"{what} begins at an address that is no multiple of {_ALIGNMENT} bytes; copy the slice first")
@@ -85,8 +93,6 @@ def _from_dlpack(array: Any, stream: int | None, what: str) -> DeviceArray:
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = ctypes.cast(pointer_of(capsule, b"dltensor"), ctypes.POINTER(_DLTensor)).contents
     shape = tuple(tensor.shape[: tensor.ndim])
-    if tensor.device_id != 0:
-        raise UsageError(f"{what} is on CUDA device {tensor.device_id}; the engine runs on device 0")
     if tensor.code not in _KINDS or tensor.lanes != 1:
         raise UsageError(f"{what} has a type that NumPy does not know; expected float32")
     dtype = np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}")

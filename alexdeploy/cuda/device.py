@@ -1,4 +1,4 @@
-"""The CUDA device behind one narrow interface: memory, pinned arrays, streams with copies, graphs and ordering.
+"""A CUDA device behind one narrow interface: memory, pinned arrays, streams with copies, graphs and ordering.
 
 PyCUDA when it is installed, else cuda-python (``cuda.bindings.driver``), which both need for graphs and ordering. Both
 work in the *primary* context, the one that PyTorch, ONNX Runtime and TensorRT use, and only while ``Device.current``
@@ -47,6 +47,22 @@ class Graph(ABC):
         """Free it; no launch may be under way."""
 
 
+class Event(ABC):
+    """A point in a stream's work, and when the device reached it."""
+
+    @abstractmethod
+    def record(self, stream: int) -> None:
+        """Put it behind the work that ``stream`` (a ``CUstream``) holds now."""
+
+    @abstractmethod
+    def ms_since(self, earlier: Event) -> float:
+        """The device's time from ``earlier`` to this one, to half a microsecond; both must have been reached."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Destroy it."""
+
+
 class Stream(ABC):
     """Work in order. Nothing is finished before ``synchronize``; ``handle`` is its ``CUstream`` as an integer."""
 
@@ -74,7 +90,11 @@ class Stream(ABC):
 
     @abstractmethod
     def capture(self, enqueue: Callable[[], bool]) -> Graph | None:
-        """Record what ``enqueue`` puts on this stream; None when it cannot be captured, and nothing was run."""
+        """Record what ``enqueue`` puts on this stream; None when that failed, and nothing was run.
+
+        It fails where the work cannot be captured, and where another thread spoils the capture, such as by
+        ``torch.cuda.synchronize()`` (which then fails there, too); so it is worth another try.
+        """
 
     @abstractmethod
     def release(self) -> None:
@@ -82,16 +102,27 @@ class Stream(ABC):
 
 
 class Device(ABC):
-    """CUDA device 0. Every method but ``current`` needs the context to be current on the calling thread."""
+    """A CUDA device. Every method but ``current`` needs its context to be current on the calling thread.
+
+    Every method, and those of what it makes, raises DeviceLostError after a fault of the device, which CUDA calls
+    ``process must be terminated and relaunched``.
+
+    Attributes:
+        binding: the library that it goes through.
+        ordinal: its number, as the driver and ``CUDA_VISIBLE_DEVICES`` count.
+    """
 
     binding: str
+    ordinal: int
 
     @abstractmethod
     def current(self) -> AbstractContextManager[None]:
         """Make the primary context current on this thread for the block; nests, and costs a few microseconds.
 
+        What was current before is so afterwards, also where CUDA reports an error on the way.
+
         Raises:
-            UnavailableError: any CUDA call inside the block failed; the message is the driver's.
+            UnavailableError, DeviceLostError: any CUDA call inside the block failed; the message is the driver's.
         """
 
     @abstractmethod
@@ -106,14 +137,10 @@ class Device(ABC):
     def stream(self) -> Stream:
         """A new stream that does not wait for the default stream; the caller releases it."""
 
+    @abstractmethod
+    def event(self) -> Event:
+        """A new event that keeps the time; the caller releases it."""
 
-def retry_once(call: Callable[[], object]) -> None:
-    """Push or pop a context, retrying once: the first failure may be a deferred error of an earlier call.
-
-    A context that cannot be pushed leaks what was to be released in it, and PyCUDA aborts the process when a thread
-    ends with one left.
-    """
-    try:
-        call()
-    except Exception:
-        call()
+    @abstractmethod
+    def ordinal_of(self, pointer: int) -> int | None:
+        """The device whose memory lies at that address; None where CUDA knows of none."""

@@ -1,27 +1,42 @@
-"""The device of this process: through PyCUDA when it is installed, else through cuda-python."""
+"""The devices of this process: through PyCUDA when it is installed, else through cuda-python."""
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from importlib.util import find_spec
 
 from alexdeploy.cuda.device import Device
+from alexdeploy.errors import UnavailableError
+from alexdeploy.machine import why_no_cuda
 from alexdeploy.optional import require
 
 
 @cache
-def open_device() -> Device:
-    """The device of this process, its primary context retained for good.
+def open_device(ordinal: int = 0) -> Device:
+    """A device, its primary context retained until the process ends.
 
     Raises:
-        UnavailableError: cuda-python is not installed, or CUDA cannot be initialised.
+        UnavailableError: there is no such device, cuda-python is not installed, or CUDA cannot be initialised.
     """
+    reason = why_no_cuda(ordinal)
+    if reason is not None:
+        raise UnavailableError(reason)
     require("cuda.bindings.driver")
     if find_spec("pycuda") is not None:
         require("pycuda.driver")
         from alexdeploy.cuda.with_pycuda import PyCudaDevice
 
-        return PyCudaDevice()
+        return PyCudaDevice(ordinal)
     from alexdeploy.cuda.with_cuda_python import CudaPythonDevice
 
-    return CudaPythonDevice()
+    return CudaPythonDevice(ordinal)
+
+
+def chosen_device(ordinal: int | None) -> contextlib.AbstractContextManager[None]:
+    """For libraries that take the device that is current on the thread: make it so for the block; None leaves it.
+
+    Raises:
+        UnavailableError: see ``open_device``.
+    """
+    return open_device(ordinal).current() if ordinal is not None else contextlib.nullcontext()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver
 
-from alexdeploy.cuda.device import NON_BLOCKING, Device, Graph, Memory, Pinned, Stream, retry_once
-from alexdeploy.errors import UnavailableError
+from alexdeploy.cuda.device import NON_BLOCKING, Device, Event, Graph, Memory, Pinned, Stream
+from alexdeploy.cuda.faults import LOST, failure
+from alexdeploy.errors import AlexdeployError, UnavailableError
 
 _SUCCESS = driver.CUresult.CUDA_SUCCESS
 
@@ -22,34 +24,71 @@ def check(result: tuple[Any, ...]) -> Any:
     """The value of a call of ``cuda.bindings.driver``, which returns ``(status,)`` or ``(status, value)``.
 
     Raises:
-        UnavailableError: the status is an error.
+        UnavailableError, DeviceLostError: the status is an error.
     """
     status = result[0]
     if status != _SUCCESS:
         _, text = driver.cuGetErrorString(status)
-        raise UnavailableError(f"CUDA: {status.name}: {text.decode() if text else 'no description'}")
+        named = f"{status.name}: {text.decode() if text else 'no description'}"
+        raise failure(named, lost=int(status) in LOST)
     return result[1] if len(result) > 1 else None
 
 
+def context_now() -> int:
+    """The context that is current on this thread, 0 where there is none; this fails in no state of the device."""
+    return int(check(driver.cuCtxGetCurrent()))
+
+
+def ordinal_of(pointer: int) -> int | None:
+    """See ``Device.ordinal_of``."""
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    status, ordinal = driver.cuPointerGetAttribute(attribute, pointer)
+    return int(ordinal) if status == _SUCCESS else None
+
+
 class CudaPythonDevice(Device):
-    """Device 0 through ``cuda.bindings.driver``."""
+    """A device through ``cuda.bindings.driver``."""
 
     binding = "cuda-python"
 
-    def __init__(self) -> None:
+    def __init__(self, ordinal: int) -> None:
+        self.ordinal = ordinal
         try:
             check(driver.cuInit(0))
         except RuntimeError as error:  # the library is missing: cuda-python raises instead of returning a status
             raise UnavailableError(f"CUDA: {error}") from error
-        self._context = check(driver.cuDevicePrimaryCtxRetain(check(driver.cuDeviceGet(0))))
+        device = check(driver.cuDeviceGet(ordinal))
+        self._context = check(driver.cuDevicePrimaryCtxRetain(device))
+        self._handle = int(self._context)
+        weakref.finalize(self, driver.cuDevicePrimaryCtxRelease, device)  # at the end, after those of the runners
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        retry_once(lambda: check(driver.cuCtxPushCurrent(self._context)))
+        if context_now() == self._handle:  # the application's doing, or an outer block's: theirs to undo
+            yield
+            return
+        self._push()
         try:
             yield
         finally:
-            retry_once(lambda: check(driver.cuCtxPopCurrent()))
+            self._pop()
+
+    def _push(self) -> None:
+        """Where CUDA reports an error, of earlier work perhaps, look whether it pushed, and try once more if not."""
+        try:
+            check(driver.cuCtxPushCurrent(self._context))
+        except AlexdeployError:
+            if context_now() != self._handle:
+                check(driver.cuCtxPushCurrent(self._context))
+
+    def _pop(self) -> None:
+        """As ``_push``: below lies the application's context, which a second pop would take."""
+        try:
+            check(driver.cuCtxPopCurrent())
+        except AlexdeployError:
+            if context_now() == self._handle:
+                check(driver.cuCtxPopCurrent())
+            raise
 
     def allocate(self, nbytes: int) -> Memory:
         pointer = check(driver.cuMemAlloc(nbytes))
@@ -63,6 +102,12 @@ class CudaPythonDevice(Device):
 
     def stream(self) -> Stream:
         return CudaPythonStream()
+
+    def event(self) -> Event:
+        return TimingEvent()
+
+    def ordinal_of(self, pointer: int) -> int | None:
+        return ordinal_of(pointer)
 
 
 class CudaPythonStream(Stream):
@@ -118,6 +163,23 @@ class Order:
             check(driver.cuEventDestroy(event))
 
 
+class TimingEvent(Event):
+    """A ``CUevent`` that keeps the time."""
+
+    def __init__(self) -> None:
+        self._event = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DEFAULT))
+
+    def record(self, stream: int) -> None:
+        check(driver.cuEventRecord(self._event, stream))
+
+    def ms_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, TimingEvent)
+        return float(check(driver.cuEventElapsedTime(earlier._event, self._event)))
+
+    def release(self) -> None:
+        check(driver.cuEventDestroy(self._event))
+
+
 class CudaGraph(Graph):
     """An instantiated graph and the stream it was captured on."""
 
@@ -137,15 +199,13 @@ def capture(stream: int, enqueue: Callable[[], bool]) -> Graph | None:
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     if driver.cuStreamBeginCapture(stream, mode)[0] != _SUCCESS:
         return None
-    enqueued = False
+    enqueued, executable = False, None
     try:
         enqueued = enqueue()
-    finally:  # also after a failure: a stream left capturing is lost
+    finally:  # also after a failure: a stream left capturing is lost, and the graph is ours
         status, graph = driver.cuStreamEndCapture(stream)
-    if status != _SUCCESS:
-        return None
-    executable = None
-    if enqueued:
-        status, executable = driver.cuGraphInstantiate(graph, 0)
-    driver.cuGraphDestroy(graph)
-    return CudaGraph(executable, stream) if executable is not None and status == _SUCCESS else None
+        if status == _SUCCESS and enqueued:
+            status, executable = driver.cuGraphInstantiate(graph, 0)
+        if int(graph or 0):
+            driver.cuGraphDestroy(graph)
+    return CudaGraph(executable, stream) if status == _SUCCESS and executable is not None else None

@@ -179,6 +179,7 @@ class EngineBuild:
             platform=this_platform(),
             gpu=current_gpu(),
             compatibility=self.options.compatibility,
+            tf32=self.options.tf32,
             shapes=dict(self.graph.shapes),
             input=_spec(self._network.get_input(0), self.library),
             output=_spec(self._network.get_output(0), self.library),

@@ -26,6 +26,7 @@ class Calibration:
 
     Args:
         library: TensorRT 10.
+        ordinal: of the CUDA device.
         shape, dtype: of every batch, n images as the network's input.
         batches: arrays of that shape and type, preprocessed; empty when ``cache`` holds the ranges.
         images: how many images ``batches`` has given in all; asked at the end.
@@ -47,25 +48,30 @@ class Calibration:
         images: Callable[[], int],
         *,
         dtype: str = "float32",
+        ordinal: int = 0,
         fp16: bool = False,
         cache: bytes = b"",
     ) -> None:
         self.seen, self.written, self.fp16, self.batch = 0, b"", fp16, shape[0]
         self._shape, self._dtype, self._batches, self._images, self._cache = shape, dtype, batches, images, cache
         self.error: BaseException | None = None
-        self._device = open_device()
+        self._device = open_device(ordinal)
         self._release = contextlib.ExitStack()
         self.calibrator = _calibrator(library, self)
 
     def __enter__(self) -> Calibration:
-        with self._device.current(), contextlib.ExitStack() as stack:
-            self._stream = self._device.stream()
-            stack.callback(self._stream.release)
-            self._pinned = self._device.pinned(self._shape, np.dtype(self._dtype))
-            stack.callback(self._pinned.release)
-            self._memory = self._device.allocate(self._pinned.array.nbytes)
-            stack.callback(self._memory.release)
-            self._release = stack.pop_all()
+        try:
+            with self._device.current(), contextlib.ExitStack() as stack:
+                self._stream = self._device.stream()
+                stack.callback(self._stream.release)
+                self._pinned = self._device.pinned(self._shape, np.dtype(self._dtype))
+                stack.callback(self._pinned.release)
+                self._memory = self._device.allocate(self._pinned.array.nbytes)
+                stack.callback(self._memory.release)
+                self._release = stack.pop_all()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

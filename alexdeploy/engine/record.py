@@ -46,6 +46,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         precision: of the graph.
         classes: columns of the result; None when the graph did not tell.
         contract_sha256: fingerprint of ``contract``.
+        tf32: whether FP32 may be computed as TF32; None in sidecars that are older than this.
         kernels: the fused kernels.
         kernels_unknown: why there are none; empty where there are.
         layer_precisions: by Conv/Gemm node, the type that its kernel computes in.
@@ -72,6 +73,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     classes: int | None = None
     contract: Contract | None = None
     contract_sha256: str | None = None
+    tf32: bool | None = None
     precisions: dict[str, int] = {}
     layer_precisions: dict[str, str] = {}
     quantized: dict[str, str] = {}
@@ -158,11 +160,12 @@ def _record(sidecar: files.Sidecar, path: Path, *, trust: bool) -> EngineRecord:
     return record
 
 
-def check_runs_here(engine: EngineFile, *, trust: bool = False) -> None:
+def check_runs_here(engine: EngineFile, ordinal: int = 0, *, trust: bool = False) -> None:
     """Check that this machine can run the engine: all that is to be known before deserialising.
 
     Args:
         engine: what ``read_engine`` gave.
+        ordinal: of the CUDA device that is to run it.
         trust: leave it to TensorRT to refuse another version or GPU. A device must be there all the same: without a
             driver TensorRT's runtime crashes the process.
 
@@ -171,9 +174,9 @@ def check_runs_here(engine: EngineFile, *, trust: bool = False) -> None:
         UnavailableError: no CUDA device, or its TensorRT is not installed.
     """
     record = engine.record
-    gpu = machine.current_gpu()
+    gpu = machine.current_gpu(ordinal)
     if gpu is None:
-        raise UnavailableError(f"{machine.why_no_cuda()}; {record.builder} engines run on an NVIDIA GPU")
+        raise UnavailableError(f"{machine.why_no_cuda(ordinal)}; {record.builder} engines run on an NVIDIA GPU")
     library = load_library(record.builder)
     differences = [] if trust else _differences(record, library.version, gpu)
     if differences:

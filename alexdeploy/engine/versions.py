@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -115,6 +116,29 @@ class Library:
         if graph:
             config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return engine.create_execution_context(config)
+
+    def benchmark(self, engine: str, tensor: str, shape: tuple[int, ...], *, graph: bool, host_code: bool) -> str:
+        """The command of NVIDIA's own bench that measures an engine as ``engine/timing.py`` does, one batch at a time.
+
+        That is with copies, one after the other, busy waiting, and a CUDA graph where ours is one. trtexec 11 has other
+        defaults than 10, and the program of TensorRT-RTX those of 11 (sampleOptions.cpp; TensorRT-RTX, Benchmarking).
+
+        Args:
+            engine: its file.
+            tensor: the name of its input.
+            shape: of that input, the batch first.
+            graph: a CUDA graph of ours is replayed.
+            host_code: the engine brings its own runtime (version-compatible).
+        """
+        sizes = f"--shapes={tensor}:{'x'.join(map(str, shape))}"
+        command = [f"--loadEngine={engine}", sizes, "--infStreams=1", "--exposeDMA"]
+        if self.name == "tensorrt-rtx":
+            return shlex.join(["tensorrt_rtx", *command, "--includeDataTransfers"])
+        if _numbers(self.version) >= (11,):
+            command += ["--includeDataTransfers", *([] if graph else ["--noCudaGraph"])]
+        else:
+            command += ["--useSpinWait", *(["--useCudaGraph"] if graph else [])]
+        return shlex.join(["trtexec", *command, *(["--versionCompatible"] if host_code else [])])
 
     def check_implicit(self) -> None:
         """Refuse to let TensorRT calibrate where it no longer can.

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.specs import TensorSpec, find_logits
+
+if TYPE_CHECKING:
+    from alexdeploy.engine.timing import GpuTimes
 
 _Self = TypeVar("_Self", bound="Runner")
 
@@ -28,12 +31,14 @@ class Runner(ABC):
         input: name, shape (batch first) and dtype that ``infer`` takes.
         classes: columns of the result; None where they are not fixed.
         on_gpu: whether it computes on a GPU.
+        tf32: whether a GPU may compute FP32 as TF32; None where that is not known.
     """
 
     runtime: str
     input: TensorSpec
     classes: int | None
     on_gpu: bool = False
+    tf32: bool | None = False
 
     @abstractmethod
     def infer(self, batch: Batch) -> npt.NDArray[np.float32]:
@@ -57,6 +62,15 @@ class Runner(ABC):
     def layer_times_ms(self, batch: Batch) -> dict[str, float]:  # noqa: ARG002
         """Median time of each of the runtime's own (fused) layers, in order; empty where it does not tell."""
         return {}
+
+    def gpu_times(self, batch: Batch, seconds: float) -> GpuTimes | None:  # noqa: ARG002
+        """Times on the device by CUDA events, in about ``seconds``; None where the runtime has no such measurement.
+
+        Raises:
+            UsageError: wrong shape or dtype.
+            UnavailableError: CUDA failed.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 (PyTorch and ONNX Runtime free with the object)
         """Release what the runtime holds; the runner is unusable afterwards. Calling it twice is fine."""

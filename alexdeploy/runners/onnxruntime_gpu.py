@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -73,6 +74,7 @@ class CudaRunner(OnnxRuntimeRunner):
         ordinal: int = 0,
     ) -> None:
         chosen = {"device_id": str(ordinal), **self.defaults(precision), **(options or {})}
+        self.tf32 = self._computes_in_tf32(chosen)
         self._ordinal = int(chosen["device_id"])
         self._check_available()
         try:
@@ -108,6 +110,10 @@ class CudaRunner(OnnxRuntimeRunner):
                 " use `runtime` onnxruntime-tensorrt, or build an engine"
             )
         return {"use_tf32": "0"}
+
+    @staticmethod
+    def _computes_in_tf32(options: Mapping[str, str]) -> bool:
+        return options.get("use_tf32") != "0"
 
     @contextlib.contextmanager
     def _completed(self, model: Path | bytes, options: dict[str, str]) -> Iterator[dict[str, str]]:  # noqa: ARG002
@@ -204,6 +210,11 @@ class TensorRtProviderRunner(CudaRunner):
             "trt_fp16_enable": str(int(precision.fp16)),
             "trt_int8_enable": str(int(precision in (Precision.INT8, Precision.INT8_FP16))),
         }
+
+    @staticmethod
+    def _computes_in_tf32(options: Mapping[str, str]) -> bool:  # noqa: ARG004
+        """It has no option for that (microsoft/onnxruntime#26029), so what counts is NVIDIA's own variable."""
+        return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
     @contextlib.contextmanager
     def _completed(self, model: Path | bytes, options: dict[str, str]) -> Iterator[dict[str, str]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,10 @@ from alexdeploy.zoo.checkpoint import Checkpoint
 
 
 class PyTorchRunner(Runner):
-    """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does."""
+    """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does.
+
+    On a GPU it computes FP32 without TF32, as our engines do, whatever the application has set for its own calls.
+    """
 
     runtime = "pytorch"
 
@@ -40,8 +46,42 @@ class PyTorchRunner(Runner):
         return torch.from_numpy(np.require(batch, requirements=("C", "W"))).to(self.device)
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), _WITHOUT_TF32.held() if self.on_gpu else contextlib.nullcontext():
             logits: torch.Tensor = self._model(images)
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return logits
+
+
+class _WithoutTf32:
+    """PyTorch's FP32 precision is one of the process: set when the first call begins, restored when the last has ended.
+
+    PyTorch reads it while it enqueues. By default it computes convolutions in TF32 from Ampere on, and products not.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._before: list[tuple[Any, str]] = []
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            self._calls += 1
+            if self._calls == 1:
+                backends: Any = torch.backends
+                places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+                self._before = [(place, place.fp32_precision) for place in places]
+                for place in places:
+                    place.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if not self._calls:
+                    for place, precision in self._before:
+                        place.fp32_precision = precision
+
+
+_WITHOUT_TF32 = _WithoutTf32()

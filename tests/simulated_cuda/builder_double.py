@@ -175,8 +175,8 @@ def _calibrate(calibrator: Any, shape: tuple[int, ...]) -> float | None:
             addresses = None
         if not addresses:
             return amax
-        assert engine_double.simulator_library().sim_is_device(addresses[0], nbytes)
-        images = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(addresses[0])).view(np.float32)
+        images = np.empty(nbytes // 4, np.float32)
+        assert engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes) >= 0
         amax = max(amax or 0.0, float(np.abs(images).max()))
 
 

@@ -1,8 +1,8 @@
 """A stand-in for TensorRT on the simulated device: an "engine" is an ONNX file that ONNX Runtime computes.
 
 It has only what the real libraries have (tests/unit/engine/test_names.py) and is as strict as they are: it needs a
-current context, device addresses of the right size, shapes inside the profile, and activation memory that no other
-inference uses at the same time.
+current context of the device where the engine was deserialised, addresses there of the right size, shapes inside the
+profile, and activation memory, given after the shape, that no other inference uses at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def simulator() -> ctypes.CDLL:
     library.sim_failed.restype = ctypes.c_char_p
     library.sim_calls.restype = library.sim_allocated.restype = ctypes.c_long
     library.sim_fail_at.argtypes = [ctypes.c_long]
-    library.sim_is_device.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.sim_device_of.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.sim_read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
     library.sim_launch.argtypes = [ctypes.c_void_p, _Kernel, ctypes.c_void_p]
     return library
 
@@ -60,6 +61,16 @@ class TensorIOMode(IntEnum):
     NONE = 0
     INPUT = 1
     OUTPUT = 2
+
+
+class TensorLocation(IntEnum):
+    DEVICE = 0
+    HOST = 1
+
+
+class TensorFormat(IntEnum):
+    LINEAR = 0
+    CHW16 = 4
 
 
 class ExecutionContextAllocationStrategy(IntEnum):
@@ -115,6 +126,7 @@ class ICudaEngine:
     def __init__(self, logger: ILogger, profile: tuple[Any, Any, Any], model: bytes) -> None:
         self._logger, self._profile, self._session = logger, profile, open_session(model)
         self._tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
+        self._device = simulator_library().sim_current_device()
         self.device_memory_size_v2 = _SCRATCH_BYTES
 
     @property
@@ -130,6 +142,14 @@ class ICudaEngine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return _TYPES[self._tensor(name).type]
 
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        assert self._tensor(name)
+        return TensorLocation.DEVICE
+
+    def get_tensor_format(self, name: str) -> TensorFormat:
+        assert self._tensor(name)
+        return TensorFormat.LINEAR
+
     def get_tensor_shape(self, name: str) -> list[int]:
         return [dim if isinstance(dim, int) else -1 for dim in self._tensor(name).shape]
 
@@ -140,7 +160,7 @@ class ICudaEngine:
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext:
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED or strategy._user_managed
-        _need_context()
+        _need_context(self)
         return IExecutionContext(self)
 
     def create_engine_inspector(self) -> EngineInspector:
@@ -184,6 +204,8 @@ class IExecutionContext:
         self.profiler: Any = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
+        if self._shape is None:
+            _problems.append("activation memory was given before the shape, by which it is sized")
         self._scratch = (memory, size)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -207,7 +229,7 @@ class IExecutionContext:
         return memory % 256 == 0
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        _need_context()
+        _need_context(self.engine)
         if IExecutionContext._refuse_enqueue > 0:
             IExecutionContext._refuse_enqueue -= 1
             self.engine._logger.log(1, "enqueueV3: Error Code 1: Cuda Runtime (told to fail)")
@@ -218,7 +240,10 @@ class IExecutionContext:
         key = (self._shape, addresses, self._scratch)
         if key not in self._work:  # a captured graph runs it again and again, so it stays
             self._work[key] = _register(self, *key)
-        simulator_library().sim_launch(stream_handle, _kernel, self._work[key])
+        status = simulator_library().sim_launch(stream_handle, _kernel, self._work[key])
+        if status:
+            self.engine._logger.log(1, f"enqueueV3: Error Code 1: Cuda Driver ({status})")
+            return False
         if self.profiler is not None:
             assert self.profiler._ready, "its base class was not initialised"
             for number, layer in enumerate(("conv1", "logits"), start=1):
@@ -263,7 +288,7 @@ def _compute(number: int) -> None:
         _problems.append("a context was destroyed while its inference was under way")
         return
     engine, shape, addresses, (scratch, size) = work
-    if size < engine.device_memory_size_v2 or not simulator_library().sim_is_device(scratch, size):
+    if size < engine.device_memory_size_v2 or simulator_library().sim_device_of(scratch, size) != engine._device:
         _problems.append("no activation memory")
         return
     with _lock:
@@ -271,10 +296,10 @@ def _compute(number: int) -> None:
             _problems.append("two inferences share activation memory")
         _running.add(scratch)
     tensors = engine._tensors
-    images = _at(addresses[0], shape, tensors[0])
+    images = _at(engine._device, addresses[0], shape, tensors[0])
     results = engine._session.run(None, {tensors[0].name: images}) if images is not None else []
     for tensor, address, result in zip(tensors[1:], addresses[1:], results, strict=False):
-        target = _at(address, result.shape, tensor)
+        target = _at(engine._device, address, result.shape, tensor)
         if target is not None:
             target[...] = result
     with _lock:
@@ -284,18 +309,21 @@ def _compute(number: int) -> None:
 _kernel = _Kernel(_compute)
 
 
-def _at(address: int, shape: tuple[int, ...], tensor: Any) -> np.ndarray[Any, Any] | None:
+def _at(device: int, address: int, shape: tuple[int, ...], tensor: Any) -> np.ndarray[Any, Any] | None:
     dtype = np.dtype(nptype(_TYPES[tensor.type]))
     nbytes = int(np.prod(shape)) * dtype.itemsize
-    if not simulator_library().sim_is_device(address, nbytes):
-        _problems.append(f"'{tensor.name}' lies outside device memory")
+    if simulator_library().sim_device_of(address, nbytes) != device:
+        _problems.append(f"'{tensor.name}' lies outside the memory of device {device}")
         return None
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(dtype).reshape(shape)
 
 
-def _need_context() -> None:
-    if not simulator_library().sim_depth():
+def _need_context(engine: ICudaEngine | None = None) -> None:
+    here = simulator_library().sim_current_device()
+    if here < 0:
         _problems.append("TensorRT was called on a thread without a current context")
+    elif engine is not None and engine._device != here:
+        _problems.append(f"an engine of device {engine._device} was called with device {here} current")
 
 
 def nptype(trt_type: DataType) -> type:
@@ -306,6 +334,8 @@ CLASSES = (
     IProfiler,
     DataType,
     TensorIOMode,
+    TensorLocation,
+    TensorFormat,
     ExecutionContextAllocationStrategy,
     CudaGraphStrategy,
     LayerInformationFormat,

@@ -105,7 +105,9 @@ def test_misuse_that_a_driver_cannot_report_is_counted(device: Device) -> None:
     before = library.sim_violations()
     with device.current():
         memory, host, stream = device.allocate(64), device.pinned((16,), np.float32), device.stream()
-        ctypes.memset(memory.pointer + 64, 0, 1)
+        past_the_end = engine_double._Kernel(lambda end: ctypes.memset(end, 0, 1))
+        library.sim_launch(stream.handle, past_the_end, memory.pointer + 64)
+        stream.synchronize()
         memory.release()
         assert library.sim_violations() == before + 1, "written past the end"
         other = device.allocate(64)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alexdeploy.bench.intervals import Latency, Ratio
-from alexdeploy.bench.report.table import milliseconds, percent, ratio_text
+from alexdeploy.bench.report.gpu import milliseconds
+from alexdeploy.bench.report.table import percent, ratio_text
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.columns import Column, table_width
 

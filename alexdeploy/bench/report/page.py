@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from alexdeploy import files
-from alexdeploy.bench.report.columns import compact_table
+from alexdeploy.bench.report.columns import CompactTable, compact_table
+from alexdeploy.bench.report.gpu import GPU_TITLE, commands, gpu_columns
 from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells, notes
 from alexdeploy.bench.results import BenchReport
 
@@ -24,13 +25,24 @@ def write_markdown(report: BenchReport, path: Path) -> None:
         *_table([c.header for c in compact.columns], [c.text for c in compact.columns], [*zip(*columns, strict=True)]),
         "",
         *(f"- {letter}: {name}" for letter, name in compact.legend.items()),
+        *_gpu(report, compact),
         *(f"- {text}" for text in notes(report)),
+        *(["", "```", *commands(report), "```"] if commands(report) else []),
         "",
         "## Every figure, a line for each batch size",
         "",
         *_table(HEADERS, text, cells(report)),
     ]
     files.write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def _gpu(report: BenchReport, compact: CompactTable) -> Iterator[str]:
+    columns = gpu_columns(report, compact.legend)
+    if columns:
+        rows = [*zip(*(column.cells for column in columns), strict=True)]
+        yield from (f"{GPU_TITLE}:", "")
+        yield from _table([c.header for c in columns], [c.text for c in columns], rows)
+        yield ""
 
 
 def _table(headers: Sequence[str], text: Sequence[bool], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -51,9 +63,13 @@ def write_html(report: BenchReport, path: Path) -> None:
 
     environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
+    compact = compact_table(report, _PAGE)
     page = template.render(
         report=report,
-        compact=compact_table(report, _PAGE),
+        compact=compact,
+        gpu=gpu_columns(report, {}),  # on a phone the legend is hidden
+        gpu_title=GPU_TITLE,
+        commands=commands(report),
         headers=HEADERS,
         lines=cells(report),
         text_columns=TEXT_COLUMNS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alexdeploy.bench.intervals import Latency, Ratio
+from alexdeploy.bench.report.gpu import described, gpu_notes, milliseconds
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import Server
 from alexdeploy.graph.weighted import grouped_hint
@@ -48,11 +49,6 @@ def _median(latency: Latency) -> str:
     return f"{milliseconds(latency.p50)} ±{milliseconds(half_width)}"
 
 
-def milliseconds(value: float) -> str:
-    """Three significant digits, without an exponent, to a microsecond."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
-
-
 def ratio_text(ratio: Ratio) -> str:
     """The ratio with its interval where it is one, else what can be said instead."""
     if ratio.is_shown:
@@ -75,8 +71,7 @@ def notes(report: BenchReport) -> list[str]:
     if machine is not None:
         where.append(f"{machine.fp32_gflop_per_s:.0f} GFLOP/s FP32")
         where += [f"{machine.int8_gop_per_s:.0f} GOP/s INT8"] if machine.int8_gop_per_s else []
-    if place["gpu"]:
-        where.append(", ".join(place["gpu"].values()))
+    where += [described(place["gpu"])] if place["gpu"] else []
     lines = [
         f"{', '.join(where)}; load {place['load']}; {report.seconds:.0f} s in all.",
         "Latency: median per batch with its 95 % interval. device: without host copies; ms and p99: host to host; "
@@ -91,6 +86,7 @@ def notes(report: BenchReport) -> list[str]:
     if len({*sizes.values()}) > 1:
         each = ", ".join(f"{size:,} for {name}" for name, size in sizes.items())
         lines.append(f"Bytes of one image as the model takes it: {each}.")
+    lines += gpu_notes(report)
     lines += [_server_note(report.name(row.artifact), row, row.server) for row in report.rows if row.server is not None]
     ran = {row.precision for row in report.rows if row.runtime == "onnxruntime-cpu" and row.status != "skipped"}
     emulated = [name for name in ("BF16", "FP8") if any(name.lower() in precision for precision in ran)]

@@ -89,6 +89,17 @@ def test_options_follow_the_precision_and_int8_on_cuda_is_refused() -> None:
     assert TensorRtProviderRunner.defaults(Precision.FP32) == {"trt_fp16_enable": "0", "trt_int8_enable": "0"}
 
 
+def test_a_provider_knows_whether_it_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of TensorRT has no option for it: NVIDIA's libraries go by their variable."""
+    assert not CudaRunner._computes_in_tf32(CudaRunner.defaults(Precision.FP32))
+    assert CudaRunner._computes_in_tf32({"use_tf32": "1"})
+    for value, answer in (("0", False), (None, True)):
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+        if value is not None:
+            monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+        assert TensorRtProviderRunner._computes_in_tf32(TensorRtProviderRunner.defaults(Precision.FP32)) is answer
+
+
 def test_a_frozen_batch_is_served_in_pieces() -> None:
     frozen = onnx.ModelProto()
     frozen.CopyFrom(MODEL)

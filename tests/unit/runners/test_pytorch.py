@@ -1,0 +1,88 @@
+"""FP32 on a GPU is FP32: PyTorch's own flags, seen from inside the network, on a machine without one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alexdeploy.runners.pytorch import PyTorchRunner
+from alexdeploy.zoo.checkpoint import untrained
+
+IMAGES = np.zeros((1, 1, 28, 28), np.float32)
+BACKENDS: Any = torch.backends
+
+
+def flags() -> tuple[str, str]:
+    return BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cuda.matmul.fp32_precision
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> PyTorchRunner:
+    """It takes itself to be on a GPU once its weights lie on the CPU."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    opened = PyTorchRunner(untrained("mnist-cnn", 10, seed=0))
+    opened.on_gpu = True
+    return opened
+
+
+@pytest.fixture(params=["default", "by the old names", "highest"])
+def _application(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the application has set for itself."""
+    places = (BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn, BACKENDS.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    if request.param == "by the old names":
+        BACKENDS.cuda.matmul.allow_tf32 = BACKENDS.cudnn.allow_tf32 = True
+    elif request.param == "highest":
+        BACKENDS.cudnn.allow_tf32 = False
+    yield
+    BACKENDS.cuda.matmul.allow_tf32, BACKENDS.cudnn.allow_tf32 = False, True  # PyTorch's, before the names it now has
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision
+
+
+@pytest.mark.usefixtures("_application")
+@pytest.mark.parametrize("call_of", [lambda r: r.infer(IMAGES), lambda r: r.device_call(IMAGES)()])
+def test_no_tf32_inside_and_the_applications_choice_outside(
+    runner: PyTorchRunner, call_of: Callable[[PyTorchRunner], object]
+) -> None:
+    seen = []
+    runner._model.register_forward_hook(lambda *_: seen.append(flags()))
+    before = flags(), BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32
+    call_of(runner)
+    assert seen == [("ieee", "ieee")]
+    assert (flags(), BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32) == before
+
+
+def test_a_call_that_fails_restores_it_too(runner: PyTorchRunner) -> None:
+    before = flags()
+    with pytest.raises(RuntimeError):
+        runner._run(torch.zeros(1, 5, 28, 28))
+    assert flags() == before
+
+
+def test_calls_that_overlap_do_not_undo_each_other(runner: PyTorchRunner) -> None:
+    """The first ends while the second is still inside."""
+    before, seen = flags(), {}
+    inside, first_has_ended = threading.Barrier(2), threading.Event()
+
+    def look(*_: object) -> None:
+        name = threading.current_thread().name
+        inside.wait(10)
+        if name == "second":
+            assert first_has_ended.wait(10)
+        seen[name] = flags()
+
+    runner._model.register_forward_hook(look)
+    first, second = (threading.Thread(target=runner.infer, args=(IMAGES,), name=name) for name in ("first", "second"))
+    for thread in (first, second):
+        thread.start()
+    first.join()
+    first_has_ended.set()
+    second.join()
+    assert seen == {"first": ("ieee", "ieee"), "second": ("ieee", "ieee")}
+    assert flags() == before
