@@ -6,6 +6,8 @@ from functools import cache
 from importlib.util import find_spec
 
 from alexdeploy.cuda.device import Device
+from alexdeploy.cuda.wheels import why_too_old
+from alexdeploy.errors import UnavailableError
 from alexdeploy.optional import require
 
 
@@ -14,9 +16,12 @@ def open_device() -> Device:
     """The device of this process, its primary context retained for good.
 
     Raises:
-        UnavailableError: cuda-python is not installed, or CUDA cannot be initialised.
+        UnavailableError: cuda-python is not installed, or too new for the driver, or CUDA cannot be initialised.
     """
     require("cuda.bindings.driver")
+    reason = why_too_old("cuda-bindings")
+    if reason is not None:
+        raise UnavailableError(reason)
     if find_spec("pycuda") is not None:
         require("pycuda.driver")
         from alexdeploy.cuda.with_pycuda import PyCudaDevice

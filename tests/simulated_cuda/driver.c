@@ -87,7 +87,11 @@ static Result enter(const char *name, int needs_context) {
 
 /* ---- devices and contexts ---- */
 Result cuInit(unsigned flags) { (void)flags; ENTER_WITHOUT_CONTEXT(); return SUCCESS; }
-Result cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
+Result cuDriverGetVersion(int *version) {
+    const char *told = getenv("SIM_DRIVER_VERSION"); /* such as 12040 */
+    *version = told ? atoi(told) : 13000;
+    return SUCCESS;
+}
 Result cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
 Result cuDeviceGet(int *device, int ordinal) { ENTER_WITHOUT_CONTEXT(); *device = ordinal; return ordinal ? 101 : SUCCESS; }
 Result cuDeviceGetName(char *name, int length, int device) { (void)device; snprintf(name, length, "Simulated GPU"); return SUCCESS; }
