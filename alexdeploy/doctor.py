@@ -159,12 +159,11 @@ def _openvino() -> str:
 
 
 def _pytorch_cuda() -> str:
-    gpu, torch = _need_gpu(), require("torch")
-    if torch.version.cuda is None:
-        raise _AbsentError(
-            f"torch {torch.__version__} is built without CUDA; PyPI's is built with it: pip install torch"
-        )
+    gpu = _need_gpu()
     _need_driver("torch")
+    torch = require("torch")
+    if torch.version.cuda is None:
+        raise _AbsentError(f"this torch {torch.__version__} is for the CPU; PyPI's has CUDA: pip install torch")
     x = _images()
     on_device = torch.from_numpy(x).cuda()  # which says why it cannot; torch.cuda.is_available() does not
     _check(torch.nn.functional.local_response_norm(on_device, 5, 1.0, 0.75, 2.0).cpu().numpy(), x)

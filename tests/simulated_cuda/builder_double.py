@@ -1,8 +1,8 @@
-"""A stand-in for the builder of a weakly typed TensorRT 10 that calibrates as it does and builds for engine_double.
+"""A stand-in for the builder of TensorRT that calibrates as version 10 does, and builds for engine_double.
 
-Like TensorRT it passes over the cache of another version or calibrator, takes an exception in ``get_batch`` for the end
-of the data, and asks for a calibration profile. The "ranges" are the largest magnitudes that it finds at the device
-addresses it was given.
+Like TensorRT's CUDA runtime it makes the primary context current on its thread, and like TensorRT it passes over the
+cache of another version or calibrator, takes an exception in ``get_batch`` for the end of the data, and asks for a
+calibration profile. The "ranges" are the largest magnitudes that it finds at the device addresses it was given.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Builder:
         self._logger = logger
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
-        assert flags == 0, "a strongly typed network takes no calibrator"
+        self._typed = flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        assert self._typed or flags == 0
         return INetworkDefinition()
 
     def create_builder_config(self) -> IBuilderConfig:
@@ -135,6 +136,12 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        _use_primary_context()
+        smallest, best, largest = (int(bound[0]) for bound in config._profiles[0]._shapes)
+        plan = engine_double.make_plan(network._model, (smallest, best, largest))
+        if self._typed:
+            assert config.int8_calibrator is None, "a strongly typed network takes no calibrator"
+            return plan
         assert config._calibration is not None
         shape = config._calibration._shapes[1]
         flags_set.clear()
@@ -149,8 +156,14 @@ class Builder:
                 return None
             scale = struct.pack("!f", amax / 127).hex().encode()
             calibrator.write_calibration_cache(memoryview(CACHE_HEADER + b"input: " + scale + b"\n"))
-        smallest, best, largest = (int(bound[0]) for bound in config._profiles[0]._shapes)
-        return engine_double.make_plan(network._model, (smallest, best, largest))
+        return plan
+
+
+def _use_primary_context() -> None:
+    context, driver = ctypes.c_void_p(), engine_double.simulator_library()
+    assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    assert driver.cuCtxPushCurrent_v2(context) == 0
+    assert driver.cuDevicePrimaryCtxRelease_v2(0) == 0
 
 
 def _calibrate(calibrator: Any, shape: tuple[int, ...]) -> float | None:

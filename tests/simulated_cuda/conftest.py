@@ -20,7 +20,7 @@ from alexdeploy.engine.versions import this_platform
 from alexdeploy.machine import current_gpu
 from alexdeploy.specs import BuilderName, Precision, Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm
-from tests.simulated_cuda import engine_double
+from tests.simulated_cuda import builder_double, engine_double
 
 BINDING = os.environ.get("SIMULATED_BINDING", "")  # "pycuda" or "cuda-python"
 for name in {"cuda-python": ("pycuda",)}.get(BINDING, ()):
@@ -59,6 +59,15 @@ def builder(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def engine(tmp_path: Path, builder: BuilderName) -> Path:
     return write_engine(tmp_path / "model.engine", builder)
+
+
+@pytest.fixture
+def tensorrt_builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The double of TensorRT builds, too."""
+    builder_double.install(sys.modules["tensorrt"])
+    yield
+    for kind in builder_double.CLASSES:
+        monkeypatch.delattr(sys.modules["tensorrt"], kind.__name__)
 
 
 @pytest.fixture

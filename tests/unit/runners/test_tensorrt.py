@@ -23,5 +23,7 @@ def test_on_the_simulated_driver(driver: Path, binding: str, monkeypatch: pytest
     # what does not depend on the binding is run once
     slow = ["-k", "not bench"] if binding == "pycuda" else []
     files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator", "commands")]
+    if binding == "cuda-python":
+        files.append("tests/simulated_cuda/inside_doctor.py")
     done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *slow, *files)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
