@@ -71,7 +71,7 @@ def why_driver_too_old(what: str, cuda: int) -> str | None:
         return None
     driver = f"an NVIDIA driver of {_DRIVERS[cuda]} or newer" if cuda in _DRIVERS else "a newer NVIDIA driver"
     other = ", or alexdeploy's extra 'gpu-cu12' in a new environment" if _major(gpu.cuda) == 12 else ""
-    return f"the driver runs CUDA {gpu.cuda} at most, and {what} is built for CUDA {cuda}; install {driver}{other}"
+    return f"{what} needs CUDA {cuda} and the driver runs CUDA {gpu.cuda}; install {driver}{other}"
 
 
 def _major(version: str) -> int:

@@ -51,8 +51,8 @@ def test_a_driver_that_is_too_old_is_told_before_anything_runs_on_it(
     install(monkeypatch, tmp_path, "tensorrt_cu13_libs", "11.4.0.106")
     install(monkeypatch, tmp_path, "torch", "2.14.1", "torch/version.py", TORCH)
     reason = (
-        "the driver runs CUDA 12.4 at most, and {} is built for CUDA 13; install an NVIDIA driver of 580 or newer, "
-        "or alexdeploy's extra 'gpu-cu12' in a new environment"
+        "{} needs CUDA 13 and the driver runs CUDA 12.4; install an NVIDIA driver of 580 or newer, or "
+        "alexdeploy's extra 'gpu-cu12' in a new environment"
     )
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "tensorrt", None)  # its import would be too late
