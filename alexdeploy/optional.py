@@ -33,9 +33,9 @@ LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("onnx", ("cpu", *_SHARED)),
     "onnx_ir": ("onnx-ir", ("cpu", *_SHARED)),
     "onnxruntime": ("onnxruntime", ("cpu",)),
-    "tensorrt": ("tensorrt", ("gpu",)),
+    "tensorrt": ("tensorrt-cu13", ("gpu", "gpu-trt10")),
     "tensorrt_rtx": ("tensorrt-rtx", ("rtx",)),
-    "cuda": ("cuda-bindings", ("gpu", "rtx")),
+    "cuda": ("cuda-bindings", ("gpu", "rtx", "jetson")),
     "pycuda": ("pycuda", ("pycuda",)),
     "openvino": ("openvino", ("openvino",)),
 }
@@ -66,6 +66,8 @@ def unavailable(error: ModuleNotFoundError) -> UnavailableError | None:
     advice = f"pip install {distribution} (in alexdeploy's extra '{(*here, *extras)[0]}')"
     if root == "onnxruntime":
         advice += ", or onnxruntime-gpu (extra 'gpu') on a machine with an NVIDIA GPU; never both"
+    if root == "tensorrt":
+        advice += "; pip fetches its libraries from https://pypi.nvidia.com (docs/install.md)"
     return UnavailableError(f"'{root}' is not installed; install it with: {advice}")
 
 

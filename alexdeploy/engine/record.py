@@ -15,6 +15,7 @@ import msgspec
 
 from alexdeploy import files, machine
 from alexdeploy.contract import Contract
+from alexdeploy.cuda.wheels import why_too_old
 from alexdeploy.engine.kernels import Kernel
 from alexdeploy.engine.versions import (
     Compatibility,
@@ -171,12 +172,15 @@ def check_runs_here(engine: EngineFile, ordinal: int = 0, *, trust: bool = False
 
     Raises:
         GateError: built with another TensorRT or for another GPU; the message has the command that builds it again.
-        UnavailableError: no CUDA device, or its TensorRT is not installed.
+        UnavailableError: no CUDA device, a driver that is too old, or its TensorRT is not installed.
     """
     record = engine.record
     gpu = machine.current_gpu(ordinal)
     if gpu is None:
         raise UnavailableError(f"{machine.why_no_cuda(ordinal)}; {record.builder} engines run on an NVIDIA GPU")
+    reason = why_too_old(record.builder)
+    if reason is not None:  # its runtime may end the process on such a driver
+        raise UnavailableError(reason)
     library = load_library(record.builder)
     differences = [] if trust else _differences(record, library.version, gpu)
     if differences:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from alexdeploy.cuda.wheels import why_too_old
+from alexdeploy.engine.lean import load_lean_runtime
 from alexdeploy.errors import UnavailableError, UsageError, unknown_name
 from alexdeploy.machine import Gpu, why_no_cuda
 from alexdeploy.optional import require
@@ -185,7 +187,7 @@ class Library:
         """Set what ``check`` has let through.
 
         Raises:
-            UnavailableError: this version of the library lacks it.
+            UnavailableError: this version of the library lacks it, or what it needs is not installed.
         """
         level = _LEVELS[compatibility.hardware]
         if level != "NONE":
@@ -194,6 +196,7 @@ class Library:
                 raise UnavailableError(f"TensorRT {self.version} has no hardware level {level}; upgrade it")
             config.hardware_compatibility_level = getattr(levels, level)
         if compatibility.newer_versions:
+            load_lean_runtime(self.version)
             config.set_flag(self.module.BuilderFlag.VERSION_COMPATIBLE)
         if compatibility.targets:
             known, of_rtx = self._targets(), cast(Any, config)
@@ -228,7 +231,8 @@ def load_library(builder: Builder) -> Library:
     """The library to build with; ``auto`` is TensorRT where it is installed and a GPU answers, else TensorRT-RTX.
 
     Raises:
-        UnavailableError: not installed, too old, or TensorRT (which builds on the GPU) without a CUDA device.
+        UnavailableError: not installed, too old, or TensorRT (which builds on the GPU) without a CUDA device, or with
+            a driver that is too old for it.
     """
     if builder == "auto":
         builder = "tensorrt" if why_no_cuda() is None and find_spec("tensorrt") is not None else "tensorrt-rtx"
@@ -237,6 +241,9 @@ def load_library(builder: Builder) -> Library:
         reason = why_no_cuda()
         if reason is not None:
             raise UnavailableError(f"TensorRT builds on the GPU and there is {reason}; use `builder` tensorrt-rtx")
+        reason = why_too_old("tensorrt")
+        if reason is not None:
+            raise UnavailableError(reason)
     module = require(_MODULES[builder])
     version = str(module.__version__)
     if _numbers(version) < _OLDEST[builder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 
 from alexdeploy.arrays import Batch, Logits
+from alexdeploy.cuda.wheels import why_too_old
+from alexdeploy.errors import InputWarning
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import TensorSpec
 from alexdeploy.zoo.checkpoint import Checkpoint
@@ -26,7 +29,10 @@ class PyTorchRunner(Runner):
     runtime = "pytorch"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        reason = why_too_old("torch")
+        if reason is not None:  # not for PyTorch to say, which warns in six lines
+            warnings.warn(f"PyTorch runs on the CPU: {reason}", InputWarning, stacklevel=2)
+        self.device = torch.device("cuda" if reason is None and torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
         self._model = checkpoint.model.to(self.device)
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")

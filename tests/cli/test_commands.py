@@ -720,8 +720,13 @@ def test_doctor_tries_every_backend_and_finds_none_broken(run: Run) -> None:
         "onnxruntime-cpu",
         "openvino",
         "tensorrt-rtx (build)",
-        "tensorrt (build)",
         "cuda device",
+        "pytorch on cuda",
+        "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
+        "tensorrt (build)",
+        "tensorrt (run)",
+        "tensorrt-rtx (run)",
     ]
     assert (status["pytorch"], status["onnxruntime-cpu"]) == ("ok", "ok")
     assert set(status.values()) <= {"ok", "missing"}, findings

@@ -28,7 +28,7 @@ TABLES = {
     "BuilderName": {"runners/artifact.py", "engine/versions.py"},
     "Hardware": {"engine/versions.py"},  # → TensorRT's name
 }
-LIBRARIES = {"optional.py", "bench/environment.py"}  # distributions, some of the same name
+LIBRARIES = {"optional.py", "bench/environment.py", "cuda/wheels.py"}  # distributions, some of the same name
 MAX_PARAMETERS = 10
 
 

@@ -159,7 +159,11 @@ static Result unsafe(void) { /* calls that may synchronise: allocation, release 
 
 /* ---- devices and contexts ---- */
 Result cuInit(unsigned flags) { (void)flags; ENTER_WITHOUT_CONTEXT(); return SUCCESS; }
-Result cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
+Result cuDriverGetVersion(int *version) {
+    const char *told = getenv("SIM_DRIVER_VERSION"); /* such as 12040 */
+    *version = told ? atoi(told) : 13000;
+    return SUCCESS;
+}
 Result cuDeviceGetCount(int *count) { *count = DEVICES; return SUCCESS; }
 Result cuDeviceGet(int *device, int ordinal) { ENTER_WITHOUT_CONTEXT(); *device = ordinal; return ordinal >= 0 && ordinal < DEVICES ? SUCCESS : INVALID_DEVICE; }
 Result cuDeviceGetName(char *name, int length, int device) { snprintf(name, length, device ? "Simulated GPU B" : "Simulated GPU"); return SUCCESS; }

@@ -54,6 +54,13 @@ def test_a_missing_onnxruntime_has_two_answers_and_never_both() -> None:
     assert "never both" in advice("onnxruntime")
 
 
+def test_a_missing_tensorrt_is_told_where_its_libraries_are() -> None:
+    assert "pip install tensorrt-cu13 (in alexdeploy's extra 'gpu'); pip fetches its libraries from" in advice(
+        "tensorrt"
+    )
+    assert "https://pypi.nvidia.com" in advice("tensorrt")
+
+
 def test_a_missing_module_that_is_no_optional_library_stays_a_bug() -> None:
     with pytest.raises(ModuleNotFoundError, match="alexdeploy_has_no_such_module"):
         require("alexdeploy_has_no_such_module")
