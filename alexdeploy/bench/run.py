@@ -28,9 +28,10 @@ from alexdeploy.errors import GateError, InputError, UnavailableError, UsageErro
 from alexdeploy.files import printable
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
-from alexdeploy.runners.artifact import RUNTIMES, Artifact, open_artifact
+from alexdeploy.runners.artifact import Artifact, open_artifact
 from alexdeploy.runners.base import Runner
-from alexdeploy.specs import Progress
+from alexdeploy.runners.runtimes import RUNTIMES, on_device
+from alexdeploy.specs import Progress, Runtime
 
 DEFAULT_SECONDS = 20.0
 _SCORING_BATCH = 64
@@ -39,7 +40,7 @@ _SCORING_BATCH = 64
 @dataclass
 class _Candidate:
     artifact: Artifact
-    runtime: str
+    runtime: Runtime
     runner: Runner | None = None
     reason: str | None = None
     logits: Logits | None = None
@@ -73,6 +74,7 @@ def run_bench(
     seconds: float = DEFAULT_SECONDS,
     max_drop: float | None = None,
     server_ms: float | None = None,
+    device: str | None = None,
     progress: Progress = lambda what, share: None,
 ) -> BenchReport:
     """Score and time artifacts on the same images, each preprocessed as the file's own contract says.
@@ -88,6 +90,7 @@ def run_bench(
         max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's, or
             without labels whose agreement with the reference is at most that far below 100 %.
         server_ms: latency bound of a server; half of ``seconds`` then goes to the rates it can keep.
+        device: the GPU for the runtimes that run on one, ``cuda:1`` for the second; None for the first.
         progress: called with what is being done and the share of it that is.
 
     Raises:
@@ -116,7 +119,8 @@ def run_bench(
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
-                candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime))
+                chosen = on_device(candidate.runtime, device)
+                candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime, **chosen))
             except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
         running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}

@@ -72,9 +72,15 @@ class EngineBuild:
         self.graph, self.options, self.library, self._implicit = graph, options, library, implicit
         library.check(options.compatibility, timing_cache=options.timing_cache is not None)
         if options.timing_cache is not None:
-            files.check_output(cache_path(options.timing_cache, library))
+            files.check_output(cache_path(options.timing_cache, library, options.ordinal))
         self._logger = process_logger(library)
         self._logger.errors.clear()
+        with options.on_device():
+            self._open(graph.source)
+
+    def _open(self, source: bytes | Path) -> None:
+        """Start the builder, parse and configure."""
+        library, implicit = self.library, self._implicit
         self._builder = self._create_builder()
         network: trt.INetworkDefinition | None = self._builder.create_network(
             library.network_flags(implicit=implicit is not None)
@@ -82,7 +88,7 @@ class EngineBuild:
         if network is None:
             raise InputError(self._refused("no network could be created"))
         self._network = network
-        _parse(library.module.OnnxParser(network, self._logger), network, graph.source, library)
+        _parse(library.module.OnnxParser(network, self._logger), network, source, library)
         self._config = self._configure()
 
     def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineRecord]:
@@ -97,12 +103,12 @@ class EngineBuild:
         monitor = build_monitor(self.library, progress)
         self._config.progress_monitor = monitor
         cache = self.options.timing_cache
-        path = cache_path(cache, self.library) if cache is not None else None
+        path = cache_path(cache, self.library, self.options.ordinal) if cache is not None else None
         if path is not None:
             attach_cache(self._config, path)
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:  # leaves this thread free to be interrupted
-            future = pool.submit(self._builder.build_serialized_network, self._network, self._config)
+            future = pool.submit(self._build)
             try:
                 plan: trt.IHostMemory | None = future.result()
             except BaseException:
@@ -115,6 +121,10 @@ class EngineBuild:
             save_cache(self._config, path)
         data = memoryview(plan)  # which keeps the plan; an engine is too large to copy without need
         return data, self._record(data, seconds)
+
+    def _build(self) -> trt.IHostMemory | None:
+        with self.options.on_device():
+            return self._builder.build_serialized_network(self._network, self._config)
 
     def _create_builder(self) -> trt.Builder:
         try:
@@ -163,7 +173,7 @@ class EngineBuild:
             size_bytes=len(plan),
             build_seconds=round(seconds, 3),
             platform=this_platform(),
-            gpu=current_gpu(),
+            gpu=current_gpu(self.options.ordinal),
             compatibility=self.options.compatibility,
             shapes=dict(self.graph.shapes),
             input=_spec(self._network.get_input(0), self.library),

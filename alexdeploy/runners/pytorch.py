@@ -9,18 +9,28 @@ import numpy as np
 import torch
 
 from alexdeploy.arrays import Batch, Logits
+from alexdeploy.errors import UnavailableError
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import TensorSpec
 from alexdeploy.zoo.checkpoint import Checkpoint
 
 
 class PyTorchRunner(Runner):
-    """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does."""
+    """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does.
+
+    ``ordinal``: number of the CUDA device; None for the first, where there is one, else the CPU.
+
+    Raises:
+        UnavailableError: PyTorch finds no such device.
+    """
 
     runtime = "pytorch"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, checkpoint: Checkpoint, ordinal: int | None = None) -> None:
+        count = torch.cuda.device_count()
+        if ordinal is not None and ordinal >= count:
+            raise UnavailableError(f"PyTorch finds {count} CUDA devices, and cuda:{ordinal} is not among them")
+        self.device = torch.device(f"cuda:{ordinal or 0}" if torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
         self._model = checkpoint.model.to(self.device)
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")

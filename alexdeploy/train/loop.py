@@ -71,7 +71,7 @@ def train_network(
         learn: images to learn from.
         judge: held-out images that choose the best epoch.
         path: the checkpoint to write, ``NAME.safetensors``.
-        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:1``.
         weights: start from these instead of fresh ones; the last layer is new when they are for other classes.
         resume: go on with the run that left ``NAME.last.pt``, if its settings and images are the same.
         test: images that the checkpoint is tried on once, at the end; they choose nothing.

@@ -20,6 +20,7 @@ from tests.simulated_cuda import engine_double
 
 CACHE_HEADER = b"TRT-101601-EntropyCalibration2\n"
 flags_set: set[str] = set()  # by the last build
+devices: list[int] = []  # that were current when builders were made and used, -1 where none was
 
 
 class NetworkDefinitionCreationFlag(IntEnum):
@@ -122,6 +123,7 @@ class IBuilderConfig:
 class Builder:
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+        devices.append(engine_double.simulator_library().sim_current_device())
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         assert flags == 0, "a strongly typed network takes no calibrator"
@@ -135,6 +137,7 @@ class Builder:
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
         assert config._calibration is not None
+        devices.append(engine_double.simulator_library().sim_current_device())
         shape = config._calibration._shapes[1]
         flags_set.clear()
         flags_set.update(flag.name for flag in config._flags)
@@ -162,7 +165,9 @@ def _calibrate(calibrator: Any, shape: tuple[int, ...]) -> float | None:
         if not addresses:
             return amax
         images = np.empty(nbytes // 4, np.float32)
-        assert engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes) >= 0
+        assert engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes) == max(
+            devices[-1], 0
+        )
         amax = max(amax or 0.0, float(np.abs(images).max()))
 
 

@@ -22,6 +22,6 @@ def test_on_the_simulated_driver(driver: Path, binding: str, monkeypatch: pytest
     monkeypatch.setitem(os.environ, "SIMULATED_BINDING", binding)
     # what does not depend on the binding is run once
     slow = ["-k", "not bench"] if binding == "pycuda" else []
-    files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator", "commands")]
+    files = [f"tests/simulated_cuda/inside_{what}.py" for what in ("runner", "calibrator", "commands", "faults")]
     done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *slow, *files)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
