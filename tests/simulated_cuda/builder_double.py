@@ -165,9 +165,8 @@ def _calibrate(calibrator: Any, shape: tuple[int, ...]) -> float | None:
         if not addresses:
             return amax
         images = np.empty(nbytes // 4, np.float32)
-        assert engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes) == max(
-            devices[-1], 0
-        )
+        device = engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes)
+        assert device == max(devices[-1], 0)
         amax = max(amax or 0.0, float(np.abs(images).max()))
 
 
