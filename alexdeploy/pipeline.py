@@ -25,7 +25,7 @@ from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.run import run_bench
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.samples import real_images
-from alexdeploy.engine.options import BuildSettings
+from alexdeploy.engine.options import BuilderOptions, BuildSettings
 from alexdeploy.engine.plan import build_engine, precision_verdict
 from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
@@ -135,6 +135,7 @@ def run_pipeline(
     *,
     samples: int = SAMPLES,
     builder: Builder = "auto",
+    device: str | None = None,
     rebuild: str = "",
     progress: Progress = lambda what, share: None,
 ) -> PipelineReport:
@@ -150,6 +151,7 @@ def run_pipeline(
         out: the folder, made if its parent exists; files of an earlier run in it are used.
         samples: how many images of ``learn`` to calibrate on.
         builder: what builds the engines; where it is missing these steps are skipped.
+        device: the GPU for every step that uses one, ``cuda:1`` for the second; None for the first, if there is one.
         rebuild: the command that does the same, kept with the engines.
         progress: called with "STEP: what it is doing" and the share of that which is done.
 
@@ -163,7 +165,7 @@ def run_pipeline(
     for module in ("matplotlib", "scipy", "sklearn"):  # needed late: better missed now than after the training
         require(module)
     files.make_folder(out)
-    chain = _Chain(recipe, learn, judge, out, samples, builder, rebuild)
+    chain = _Chain(recipe, learn, judge, out, samples, builder, device, rebuild)
     reports = [chain.report(step, progress) for step in chain.steps()]
     skipped = {report.name for report in reports if report.status == "skipped"}
     made = {step.name: step.output for step in chain.steps() if step.name not in skipped}
@@ -175,6 +177,7 @@ def run_pipeline(
         batches=BATCHES,
         runtimes=_runtimes(made),
         seconds=BENCH_SECONDS,
+        device=device,
         progress=lambda what, share: progress(f"bench: {what}", share),
     )
     reports.append(StepReport("bench", round(time.perf_counter() - started, 2), "ok"))
@@ -221,10 +224,11 @@ class _Chain:
         out: Path,
         samples: int,
         builder: Builder,
+        device: str | None,
         rebuild: str,
     ) -> None:
         self._recipe, self._learn, self._judge = recipe, learn, judge
-        self._samples, self._builder, self._rebuild = samples, builder, rebuild
+        self._samples, self._builder, self._device, self._rebuild = samples, builder, device, rebuild
         self._prefix = out / recipe.network.name
         self._checkpoint = self._file(".safetensors")
         self._onnx = self._file(".onnx")
@@ -304,6 +308,7 @@ class _Chain:
             progress(what, step.done / step.total)
 
         start = partial(train_network, self._recipe, self._learn, self._judge, self._checkpoint, on_step=tick)
+        start = partial(start, device=self._device or "auto")
         if self._file(".last.pt").exists():
             with contextlib.suppress(InputError, UsageError):  # damaged, or left by a run with other settings
                 start(resume=True)
@@ -341,7 +346,7 @@ class _Chain:
         output = self._file(f"-{precision}.engine")
 
         def run(progress: Progress) -> str | None:
-            settings = BuildSettings(builder=self._builder)
+            settings = BuildSettings(builder=self._builder, options=BuilderOptions(device=self._device))
             record = build_engine(source, output, settings=settings, rebuild=self._rebuild, progress=progress)
             return precision_verdict(record) if record.float_layers else None
 

@@ -26,6 +26,18 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
 
 
+def cuda_ordinal(device: str) -> int:
+    """``"cuda:1"`` → 1, ``"cuda"`` → 0: the device's number, as the driver and ``CUDA_VISIBLE_DEVICES`` count.
+
+    Raises:
+        UsageError: neither of these.
+    """
+    name, colon, number = device.partition(":")
+    if name != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
+        raise UsageError(f"`device` {device}: expected cuda or cuda:N, such as cuda:1 for the second GPU")
+    return int(number or 0)
+
+
 class Precision(str, Enum):
     """Arithmetic of the convolutions and matrix products of a graph or an engine."""
 

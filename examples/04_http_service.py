@@ -18,7 +18,7 @@ from PIL import Image
 
 from alexdeploy import Classifier
 from alexdeploy.data.dataset import UNREADABLE
-from alexdeploy.errors import AlexdeployError
+from alexdeploy.errors import AlexdeployError, DeviceLostError
 
 MAX_BYTES = 10 << 20
 MAX_PIXELS = 50_000_000  # a small file can unpack to a huge image
@@ -30,6 +30,7 @@ class Service(ThreadingHTTPServer):
     def __init__(self, classifier: Classifier, port: int) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.classifier = classifier
+        self.lost: DeviceLostError | None = None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,6 +66,9 @@ class Handler(BaseHTTPRequestHandler):
         except AlexdeployError as error:
             self.log_error("%s", error)
             self.answer(503, {"error": "the model failed; the log of the service has the reason"})
+            if isinstance(error, DeviceLostError):  # no later request could succeed
+                self.server.lost = error
+                self.server.shutdown()
             return
         self.answer(200, {"label": label, "probability": probability})
 
@@ -83,6 +87,8 @@ def main(model: str, port: str) -> None:
     with Classifier(model) as classifier, Service(classifier, int(port)) as service:
         print(f"listening on http://127.0.0.1:{service.server_port}", flush=True)
         service.serve_forever()
+        if service.lost is not None:
+            raise service.lost
 
 
 if __name__ == "__main__":
@@ -91,6 +97,7 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except AlexdeployError as error:  # one clear line instead of a traceback
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)  # 6 where a supervisor should start the service again
     except KeyboardInterrupt:
         pass

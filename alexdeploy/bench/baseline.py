@@ -32,13 +32,15 @@ def load_report(path: Path) -> BenchReport:
         raise InputError(f"{path}: expected the JSON of a bench ({error})") from error
 
 
-def check_comparable(baseline: BenchReport, paths: Sequence[Path], batches: Sequence[int]) -> None:
+def check_comparable(baseline: BenchReport, paths: Sequence[Path], batches: Sequence[int], ordinal: int = 0) -> None:
     """Refuse, before any work, a baseline that says nothing about a bench of these files here.
+
+    ``ordinal``: of the CUDA device that is to run them.
 
     Raises:
         InputError: it was measured on another machine, or no file and batch size is in both.
     """
-    here = environment()
+    here = environment(ordinal)
     for what in ("cpu", "cores", "gpu"):
         then, now = (place.get(what) for place in (baseline.environment, here))
         if what == "gpu":  # another card of that model will do

@@ -19,12 +19,13 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _GPU_FIELDS = ("driver_version", "clocks.max.sm", "power.limit", "persistence_mode")
 
 
-def environment() -> dict[str, Any]:
+def environment(ordinal: int = 0) -> dict[str, Any]:
     """CPU with its flags and governor, threads, system, library versions, CUDA device or why there is none.
 
+    ``ordinal``: of the device that is asked for.
     ``load`` is the 1-minute load average before the bench; a machine that is busy with other things shows here.
     """
-    no_cuda = why_no_cuda()
+    no_cuda = why_no_cuda(ordinal)
     return {
         "alexdeploy": __version__,
         "cpu": cpu("model name") or platform.processor() or platform.machine(),
@@ -37,16 +38,16 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": files.library_versions(*_LIBRARIES),
         "cuda": no_cuda or "available",
-        "gpu": _gpu(),
+        "gpu": _gpu(ordinal),
     }
 
 
-def _gpu() -> dict[str, str] | None:
-    """CUDA device 0, which everything here runs on; what only nvidia-smi knows is left out where it does not tell.
+def _gpu(ordinal: int) -> dict[str, str] | None:
+    """The CUDA device that everything here runs on; what only nvidia-smi knows is left out where it does not tell.
 
     ``card`` is the whole card where the device is a MIG slice of it.
     """
-    gpu, ids = current_gpu(), gpu_ids()
+    gpu, ids = current_gpu(ordinal), gpu_ids(ordinal)
     if gpu is None:
         return None
     facts = {"name": gpu.name}

@@ -32,9 +32,10 @@ from alexdeploy.files import printable
 from alexdeploy.machine import gpu_ids
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
-from alexdeploy.runners.artifact import RUNTIMES, Artifact, EngineArtifact, open_artifact
+from alexdeploy.runners.artifact import Artifact, EngineArtifact, open_artifact
 from alexdeploy.runners.base import Runner
-from alexdeploy.specs import Profile, Progress
+from alexdeploy.runners.runtimes import RUNTIMES, on_device
+from alexdeploy.specs import Profile, Progress, Runtime, cuda_ordinal
 
 DEFAULT_SECONDS = 20.0
 _SCORING_BATCH = 64
@@ -44,7 +45,7 @@ _EVENTS_SHARE = 0.2  # of the time, where there are runners with such times
 @dataclass
 class _Candidate:
     artifact: Artifact
-    runtime: str
+    runtime: Runtime
     runner: Runner | None = None
     reason: str | None = None
     logits: Logits | None = None
@@ -79,6 +80,7 @@ def run_bench(
     seconds: float = DEFAULT_SECONDS,
     max_drop: float | None = None,
     server_ms: float | None = None,
+    device: str | None = None,
     progress: Progress = lambda what, share: None,
 ) -> BenchReport:
     """Score and time artifacts on the same images, each preprocessed as the file's own contract says.
@@ -94,6 +96,7 @@ def run_bench(
         max_drop: choose the fastest whose top-1 is at most this many percentage points below the reference's, or
             without labels whose agreement with the reference is at most that far below 100 %.
         server_ms: latency bound of a server; half of ``seconds`` then goes to the rates it can keep.
+        device: the GPU for the runtimes that run on one, ``cuda:1`` for the second; None for the first.
         progress: called with what is being done and the share of it that is.
 
     Raises:
@@ -113,7 +116,8 @@ def run_bench(
     if server_ms is not None:
         require("mlperf_loadgen")
     started = time.perf_counter()
-    here = environment()
+    ordinal = cuda_ordinal(device) if device is not None else 0
+    here = environment(ordinal)
     candidates = _candidates([open_artifact(path) for path in paths], runtimes)
     _check_one_network(candidates)
     first = candidates[0].artifact
@@ -122,7 +126,7 @@ def run_bench(
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
-                options = _for_batches(candidate.runtime, batches)
+                options = on_device(candidate.runtime, device) | _for_batches(candidate.runtime, batches)
                 candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime, **options))
             except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
@@ -135,7 +139,7 @@ def run_bench(
             progress("time by layer", 0.0)
             candidates[index].layers_ms = running[index].layer_times_ms(images)
         deadline = started + (seconds if server_ms is None else seconds / 2)
-        with GpuWatch(_card(running)) as watch:
+        with GpuWatch(_card(running, ordinal)) as watch:
             timings = _time(candidates, dataset, batches, deadline, watch, progress)
         if server_ms is not None:
             inputs = _first_inputs(dataset, contracts, batches[-1])
@@ -159,9 +163,9 @@ def run_bench(
     )
 
 
-def _card(running: Mapping[int, Runner]) -> str | None:
+def _card(running: Mapping[int, Runner], ordinal: int) -> str | None:
     """The GPU to watch; None where nothing runs on one."""
-    ids = gpu_ids() if any(runner.on_gpu for runner in running.values()) else None
+    ids = gpu_ids(ordinal) if any(runner.on_gpu for runner in running.values()) else None
     return ids.card if ids is not None else None
 
 
@@ -260,11 +264,11 @@ def _candidates(
     return found
 
 
-def _for_batches(runtime: str, batches: Sequence[int]) -> dict[str, Profile]:
+def _for_batches(runtime: Runtime, batches: Sequence[int]) -> dict[str, Profile]:
     """For a runtime that builds an engine on loading: the sizes that are timed, and that of scoring."""
-    takes = any(name == runtime and "batches" in entry.options for name, entry in RUNTIMES.items())
     most = max(batches)
-    return {"batches": Profile((1,), (most,), (max(most, _SCORING_BATCH),))} if takes else {}
+    sizes = Profile((1,), (most,), (max(most, _SCORING_BATCH),))
+    return {"batches": sizes} if "batches" in RUNTIMES[runtime].options else {}
 
 
 def _check_one_network(candidates: Sequence[_Candidate]) -> None:

@@ -69,7 +69,8 @@ def cli() -> None:
 
     \b
     Exit codes: 0 ok · 2 usage · 3 bad or missing input · 4 missing library or hardware
-                5 a gate failed (parity, accuracy, INT8 coverage, sidecar) · 130 interrupted
+                5 a gate failed (parity, accuracy, INT8 coverage, sidecar)
+                6 the GPU failed under way (start again) · 130 interrupted
     """
 
 

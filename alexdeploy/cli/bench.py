@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
+from alexdeploy.cli.options import FILE, DataChoice, data_options, device_option, json_option, option_group
 from alexdeploy.cli.output import (
     note,
     note_data,
@@ -23,7 +23,7 @@ from alexdeploy.cli.output import (
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UnavailableError, UsageError
 from alexdeploy.files import check_output
-from alexdeploy.specs import Runtime
+from alexdeploy.specs import Runtime, cuda_ordinal
 
 if TYPE_CHECKING:
     from alexdeploy.bench.results import BenchReport
@@ -54,16 +54,30 @@ report_options = option_group(
 )
 
 
+@dataclass(frozen=True)
+class _Where:
+    """The values of ``--runtime`` and ``--device``."""
+
+    runtimes: tuple[str, ...]
+    device: str | None
+
+
 @click.command("bench")
 @click.argument("artifacts", type=FILE, nargs=-1, required=True, metavar="ARTIFACT...")
 @data_options(required=True)
 @click.option("--batch", default="1,8", show_default=True, metavar="N[,N...]", help="Batch sizes to time.")
-@click.option(
-    "--runtime",
-    "runtimes",
-    multiple=True,
-    type=click.Choice(["auto", *get_args(Runtime)]),
-    help="Runtimes to measure; auto tries all that can run the files and chooses.  [default: the usual one of each]",
+@option_group(
+    "where",
+    _Where,
+    click.option(
+        "--runtime",
+        "runtimes",
+        multiple=True,
+        type=click.Choice(["auto", *get_args(Runtime)]),
+        help="Runtimes to measure; auto tries all that can run the files and chooses.  "
+        "[default: the usual one of each]",
+    ),
+    device_option(),
 )
 @click.option(
     "--max-drop",
@@ -94,7 +108,7 @@ def command(
     artifacts: tuple[Path, ...],
     data: DataChoice,
     batch: str,
-    runtimes: tuple[str, ...],
+    where: _Where,
     max_drop: float | None,
     seconds: float,
     server_ms: float | None,
@@ -123,6 +137,7 @@ def command(
 
     sizes = _batches(batch)
     shown.check(*artifacts, *([baseline] if baseline else []))
+    runtimes = where.runtimes
     auto = "auto" in runtimes
     if max_drop is not None and not auto:
         raise UsageError("--max-drop says what --runtime auto may choose; add that, or leave --max-drop out")
@@ -133,7 +148,7 @@ def command(
             require(module)
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
-        check_comparable(earlier, artifacts, sizes)
+        check_comparable(earlier, artifacts, sizes, cuda_ordinal(where.device) if where.device else 0)
     dataset = data.open("val")
     note_data(dataset)
     with progress("opening the artifacts") as bar:
@@ -145,6 +160,7 @@ def command(
             seconds=seconds,
             max_drop=(_MAX_DROP if max_drop is None else max_drop) if auto else None,
             server_ms=server_ms,
+            device=where.device,
             progress=bar,
         )
     if earlier is not None:

@@ -14,6 +14,7 @@ from alexdeploy.cli.options import (
     FILE,
     DataChoice,
     data_options,
+    device_option,
     json_option,
     lrn_option,
     method_option,
@@ -92,6 +93,7 @@ def _settings(**chosen: Any) -> BuildSettings:
             level=chosen["level"],
             tf32=chosen["tf32"],
             timing_cache=chosen["timing_cache"],
+            device=chosen["device"],
             compatibility=Compatibility(
                 hardware=chosen["hardware"], newer_versions=chosen["version_compatible"], targets=chosen["target"]
             ),
@@ -136,6 +138,7 @@ _builder_options = option_group(
     ),
     click.option("--version-compatible", is_flag=True, help="TensorRT: newer versions may load the engine too."),
     click.option("--timing-cache", type=FILE, metavar="DIR", help="TensorRT: keep what it measures for later builds."),
+    device_option(),
     click.option("--strict", is_flag=True, help="Fail (exit 5) when a layer was built in a wider type than asked."),
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from alexdeploy.specs import DEFAULT_METHOD, Method, Split
+from alexdeploy.specs import DEFAULT_METHOD, Method, Split, cuda_ordinal
 
 if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
@@ -57,6 +57,24 @@ lrn_option = click.option(
     show_default=True,
     help="Arithmetic of LRN under --fp16; fp16 only if the ranges prove that its sums stay in range (else exit 5).",
 )
+
+
+def device_option(*others: str) -> Callable[[Command], Command]:
+    """``--device``, a GPU; None where it was not given, or the first of the ``others`` that may stand for it."""
+
+    def checked(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:  # noqa: ARG001
+        if value is not None and value not in others:
+            cuda_ordinal(value)
+        return value
+
+    return click.option(
+        "--device",
+        callback=checked,
+        default=others[0] if others else None,
+        show_default=bool(others),
+        metavar="|".join([*others, "cuda[:N]"]),
+        help="GPU to use, cuda:1 for the second." + "  [default: the first]" * (not others),
+    )
 
 
 def output_option(example: str) -> Callable[[Command], Command]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alexdeploy import files
-from alexdeploy.cli.options import FILE, json_option
+from alexdeploy.cli.options import FILE, device_option, json_option
 from alexdeploy.cli.output import note, print_columns, print_json, progress, warn
 from alexdeploy.columns import Column
 from alexdeploy.errors import UsageError, few
@@ -47,6 +47,7 @@ _ROWS = 20  # classes in the table
     metavar="predictions.csv",
     help="Write CSV, JSON lines (.jsonl) or a record with model, answers and accuracy (.txt), instead of printing.",
 )
+@device_option()
 @json_option
 def command(
     artifact: Path,
@@ -56,6 +57,7 @@ def command(
     labels: Path | None,
     skip_bad_images: bool,
     out: Path | None,
+    device: str | None,
     as_json: bool,
 ) -> None:
     """Label images.
@@ -82,7 +84,8 @@ def command(
             opened = opened.with_labels(read_class_indices(labels))
         found = find_images(images, opened.contract.labels)
         bad = skipped if skip_bad_images else None
-        for prediction in predict(opened, found, ten_crop=ten_crop, top=max(top, JUDGED), skipped=bad):
+        on = {"device": device} if device is not None else {}
+        for prediction in predict(opened, found, ten_crop=ten_crop, top=max(top, JUDGED), skipped=bad, **on):
             predictions.append(prediction)
             done = len(predictions) + len(skipped)
             bar(f"{done} of {len(found)} images", done / len(found))

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from alexdeploy.cli.bench import show_bench
-from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option
+from alexdeploy.cli.options import FILE, DataChoice, data_options, device_option, json_option
 from alexdeploy.cli.output import note, note_skipped, print_json, progress, say
 from alexdeploy.specs import Builder, Progress
 
@@ -26,8 +26,17 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the recipe's]")
 @click.option("--samples", type=click.IntRange(min=1), default=512, show_default=True, help="Images to calibrate on.")
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for the files.  [default: NETWORK]")
+@device_option()
 @json_option
-def command(recipe: str, data: DataChoice, epochs: int | None, samples: int, out: Path | None, as_json: bool) -> None:
+def command(
+    recipe: str,
+    data: DataChoice,
+    epochs: int | None,
+    samples: int,
+    out: Path | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
     """Run the whole chain for a recipe, from training to the comparison.
 
     Trains, exports, calibrates, quantizes for TensorRT, ONNX Runtime and OpenVINO, builds FP32, FP16 and INT8 engines
@@ -41,10 +50,20 @@ def command(recipe: str, data: DataChoice, epochs: int | None, samples: int, out
     from alexdeploy.recipe import load_recipe, with_train_options
 
     loaded = with_train_options(load_recipe(recipe), epochs=epochs)
-    run_chain(loaded, data, out or Path(loaded.network.name), samples, builder="auto", as_json=as_json)
+    folder = out or Path(loaded.network.name)
+    run_chain(loaded, data, folder, samples, builder="auto", device=device, as_json=as_json)
 
 
-def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, builder: Builder, as_json: bool) -> None:
+def run_chain(
+    recipe: Recipe,
+    data: DataChoice,
+    out: Path,
+    samples: int,
+    *,
+    builder: Builder,
+    device: str | None = None,
+    as_json: bool,
+) -> None:
     """Run the chain and show its report."""
     learn, judge = data.open("train"), data.open("val")
     rebuild = shlex.join(["alexdeploy", *click.get_current_context().obj])
@@ -52,7 +71,7 @@ def run_chain(recipe: Recipe, data: DataChoice, out: Path, samples: int, *, buil
         from alexdeploy.pipeline import run_pipeline
 
         report = run_pipeline(
-            recipe, learn, judge, out, samples=samples, builder=builder, rebuild=rebuild, progress=show
+            recipe, learn, judge, out, samples=samples, builder=builder, device=device, rebuild=rebuild, progress=show
         )
     note_skipped(learn)
     note_skipped(judge)

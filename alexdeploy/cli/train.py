@@ -8,7 +8,7 @@ import click
 
 from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
-from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group
+from alexdeploy.cli.options import FILE, DataChoice, data_options, device_option, json_option, option_group
 from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError, few
 
@@ -52,7 +52,7 @@ recipe_options = option_group(
 )
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for what it writes.  [default: models/NETWORK]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, exactly where it was.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@device_option("auto", "cpu")
 @json_option
 def command(
     recipe: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import cache
 from importlib.util import find_spec
 
@@ -36,12 +35,3 @@ def open_device(ordinal: int = 0) -> Device:
     from alexdeploy.cuda.with_cuda_python import CudaPythonDevice
 
     return CudaPythonDevice(ordinal)
-
-
-def chosen_device(ordinal: int | None) -> contextlib.AbstractContextManager[None]:
-    """For libraries that take the device that is current on the thread: make it so for the block; None leaves it.
-
-    Raises:
-        UnavailableError: see ``open_device``.
-    """
-    return open_device(ordinal).current() if ordinal is not None else contextlib.nullcontext()

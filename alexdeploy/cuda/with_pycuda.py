@@ -55,15 +55,22 @@ class PyCudaDevice(Device):
         return top is not None and int(top.handle) == self._handle
 
     def _push(self, before: int) -> None:
-        """Where CUDA reports an error, of earlier work perhaps, put back what was current, and try once more."""
-        try:
-            self._context.push()
-        except cuda.Error:
-            if context_now() == self._handle != before:
-                driver.cuCtxPopCurrent()
-            if before and context_now() != before:
-                driver.cuCtxPushCurrent(driver.CUcontext(before))
-            self._context.push()
+        """Where CUDA reports an error, of earlier work perhaps, put back what was current, and try once more.
+
+        Where the application had made this very context current, nothing tells whether CUDA did what it was told: then
+        one more may stay on the stack, and never one less.
+        """
+        for last in (False, True):
+            try:
+                self._context.push()
+                return
+            except cuda.Error:
+                if context_now() == self._handle != before:
+                    driver.cuCtxPopCurrent()
+                if before and context_now() != before:
+                    driver.cuCtxPushCurrent(driver.CUcontext(before))
+                if last:
+                    raise
 
     def _pop(self, before: int) -> None:
         """As ``_push``: below lies the application's context, which a second pop would take."""
@@ -71,7 +78,7 @@ class PyCudaDevice(Device):
             cuda.Context.pop()
         except cuda.Error:
             if self._is_pycudas():  # which it still believes
-                if context_now() != self._handle:
+                if context_now() != self._handle or before == self._handle:  # rather one too many than one too few
                     driver.cuCtxPushCurrent(driver.CUcontext(self._handle))
                 cuda.Context.pop()
             elif before and context_now() != before:

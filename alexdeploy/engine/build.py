@@ -74,9 +74,15 @@ class EngineBuild:
         self.graph, self.options, self.library, self._implicit = graph, options, library, implicit
         library.check(options.compatibility, timing_cache=options.timing_cache is not None)
         if options.timing_cache is not None:
-            files.check_output(cache_path(options.timing_cache, library))
+            files.check_output(cache_path(options.timing_cache, library, options.ordinal))
         self._logger = process_logger(library)
         self._logger.errors.clear()
+        with options.on_device():
+            self._open(graph.source)
+
+    def _open(self, source: bytes | Path) -> None:
+        """Start the builder, parse and configure."""
+        library, implicit = self.library, self._implicit
         self._builder = self._create_builder()
         network: trt.INetworkDefinition | None = self._builder.create_network(
             library.network_flags(implicit=implicit is not None)
@@ -84,7 +90,7 @@ class EngineBuild:
         if network is None:
             raise InputError(self._refused("no network could be created"))
         self._network = network
-        _parse(library.module.OnnxParser(network, self._logger), network, graph.source, library)
+        _parse(library.module.OnnxParser(network, self._logger), network, source, library)
         self._config = self._configure()
 
     def run(self, progress: Progress = lambda phase, share: None) -> tuple[memoryview, EngineRecord]:
@@ -99,12 +105,12 @@ class EngineBuild:
         monitor = build_monitor(self.library, progress)
         self._config.progress_monitor = monitor
         cache = self.options.timing_cache
-        path = cache_path(cache, self.library) if cache is not None else None
+        path = cache_path(cache, self.library, self.options.ordinal) if cache is not None else None
         if path is not None:
             attach_cache(self._config, path)
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:  # leaves this thread free to be interrupted
-            future = pool.submit(self._builder.build_serialized_network, self._network, self._config)
+            future = pool.submit(self._build)
             try:
                 plan: trt.IHostMemory | None = future.result()
             except BaseException:
@@ -130,6 +136,10 @@ class EngineBuild:
             return [], str(error)
         except (RuntimeError, ValueError) as error:  # the binding's, and what is no report; a good plan is not lost
             return [], f"{self.library.name} {self.library.version} tells nothing of its kernels ({in_a_line(error)})"
+
+    def _build(self) -> trt.IHostMemory | None:
+        with self.options.on_device():
+            return self._builder.build_serialized_network(self._network, self._config)
 
     def _create_builder(self) -> trt.Builder:
         try:
@@ -177,7 +187,7 @@ class EngineBuild:
             size_bytes=len(plan),
             build_seconds=round(seconds, 3),
             platform=this_platform(),
-            gpu=current_gpu(),
+            gpu=current_gpu(self.options.ordinal),
             compatibility=self.options.compatibility,
             tf32=self.options.tf32,
             shapes=dict(self.graph.shapes),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alexdeploy.cuda.open import open_device
 from alexdeploy.engine.versions import Compatibility
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import DEFAULT_BATCHES, Builder, Profile
+from alexdeploy.specs import DEFAULT_BATCHES, Builder, Profile, cuda_ordinal
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class BuilderOptions:
         level: effort from 0 to 5; None is TensorRT's default, 3.
         tf32: FP32 multiplications may round their inputs to 10 bits; off, so that an FP32 engine is FP32.
         timing_cache: folder for what TensorRT measures, kept for later builds.
+        device: the GPU to build on, ``cuda:1`` for the second; None for the first, if the builder needs one.
         compatibility: where else the engine is to run.
     """
 
@@ -27,7 +30,22 @@ class BuilderOptions:
     level: int | None = None
     tf32: bool = False
     timing_cache: Path | None = None
+    device: str | None = None
     compatibility: Compatibility = Compatibility()
+
+    @property
+    def ordinal(self) -> int:
+        """The number of ``device``."""
+        return cuda_ordinal(self.device or "cuda")
+
+    def on_device(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which ``device`` is current on this thread, where it was chosen; a builder takes the current one.
+
+        Raises:
+            UsageError: not a device.
+            UnavailableError: it is not there.
+        """
+        return open_device(self.ordinal).current() if self.device is not None else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)

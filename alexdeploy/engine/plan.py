@@ -117,7 +117,8 @@ def plan_engine(
         half={_in_reports(node): asked for node in graph.model.graph if (asked := half_type(node))},
     )
     image = next(iter(built_from.shapes.values()))
-    feed = _calibration(graph, implicit, library, image.opt[1:]) if implicit is not None else None
+    ordinal = settings.options.ordinal
+    feed = _calibration(graph, implicit, library, image.opt[1:], ordinal) if implicit is not None else None
     precision = precision_of(graph.model)
     if implicit is not None:
         if built_from.quantized:
@@ -138,19 +139,23 @@ def plan_engine(
         "tf32": settings.options.tf32,
     }
     memory = predict_memory(graph.model, batches.max[0], largest)
-    return Plan(graph, precision, settings, build, memory, free_memory_bytes(), options, feed)
+    return Plan(graph, precision, settings, build, memory, free_memory_bytes(ordinal), options, feed)
 
 
-def _calibration(graph: PreparedGraph, implicit: ImplicitInt8, library: Library, sizes: tuple[int, ...]) -> Calibration:
-    """Of images of those sizes."""
+def _calibration(
+    graph: PreparedGraph, implicit: ImplicitInt8, library: Library, sizes: tuple[int, ...], ordinal: int
+) -> Calibration:
+    """Of images of those sizes, on that device."""
     dtype, data = image_input(graph.model, str(graph.path)).dtype, implicit.calibrate_on
     if isinstance(data, Path):
         cache = data.read_bytes()
-        return Calibration(library, (1, *sizes), iter(()), lambda: 0, dtype=dtype, fp16=implicit.fp16, cache=cache)
+        return Calibration(
+            library, (1, *sizes), iter(()), lambda: 0, dtype=dtype, ordinal=ordinal, fp16=implicit.fp16, cache=cache
+        )
     count = 1 if data.skip_bad else math.gcd(len(data), _CALIBRATION_BATCH)  # TensorRT takes whole batches only
     batches = (batch for batch, _ in data.batches(contract_of(graph.model, str(graph.path)), count))
     seen: Callable[[], int] = lambda: len(data) - len(data.skipped)  # noqa: E731
-    return Calibration(library, (count, *sizes), batches, seen, dtype=dtype, fp16=implicit.fp16)
+    return Calibration(library, (count, *sizes), batches, seen, dtype=dtype, ordinal=ordinal, fp16=implicit.fp16)
 
 
 def build_engine(

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 
-def cache_path(folder: Path, library: Library) -> Path:
-    """One file per version, GPU and CUDA version: ``tensorrt-10.16.1.11-NVIDIA-L4-8.9-cuda13.0.timing``."""
-    gpu = current_gpu()
+def cache_path(folder: Path, library: Library, ordinal: int = 0) -> Path:
+    """One file per version, model of GPU and CUDA version: ``tensorrt-10.16.1.11-NVIDIA-L4-8.9-cuda13.0.timing``."""
+    gpu = current_gpu(ordinal)
     machine = f"{gpu.name}-{gpu.compute_capability}-cuda{gpu.cuda}" if gpu is not None else "no-gpu"
     return folder / f"{library.name}-{library.version}-{re.sub(r'[^A-Za-z0-9.]+', '-', machine)}.timing"
 

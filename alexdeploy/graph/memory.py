@@ -23,7 +23,9 @@ _RESERVED_BYTES = 8 << 20  # of any plan, seen in what TensorRT-RTX 1.7 reports
 class MemoryNeed:
     """Bytes of the weights, of the values that must be there at once, and of input and output, at a batch size.
 
-    Beside that the kernels' workspace (as much as the builder is given) and the runtime itself need memory.
+    Beside that the kernels' workspace (as much as the builder is given) and the runtime itself need memory. A runner
+    has activations, input and output once for each of its ``contexts``. TensorRT keeps memory, how much it does not
+    tell beforehand, for each execution context: one, and one more for each batch size with a CUDA graph, at most eight.
     """
 
     batch: int

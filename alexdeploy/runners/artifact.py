@@ -8,7 +8,6 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +21,7 @@ from alexdeploy.errors import InputError, InputWarning, UnavailableError, UsageE
 from alexdeploy.optional import require, unavailable
 from alexdeploy.runners.base import Runner
 from alexdeploy.runners.onnxruntime_libraries import cuda_is_here
+from alexdeploy.runners.runtimes import RUNTIMES, arguments_of
 from alexdeploy.specs import Kind, Layer, Precision, Runtime
 
 if TYPE_CHECKING:
@@ -30,26 +30,6 @@ if TYPE_CHECKING:
     from alexdeploy.engine.record import EngineFile, EngineRecord
     from alexdeploy.zoo.checkpoint import Checkpoint
 
-
-@dataclass(frozen=True)
-class _RuntimeEntry:
-    """The kind of file that a runtime takes, its runner's class, and the options of that class."""
-
-    kind: Kind
-    home: str
-    runner: str
-    options: tuple[str, ...] = ()
-
-
-RUNTIMES: Mapping[Runtime, _RuntimeEntry] = {  # of each kind the usual one first
-    "pytorch": _RuntimeEntry("checkpoint", "pytorch", "PyTorchRunner"),
-    "onnxruntime-cpu": _RuntimeEntry("onnx", "onnxruntime", "OnnxRuntimeRunner", ("threads",)),
-    "openvino": _RuntimeEntry("onnx", "openvino", "OpenVinoRunner"),
-    "onnxruntime-cuda": _RuntimeEntry("onnx", "onnxruntime_gpu", "CudaRunner", ("options",)),
-    "onnxruntime-tensorrt": _RuntimeEntry("onnx", "onnxruntime_gpu", "TensorRtProviderRunner", ("options", "batches")),
-    "tensorrt": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
-    "tensorrt-rtx": _RuntimeEntry("engine", "tensorrt", "TensorRTRunner", ("contexts",)),
-}
 _ON_GPU: Runtime = "onnxruntime-cuda"
 _KIND_OF_SUFFIX: Mapping[str, Kind] = {
     **dict.fromkeys((".safetensors", ".pth", ".pt", ".ckpt"), "checkpoint"),
@@ -167,12 +147,10 @@ class Artifact(ABC):
         raise UnavailableError(f"{self.origin} cannot run here: {'; '.join(reasons)}")
 
     def _open_with(self, runtime: Runtime, options: dict[str, Any]) -> Runner:
-        entry = RUNTIMES[runtime]
-        for option in options.keys() - set(entry.options):
-            raise UsageError(f"{runtime} has no option '{option}'; it has {', '.join(entry.options) or 'none'}")
+        entry, arguments = RUNTIMES[runtime], arguments_of(runtime, options)
         try:
             runner = getattr(import_module(f"alexdeploy.runners.{entry.home}"), entry.runner)
-            return self._open(runtime, runner, options)
+            return self._open(runtime, runner, arguments)
         except ModuleNotFoundError as error:
             raise unavailable(error) or error from error
 
@@ -359,8 +337,9 @@ def load(
         runtime: such as ``onnxruntime-cpu``; None takes the first that runs the file on this machine: of an ONNX file
             ``onnxruntime-cuda`` where that is installed with a GPU. The runner's ``runtime`` tells which was taken.
         trust: run an engine whose sidecar is missing or does not match. An engine is executable code.
-        options: of the runtime's runner: ``contexts=4`` (engines), ``threads=1`` (``onnxruntime-cpu``),
-            ``options={"use_tf32": "1"}`` (ONNX Runtime's GPU providers); see their classes.
+        options: of the runtime's runner: ``device="cuda:1"`` (all that run on a GPU), ``contexts=4``, ``graphs=False``,
+            ``warm_up=(1, 8)`` (engines), ``threads=1`` (``onnxruntime-cpu``), ``options={"use_tf32": "1"}`` (ONNX
+            Runtime's GPU providers); see their classes.
 
     Raises:
         UsageError: a runtime that does not run the file, or an option that it does not have.

@@ -233,7 +233,7 @@ class TensorRtProviderRunner(CudaRunner):
         if chosen or not fixed or not version or folder is None:
             yield options
             return
-        machine = f"{current_gpu()} CUDA {getattr(ort, 'cuda_version', '')} TensorRT {version}"
+        machine = f"{current_gpu(self._ordinal)} CUDA {getattr(ort, 'cuda_version', '')} TensorRT {version}"
         key |= {"machine": machine, "onnxruntime": ort.__version__}
         with engine_cache(folder, key, machine) as cached:
             yield {**cached, **options}

@@ -17,8 +17,9 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from alexdeploy.cuda.wheels import why_driver_too_old
 from alexdeploy.errors import UnavailableError
-from alexdeploy.machine import current_gpu, why_no_cuda
+from alexdeploy.machine import why_no_cuda
 
 _FILES = {
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
@@ -49,7 +50,9 @@ def load_libraries(provider: str) -> None:
         return  # another system, or built another way: ONNX Runtime itself has the word
     needed = [name for name in needed_libraries(library) if _OURS.match(name)]
     cuda, tensorrt = _major(needed, "libcudart"), [name for name in needed if name.startswith("libnv")]
-    _check_driver(cuda)
+    reason = why_driver_too_old(_version(), cuda)
+    if reason is not None:
+        raise UnavailableError(reason)
     if tensorrt:
         _check_tensorrt(tensorrt, cuda)
     for name in dict.fromkeys((*needed, _CUDNN)):
@@ -117,15 +120,6 @@ def _library(provider: str) -> Path | None:
     folders = spec.submodule_search_locations if spec is not None else None
     found = [Path(folder, "capi", _FILES[provider]) for folder in folders or ()]
     return next((path for path in found if path.is_file()), None)
-
-
-def _check_driver(cuda: int) -> None:
-    gpu = current_gpu()
-    if gpu is not None and int(gpu.cuda.partition(".")[0]) < cuda:
-        raise UnavailableError(
-            f"the driver runs CUDA {gpu.cuda} and {_version()} is built for CUDA {cuda}; update the driver, or install "
-            f"a build for CUDA {gpu.cuda.partition('.')[0]}"
-        )
 
 
 def _load(name: str, cuda: int) -> None:

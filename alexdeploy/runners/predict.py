@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alexdeploy.data import arrays_on_disk, lists
 from alexdeploy.data.folders import image_files
@@ -139,6 +140,7 @@ def predict(
     ten_crop: bool = False,
     top: int = 1,
     skipped: list[str] | None = None,
+    **options: Any,
 ) -> Iterator[Prediction]:
     """One prediction per image, in order; the last partial batch too.
 
@@ -149,6 +151,7 @@ def predict(
         top: how many classes of each image, at most.
         skipped: the names of unreadable images are added to it, and those images left out; without it the first one
             is an error.
+        options: as for ``load``, such as ``device="cuda:1"``.
 
     Raises:
         UnavailableError: nothing on this machine can run the artifact.
@@ -163,7 +166,7 @@ def predict(
     """
     found = [image if isinstance(image, FoundImage) else FoundImage(Path(image)) for image in images]
     position = -1
-    with Classifier(artifact, ten_crop=ten_crop) as classifier:
+    with Classifier(artifact, ten_crop=ten_crop, **options) as classifier:
         try:
             for position, answers in classifier.ranked([image.path for image in found], top, skipped=skipped):
                 yield Prediction(printable(found[position].path), answers, found[position].truth)

@@ -14,7 +14,7 @@ import torch
 
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.wheels import why_too_old
-from alexdeploy.errors import InputWarning
+from alexdeploy.errors import InputWarning, UnavailableError
 from alexdeploy.runners.base import Runner
 from alexdeploy.specs import TensorSpec
 from alexdeploy.zoo.checkpoint import Checkpoint
@@ -24,15 +24,25 @@ class PyTorchRunner(Runner):
     """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does.
 
     On a GPU it computes FP32 without TF32, as our engines do, whatever the application has set for its own calls.
+
+    ``ordinal``: number of the CUDA device; None for the first, where there is one, else the CPU.
+
+    Raises:
+        UnavailableError: PyTorch finds no such device.
     """
 
     runtime = "pytorch"
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, ordinal: int | None = None) -> None:
         reason = why_too_old("torch")
+        count = torch.cuda.device_count() if reason is None else 0
+        if ordinal is not None and ordinal >= count:
+            raise UnavailableError(
+                reason or f"PyTorch finds {count} CUDA devices, and cuda:{ordinal} is not among them"
+            )
         if reason is not None:  # not for PyTorch to say, which warns in six lines
             warnings.warn(f"PyTorch runs on the CPU: {reason}", InputWarning, stacklevel=2)
-        self.device = torch.device("cuda" if reason is None and torch.cuda.is_available() else "cpu")
+        self.device = torch.device(f"cuda:{ordinal or 0}" if reason is None and torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
         self._model = checkpoint.model.to(self.device)
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")

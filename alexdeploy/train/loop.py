@@ -75,7 +75,7 @@ def train_network(
         learn: images to learn from.
         judge: held-out images that choose the best epoch.
         path: the checkpoint to write, ``NAME.safetensors``.
-        device: ``auto`` (a GPU when there is one), ``cpu`` or ``cuda``.
+        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:1``.
         weights: start from these instead of fresh ones; the last layer is new when they are for other classes.
         ranges: tune ``weights`` for INT8: layers round while they learn, their inputs clipped at the largest |x| given
             by layer (``alexdeploy.pipeline.ranges_by_layer``), in float32. ``export`` writes the result as Q/DQ.

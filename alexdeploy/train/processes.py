@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alexdeploy.errors import UnavailableError, UsageError
+from alexdeploy.specs import cuda_ordinal
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,18 @@ def join_processes(device: str) -> Iterator[Processes]:
     """Meet the other processes, if there are any, and part from them at the end.
 
     Raises:
-        UnavailableError: ``cuda`` without a GPU.
-        UsageError: a launcher that was asked for several processes has started one.
+        UnavailableError: a GPU that is not there.
+        UsageError: not a device; one GPU for several processes; a launcher that was asked for several has started one.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("`device` cuda: PyTorch finds no CUDA device; use cpu or auto")
+    ordinal = cuda_ordinal(device) if device not in ("auto", "cpu") else 0
+    if device not in ("auto", "cpu") and ordinal >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"`device` {device}: PyTorch finds {torch.cuda.device_count() or 'no'} CUDA devices; use cpu or auto"
+        )
     on_gpu = device != "cpu" and torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and ordinal:
+        raise UsageError(f"`device` {device} is for one process; leave it out, the launcher gives each its own")
     if world == 1:
         launched = "MASTER_ADDR" in os.environ and any(name.startswith("ACCELERATE_") for name in os.environ)
         if launched and "WORLD_SIZE" not in os.environ:
@@ -111,7 +117,7 @@ def join_processes(device: str) -> Iterator[Processes]:
                 "accelerate launch was to start several processes and started one; see its option multi_gpu, or "
                 "start them with torchrun"
             )
-        yield Processes(0, 1, torch.device("cuda" if on_gpu else "cpu"))
+        yield Processes(0, 1, torch.device(f"cuda:{ordinal}" if on_gpu else "cpu"))
         return
     target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:

@@ -77,7 +77,7 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 def test_choices_of_the_command_line_are_those_of_the_rooms() -> None:
     from alexdeploy.bench.run import DEFAULT_SECONDS
     from alexdeploy.quantize.methods import METHODS
-    from alexdeploy.runners.artifact import RUNTIMES
+    from alexdeploy.runners.runtimes import RUNTIMES
     from alexdeploy.specs import Dialect, Method, Runtime
 
     def option(command: str, name: str) -> Any:
@@ -379,7 +379,7 @@ def test_build_engine_warns_when_the_engine_will_not_fit_the_device(
 
     line = ["build-engine", model, "--builder", tensorrt_rtx, "--dry-run", "-o", out / "x.engine"]
     assert "warning" not in run(*line).err
-    monkeypatch.setattr(plan, "free_memory_bytes", lambda: 20 << 20)
+    monkeypatch.setattr(plan, "free_memory_bytes", lambda ordinal: 20 << 20)
     told = run(*line)
     assert "this device has 20 MiB free; lower the largest --batch" in told.err
     assert "free now: 20 MiB" in told.out

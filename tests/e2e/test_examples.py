@@ -144,6 +144,46 @@ def address(out: Path) -> Iterator[str]:
             service.kill()
 
 
+def test_a_service_whose_gpu_is_lost_ends_so_that_it_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+    import threading
+
+    from alexdeploy.errors import DeviceLostError
+
+    class Lost:
+        def __enter__(self) -> Lost:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __call__(self, _: list[Image.Image]) -> Any:
+            raise DeviceLostError("CUDA: an illegal memory access was encountered")
+
+    names = runpy.run_path(str(EXAMPLES / "04_http_service.py"))
+    listening = threading.Event()
+    found: list[str] = []
+    main = names["main"].__globals__
+    monkeypatch.setitem(main, "Classifier", lambda model: Lost())
+
+    def note(text: str, **_: object) -> None:
+        found.append(text.split("//")[1])
+        listening.set()
+
+    monkeypatch.setitem(main, "print", note)
+
+    def ask() -> None:
+        listening.wait(10)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://{found[0]}", encoded(digit(0)), timeout=10)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    with pytest.raises(DeviceLostError):
+        names["main"]("model.engine", "0")
+    client.join()
+
+
 def encoded(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "png")

@@ -21,11 +21,11 @@ VOCABULARIES = {
 }
 # A table that gives each word its meaning is no second list; mypy or a test holds its keys.
 TABLES = {
-    "Kind": {"runners/artifact.py"},  # suffix → kind, kind → class
-    "Runtime": {"runners/artifact.py", "doctor.py", "pipeline.py", "engine/versions.py"},
+    "Kind": {"runners/artifact.py", "runners/runtimes.py"},  # suffix → kind, kind → class, runtime → kind
+    "Runtime": {"runners/runtimes.py", "doctor.py", "pipeline.py", "engine/versions.py"},
     "Method": {"quantize/methods.py"},  # method → function
-    "Dialect": {"runners/artifact.py"},
-    "BuilderName": {"runners/artifact.py", "engine/versions.py"},
+    "Dialect": {"runners/runtimes.py"},
+    "BuilderName": {"runners/runtimes.py", "engine/versions.py"},
     "Hardware": {"engine/versions.py"},  # → TensorRT's name
 }
 LIBRARIES = {"optional.py", "bench/environment.py", "cuda/wheels.py"}  # distributions, some of the same name

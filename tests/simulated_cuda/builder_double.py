@@ -21,6 +21,7 @@ from tests.simulated_cuda import engine_double
 
 CACHE_HEADER = b"TRT-101601-EntropyCalibration2\n"
 flags_set: set[str] = set()  # by the last build
+devices: list[int] = []  # that were current when builders were made and used, -1 where none was
 
 
 class NetworkDefinitionCreationFlag(IntEnum):
@@ -123,6 +124,7 @@ class IBuilderConfig:
 class Builder:
     def __init__(self, logger: Any) -> None:
         self._logger = logger
+        devices.append(engine_double.simulator_library().sim_current_device())
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         self._typed = flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -143,6 +145,7 @@ class Builder:
             assert config.int8_calibrator is None, "a strongly typed network takes no calibrator"
             return plan
         assert config._calibration is not None
+        devices.append(engine_double.simulator_library().sim_current_device())
         shape = config._calibration._shapes[1]
         flags_set.clear()
         flags_set.update(flag.name for flag in config._flags)
@@ -176,7 +179,8 @@ def _calibrate(calibrator: Any, shape: tuple[int, ...]) -> float | None:
         if not addresses:
             return amax
         images = np.empty(nbytes // 4, np.float32)
-        assert engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes) >= 0
+        device = engine_double.simulator_library().sim_read(images.ctypes.data, addresses[0], nbytes)
+        assert device == max(devices[-1], 0)
         amax = max(amax or 0.0, float(np.abs(images).max()))
 
 

@@ -88,14 +88,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_engine(
-    path: Path, builder: BuilderName = "tensorrt", profile: tuple[int, int, int] = PROFILE, plan: bytes | None = None
+    path: Path,
+    builder: BuilderName = "tensorrt",
+    profile: tuple[int, int, int] = PROFILE,
+    plan: bytes | None = None,
+    ordinal: int = 0,
 ) -> Path:
-    """An engine of the double with its sidecar, as if built on this machine."""
+    """An engine of the double with its sidecar, as if built on a device of this machine."""
     details = EngineRecord(
         builder=builder,
         version=VERSIONS[builder],
         platform=this_platform(),
-        gpu=current_gpu(),
+        gpu=current_gpu(ordinal),
         shapes={"input": Profile.parse(":".join(map(str, profile))).with_sizes((3, 8, 8))},
         precision=Precision.FP32,
         classes=4,

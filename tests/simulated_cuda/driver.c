@@ -13,8 +13,8 @@
      allocation and release by the capturing one, and waiting for what is being captured.
    - sim_fail_at(n): the n-th counted call from now fails. A call that releases something still releases it, as CUDA's do
      when they report an error of earlier work; after sim_switch_anyway(1) pushing and popping contexts do so too.
-   - sim_poison(device, code): a fault on the device. Every call in its context returns the code for ever, and work that
-     is queued is not done.
+   - sim_poison(device, code): a fault on the device. Every call in its context returns the code for ever (pushing and
+     popping it too after sim_switch_anyway(1)), and work that is queued is not done.
 
    Misuse that a driver could not report is counted in sim_violations(). With SIM_REPORT in the environment a line on
    stderr tells at the end of the process what is left. */
@@ -113,6 +113,7 @@ int sim_device_of(const void *pointer, size_t size) {
     pthread_mutex_unlock(&lock);
     return device;
 }
+int sim_capturing(void) { for (Stream *s = streams; s; s = s->next) if (s->capturing) return 1; return 0; }
 int sim_current_device(void) { return depth ? device_of(current()) : -1; }
 
 /* ---- pages of device memory, open to the host only while something of the device runs; the lock is held ---- */
@@ -192,7 +193,7 @@ Result cuDevicePrimaryCtxRelease_v2(int device) {
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }
-static Result switched(Result entered, Context *context) { return entered ? entered : context->fault; }
+static Result switched(Result entered, Context *context) { return entered || !switch_anyway ? entered : context->fault; }
 Result cuCtxPushCurrent_v2(Context *context) {
     Result entered = enter(__func__, 0);
     if (entered && !switch_anyway) return entered;

@@ -47,6 +47,19 @@ def test_every_image_is_seen_and_the_cache_is_kept(folder: Path, capsys: pytest.
         np.testing.assert_array_equal(runner.infer(images(3)), expected(images(3)))
 
 
+def test_it_builds_on_the_device_that_was_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--int8", "--data", "pictures", "--device", "cuda:1", "--timing-cache", "timing") == 2
+    assert "timing/tensorrt-10.16.1.11-Simulated-GPU-B-8.6-cuda13.0.timing" in capsys.readouterr().err
+    builder_double.devices.clear()
+    assert run("--int8", "--data", "pictures", "--device", "cuda:1") == 0, capsys.readouterr().err
+    assert builder_double.devices == [1, 1]
+    gpu = read_engine(folder / "model.engine").record.gpu
+    assert gpu is not None
+    assert gpu.name == "Simulated GPU B"
+    assert run("--int8", "--data", "pictures", "--device", "cuda:2") == 4
+    assert "no CUDA device 2" in capsys.readouterr().err
+
+
 def test_a_cache_takes_the_place_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "old.cache").write_bytes(builder_double.CACHE_HEADER + b"input: 3c010a14\n")
     assert run("--int8", "--ranges", "old.cache") == 0, capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_a_failure_of_any_driver_call_is_one_clear_error(sim: ctypes.CDLL, tmp_p
     batches = [images(size, seed=size) for size in (1, 2, MOST, MOST + 1)]
     answers = [expected(batch) for batch in batches]
     failed: list[str] = []
-    for call in range(1, 201):
+    for call in range(1, 121):
         errors: list[AlexdeployError] = []
         runner = None
         if call <= OPENING:

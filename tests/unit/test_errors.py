@@ -1,10 +1,19 @@
 from __future__ import annotations
 
-from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError, few, unknown_name
+from alexdeploy.errors import (
+    DeviceLostError,
+    GateError,
+    InputError,
+    UnavailableError,
+    UsageError,
+    few,
+    unknown_name,
+)
 
 
 def test_the_exit_codes_are_those_that_the_command_line_promises() -> None:
-    assert [kind.exit_code for kind in (UsageError, InputError, UnavailableError, GateError)] == [2, 3, 4, 5]
+    kinds = (UsageError, InputError, UnavailableError, GateError, DeviceLostError)
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6]
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest_and_all_valid_names() -> None:

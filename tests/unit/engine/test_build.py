@@ -295,7 +295,10 @@ def test_tensorrts_own_options_reach_the_builder() -> None:
 def test_the_timing_cache_is_kept_per_version_and_gpu_and_a_broken_one_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing_cache, "current_gpu", lambda: Gpu("NVIDIA L4", "8.9", "13.0"))
+    gpus = [Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("NVIDIA A10", "8.6", "13.0")]
+    monkeypatch.setattr(timing_cache, "current_gpu", lambda ordinal: gpus[ordinal])
+    second = timing_cache.cache_path(tmp_path, as_tensorrt(), BuilderOptions(device="cuda:1").ordinal)
+    assert second.name == f"tensorrt-{as_tensorrt().version}-NVIDIA-A10-8.6-cuda13.0.timing"
     options = BuilderOptions(timing_cache=tmp_path)
     for _ in range(2):
         EngineBuild(graph_of(ir.from_proto(conv_lrn_gemm())), options, as_tensorrt()).run()

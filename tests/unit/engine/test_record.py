@@ -55,7 +55,7 @@ def write(folder: Path, details: EngineRecord = DETAILS) -> Path:
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str = DETAILS.version, gpu: Gpu | None = L4) -> None:
     """A machine with that GPU and that version of either library."""
-    monkeypatch.setattr(machine, "current_gpu", lambda: gpu)
+    monkeypatch.setattr(machine, "current_gpu", lambda ordinal: gpu)
     monkeypatch.setattr(record, "load_library", lambda builder: Library(builder, version, Untouchable()))
 
 
@@ -150,7 +150,7 @@ def test_without_a_device_nothing_is_loaded_whatever_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, gpu=None)
-    monkeypatch.setattr(machine, "why_no_cuda", lambda: "no CUDA device (libcuda.so.1 not found)")
+    monkeypatch.setattr(machine, "why_no_cuda", lambda ordinal: "no CUDA device (libcuda.so.1 not found)")
     monkeypatch.setattr(record, "load_library", lambda builder: pytest.fail("TensorRT was loaded"))
     path = write(tmp_path)
     for trusted in (False, True):

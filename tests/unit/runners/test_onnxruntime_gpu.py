@@ -25,6 +25,7 @@ from alexdeploy.runners.onnxruntime_cache import engine_cache
 from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner, check_placement
 from alexdeploy.runners.onnxruntime_graphs import BoundCall
 from alexdeploy.runners.onnxruntime_libraries import needed_libraries
+from alexdeploy.runners.runtimes import RUNTIMES
 from alexdeploy.specs import Precision, Profile
 from tests.helpers.graphs import Array, conv_lrn_gemm, images
 from tests.simulated_cuda.install_onnxruntime_gpu import FOLDER
@@ -332,6 +333,6 @@ def test_an_onnx_file_runs_on_cuda_where_that_is_installed_with_a_gpu(monkeypatc
     first: list[str] = [file.runtimes[0]]
     monkeypatch.setattr(artifact, "cuda_is_here", lambda: True)
     first.append(file.runtimes[0])
-    assert sorted(file.runtimes) == sorted(name for name, entry in artifact.RUNTIMES.items() if entry.kind == "onnx")
+    assert sorted(file.runtimes) == sorted(name for name, entry in RUNTIMES.items() if entry.kind == "onnx")
     monkeypatch.setattr(OnnxArtifact, "precision", Precision.INT8)
     assert [*first, file.runtimes[0]] == ["onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-cpu"]

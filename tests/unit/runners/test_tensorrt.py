@@ -22,7 +22,8 @@ def test_on_the_simulated_driver(driver: Path, binding: str, monkeypatch: pytest
     monkeypatch.setitem(os.environ, "SIMULATED_BINDING", binding)
     # what does not depend on the binding is run once
     slow = ["-k", "not bench"] if binding == "pycuda" else []
-    names = ["runner", "calibrator", "commands", "timing"] + ["builder", "doctor"] * (binding == "cuda-python")
+    names = ["runner", "calibrator", "commands", "timing", "faults"]
+    names += ["builder", "doctor"] if binding == "cuda-python" else []
     files = [f"tests/simulated_cuda/inside_{name}.py" for name in names]
     done = run(driver, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", *slow, *files)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
