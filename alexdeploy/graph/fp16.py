@@ -131,8 +131,8 @@ def _to_half(model: ir.Model, half: ir.DataType, tight: Collection[str] = (), *,
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FLOAT, half) and value.dtype != wanted:
                 node.replace_input_with(index, _as_type(graph, node, value, wanted, casts))
-        for output in node.outputs:
-            if output.dtype == _FLOAT and wanted == half:
+        for output in _follow_inputs(node, opset) if wanted == half else ():
+            if output.dtype == _FLOAT:
                 output.type = ir.TensorType(half)
     for index, output in enumerate(outputs):
         if output.dtype == half:
@@ -149,6 +149,22 @@ def _defined_in(half: ir.DataType, node: ir.Node, opset: int) -> bool:
     formal = onnx.defs.get_schema(node.op_type, opset).inputs
     pairs = ((value, formal[min(index, len(formal) - 1)]) for index, value in enumerate(node.inputs))
     return all(kind in taken.types for value, taken in pairs if value is not None and value.dtype in (_FLOAT, half))
+
+
+def _follow_inputs(node: ir.Node, opset: int) -> list[ir.Value]:
+    """The outputs that have the type of a float input; ConstantOfShape, Cast and If have types of their own."""
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return list(node.outputs)
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    inputs, outputs = schema.inputs, schema.outputs
+    followed = {
+        inputs[min(index, len(inputs) - 1)].type_str
+        for index, value in enumerate(node.inputs)
+        if value is not None and value.dtype in (_FLOAT, *HALF_NAMES)
+    }
+    return [
+        value for index, value in enumerate(node.outputs) if outputs[min(index, len(outputs) - 1)].type_str in followed
+    ]
 
 
 def _overflows(node: ir.Node, half: ir.DataType) -> bool:

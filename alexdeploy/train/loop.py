@@ -78,7 +78,7 @@ def train_network(
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:1``.
         weights: start from these instead of fresh ones; the last layer is new when they are for other classes.
         ranges: tune ``weights`` for INT8: layers round while they learn, their inputs clipped at the largest |x| given
-            by layer (``alexdeploy.pipeline.ranges_by_layer``), in float32. ``export`` writes the result as Q/DQ.
+            by layer (``alexdeploy.tuning.ranges_by_layer``), in float32. ``export`` writes the result as Q/DQ.
         resume: go on with the run that left ``NAME.last.pt``, if its settings and images are the same.
         test: images that the checkpoint is tried on once, at the end; they choose nothing.
         on_epoch: called after each epoch.

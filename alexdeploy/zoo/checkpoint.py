@@ -122,7 +122,7 @@ def stored_recipe(path: Path) -> Recipe:
 
     Raises:
         InputError: not a file of weights.
-        UsageError: bare weights, which have none.
+        UsageError: bare weights, which have none, or weights tuned for INT8, which are no start for a training.
     """
     file = read_weight_file(path)
     if _RECIPE not in file.metadata:
@@ -130,6 +130,8 @@ def stored_recipe(path: Path) -> Recipe:
             f"{path}: a bare state dict has no recipe; name the network, and the file with `weights`"
             f"{suggestion(file.tensors)}"
         )
+    if _RANGES in file.metadata:
+        raise UsageError(f"{path}: was tuned for INT8; name the checkpoint that it was made from")
     return _decode(file.metadata[_RECIPE], Recipe, f"{path}: the recipe")
 
 

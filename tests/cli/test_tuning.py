@@ -113,6 +113,8 @@ def test_what_cannot_be_tuned_is_refused_in_a_line(made: Path, run: Run) -> None
     done = run("train", checkpoint, *DATA, "--weights", checkpoint, "--qat", ranges, "--out", ".")
     assert (done.code, "leave --weights out" in done.err) == (2, True)
     done = run("train", made / "lenet-int8.safetensors", *DATA, "--qat", ranges, "--out", ".")
+    assert (done.code, "name the checkpoint that it was made from" in done.err) == (2, True)
+    done = run("train", "lenet", "--weights", made / "lenet-int8.safetensors", *DATA, "--qat", ranges, "--out", ".")
     assert (done.code, "not calibrated on what export writes of" in done.err) == (5, True)
     done = run("export", made / "lenet-int8.safetensors", "--uint8-input", "-o", "pixels.onnx")
     assert (done.code, "leave it out" in done.err) == (2, True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -166,3 +168,28 @@ def test_an_operator_that_onnx_lacks_in_bfloat16_stays_in_fp32() -> None:
     half = to_bf16(ir.from_proto(make_model(nodes, {})))
     taken = {node.name: node.inputs[0].dtype for node in half.graph if node.inputs[0] is not None}
     assert (taken["relu"], taken["celu"]) == (ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+
+
+@pytest.mark.parametrize("to_half", [to_fp16, to_bf16])
+def test_what_has_a_type_of_its_own_keeps_it(to_half: Callable[[ir.Model], ir.Model]) -> None:
+    """A shortcut padded with zeros that the graph makes, as some exporters of ResNets for CIFAR write it."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.normal(size=(4, 3, 3, 3)), "g": random.normal(size=(8, 5))}
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("Shape", ["conv"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("Concat", ["conv", "zeros"], ["padded"], axis=1),
+        helper.make_node("GlobalAveragePool", ["padded"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "g"], ["logits"]),
+    ]
+    model = make_model(nodes, {name: array.astype(np.float32) for name, array in weights.items()}, rank=2)
+    half = to_half(ir.from_proto(model))
+    onnx.checker.check_model(ir.to_proto(half), full_check=True)
+    found = types(half)
+    assert (found["zeros"], found["conv"]) == (TensorProto.FLOAT, found["padded"])
+    assert found["conv"] != TensorProto.FLOAT
+    if to_half is to_fp16:
+        batch = images()
+        np.testing.assert_allclose(run(half, batch)[0], run(model, batch)[0], rtol=2e-2, atol=2e-2)
