@@ -1,4 +1,4 @@
-"""The double of TensorRT (tests/simulated_cuda/engine_double.py) with real kernels in place of ONNX Runtime on the host.
+"""The double of TensorRT (tests/simulated_cuda/engine_double.py) with kernels of its own in place of ONNX Runtime.
 
 An "engine" is still ``conv_lrn_gemm()``: its weights lie on the device while it lives, its activations in the memory
 that the context was given. The kernels go through the driver API alone, so they run on the real driver (compiled by
@@ -40,8 +40,14 @@ _ON_THE_HOST = """
 #define KERNEL
 typedef struct { unsigned x; } Index;
 static __thread Index blockIdx, threadIdx, blockDim;
-void sim_thread(unsigned block, unsigned thread, unsigned width) { blockIdx.x = block; threadIdx.x = thread; blockDim.x = width; }
-static long long clock64(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000LL + t.tv_nsec; }
+void sim_thread(unsigned block, unsigned thread, unsigned width) {
+    blockIdx.x = block; threadIdx.x = thread; blockDim.x = width;
+}
+static long long clock64(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
 """
 
 enqueued = 0  # calls of execute_async_v3 so far, those that are captured too
@@ -73,7 +79,7 @@ def compile_for_gpu(capability: str) -> bytes:
         log = b" " * call(nvrtc.nvrtcGetProgramLogSize(program))
         call(nvrtc.nvrtcGetProgramLog(program, log))
         raise RuntimeError(log.decode().strip("\0 \n"))
-    code = b" " * call(nvrtc.nvrtcGetCUBINSize(program))
+    code: bytes = b" " * call(nvrtc.nvrtcGetCUBINSize(program))  # cuda-python writes into it
     call(nvrtc.nvrtcGetCUBIN(program, code))
     return code
 
