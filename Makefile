@@ -22,7 +22,8 @@ docs: $(READY)
 	$(BIN)/python -m tests.helpers.docs
 
 # For a machine with an NVIDIA GPU: a venv for each extra, since ONNX Runtime's TensorRT provider takes TensorRT 10 and
-# the engines are to run on 11 too. PyCUDA is compiled (needs nvcc). What is skipped is not accepted unless it is allowed.
+# the engines are to run on 11 too. PyCUDA is compiled (needs nvcc); the lean runtime is what
+# --version-compatible puts into an engine. What is skipped is not accepted unless it is allowed.
 #   driver older than CUDA 13: make gpu-check GPU_EXTRAS=gpu-cu12 GPU_CUPY=cupy-cuda12x GPU_MORE=train,report,loadgen,dev
 #                              GPU_PIP='--extra-index-url https://download.pytorch.org/whl/cu126'
 #   JetPack: make gpu-check GPU_EXTRAS=jetson GPU_VENV_FLAGS=--system-site-packages GPU_CUPY=cupy-cuda12x \
@@ -42,6 +43,8 @@ gpu-check-%:
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check $(GPU_PIP) torch torchvision
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check $(GPU_PIP) --editable '.[$*,$(GPU_MORE)]' $(GPU_CUPY)
 	-.venv-$*/bin/pip install --quiet --disable-pip-version-check pycuda
+	.venv-$*/bin/pip freeze | sed -n 's/^tensorrt[-_]\(cu1[0-9]\)==/tensorrt-lean-\1==/p' | \
+		xargs -r .venv-$*/bin/pip install --quiet --disable-pip-version-check
 	.venv-$*/bin/python -m tests.gpu.acceptance $* gpu-check/$* $(GPU_ALLOW)
 
 # torch first and alone: its wheel is large, and everything else resolves against it.

@@ -30,6 +30,13 @@ from tests.gpu.steps import BATCHES, FEATURES, TESTS_OF, Bench, Step, plan
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDER_TEST = "test_the_provider_gives_pytorch_s_answers_and_computes_in_its_own_memory"
 BINDINGS = ("cuda-python", "pycuda")
+# what the doctor tries, as it begins, and the feature that it needs; what is not named is asked of every extra
+_DOCTORS = {
+    "openvino": "openvino",
+    "onnxruntime-cuda": "onnxruntime-cuda",
+    "onnxruntime-tensorrt": "onnxruntime-tensorrt",
+    "tensorrt-rtx": "rtx",
+}
 _UNAVAILABLE = UnavailableError.exit_code
 
 
@@ -81,7 +88,7 @@ class Acceptance:
         assert gpu is not None, "main has asked"
         asked = plan(self.extra, gpu)
         self.parts.append(f"{gpu}, driver for CUDA {gpu.cuda}; extra '{self.extra}'\n")
-        self._facts()
+        self._facts(FEATURES[self.extra] - set(asked.left_out))
         for binding in BINDINGS:
             self._tests(binding, asked.left_out)
         for step in asked.steps:
@@ -104,7 +111,7 @@ class Acceptance:
     def _add(self, name: str, status: Literal["ok", "failed", "skipped"], detail: str = "") -> None:
         self.checks.append(Check(name, status, detail))
 
-    def _facts(self) -> None:
+    def _facts(self, features: frozenset[str]) -> None:
         """What the report says of the machine, and what the doctor finds in it."""
         smi = shutil.which("nvidia-smi")
         for name, command in {
@@ -121,15 +128,9 @@ class Acceptance:
         states: dict[str, Literal["ok", "failed", "skipped"]] = {"ok": "ok", "missing": "skipped"}
         for finding in findings:
             backend, status = finding["backend"], states.get(finding["status"], "failed")
-            if status == "skipped" and not self._is_asked_of(backend):
-                continue
-            self._add(f"doctor: {backend}", status, finding["detail"])
-
-    def _is_asked_of(self, backend: str) -> bool:
-        """Whether the extra brings that backend of the doctor's."""
-        of_feature = {"openvino": "", "onnxruntime-cuda": "", "onnxruntime-tensorrt": "", "tensorrt-rtx": "rtx"}
-        name = next((one for one in of_feature if backend.startswith(one)), None)
-        return name is None or (of_feature[name] or name) in FEATURES[self.extra]
+            needs = next((feature for name, feature in _DOCTORS.items() if backend.startswith(name)), None)
+            if needs is None or needs in features:
+                self._add(f"doctor: {backend}", status, finding["detail"])
 
     def _tests(self, binding: str, left_out: dict[str, str]) -> None:
         """tests/gpu through one of the two CUDA bindings, test by test."""

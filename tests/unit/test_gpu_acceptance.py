@@ -146,6 +146,7 @@ def test_where_all_is_good_it_is_accepted(accept: Any, extra: str, gpu: Gpu) -> 
         (Fake(step_fails="--version-compatible"), "failed: build-version-compatible: status 1"),
         (Fake(doctor={"cuda device": "missing"}), "skipped: doctor: cuda device"),
         (Fake(doctor={"pytorch": "broken"}), "failed: doctor: pytorch"),
+        (Fake(doctor={"onnxruntime-tensorrt": "missing"}), "skipped: doctor: onnxruntime-tensorrt"),
         (Fake(agreement=0.5), "failed: bench: model.onnx on onnxruntime-cuda, batch 1: agrees"),
         (Fake(broken_json=True), "failed: bench: status 0"),
     ],
@@ -157,6 +158,13 @@ def test_anything_else_is_not(accept: Any, fake: Fake, named: str) -> None:
     assert report.startswith("# GPU acceptance: NOT accepted\n")
     against = report.partition("## Not asked here")[0]
     assert named in against, against
+
+
+def test_what_the_extra_does_not_bring_is_not_asked_of_the_doctor(accept: Any) -> None:
+    doctor = {"onnxruntime-tensorrt": "broken", "tensorrt-rtx (run)": "missing", "openvino": "broken"}
+    assert accept(Fake(doctor=doctor), extra="gpu", gpu=HOPPER)[0] == 0
+    assert accept(Fake(doctor=doctor), extra="gpu-trt10", gpu=HOPPER)[0] == 1
+    assert accept(Fake(doctor={"tensorrt-rtx (run)": "missing"}), extra="gpu", gpu=ADA)[0] == 1
 
 
 def test_a_skip_is_allowed_by_its_name_and_told(accept: Any) -> None:
