@@ -48,7 +48,7 @@ def test_a_process_with_an_open_runner_ends_well_and_the_report_says_where_it_ra
 
 
 def test_without_a_device_nothing_is_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexdeploy.machine.why_no_cuda", lambda: "no CUDA device (test)")
+    monkeypatch.setattr("alexdeploy.machine.why_no_cuda", lambda *_: "no CUDA device (test)")
     assert main([str(tmp_path)]) == 4
     results = json.loads((tmp_path / "report.json").read_text())["results"]
     assert len(results) > 20
