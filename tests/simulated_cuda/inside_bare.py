@@ -19,7 +19,7 @@ from tests.gpu.bare.scenario import SCENARIOS, NotRun, Place
 from tests.simulated_cuda import engine_double
 from tests.simulated_cuda.conftest import write_engine
 
-ENDS_THE_PROCESS = {"device_fault", "exit_with_an_open_runner"}
+ENDS_THE_PROCESS = {"device_fault", "exit_with_an_open_runner"}  # asked by tests/unit/test_bare_gpu.py
 
 
 @pytest.fixture(autouse=True)

@@ -100,28 +100,36 @@ def _compile_for_host() -> bytes:
     return str(folder / "kernels.so").encode() + b"\0"
 
 
-@cache
-def _module() -> Any:
-    from alexdeploy.machine import current_gpu
+def _context() -> int:
+    """The current one."""
+    return int(check(driver.cuCtxGetCurrent()))
 
-    gpu = current_gpu()
-    assert gpu is not None
-    code = _compile_for_host() if is_simulated() else compile_for_gpu(gpu.compute_capability)
+
+@cache
+def _module(context: int) -> Any:  # noqa: ARG001 (the one that it is loaded into)
+    device = check(driver.cuCtxGetDevice())
+    kinds = driver.CUdevice_attribute
+    capability = (
+        kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    )
+    numbers = (str(check(driver.cuDeviceGetAttribute(kind, device))) for kind in capability)
+    code = _compile_for_host() if is_simulated() else compile_for_gpu(".".join(numbers))
     return check(driver.cuModuleLoadData(code))
 
 
 @cache
-def _kernel(name: str) -> Any:
-    return check(driver.cuModuleGetFunction(_module(), name.encode()))
+def _kernel(context: int, name: str) -> Any:
+    return check(driver.cuModuleGetFunction(_module(context), name.encode()))
 
 
 def launch(name: str, stream: int, *pointers: int, count: int, threads: int | None = None) -> None:
-    """Enqueue a kernel of kernels.cu: ``pointers`` are in, weights, bias and out; one thread for each of ``count``."""
+    """Enqueue a kernel of kernels.cu in the current context: ``pointers`` are in, weights, bias and out; one thread for each of ``count``."""
     blocks = math.ceil((count if threads is None else threads) / _WIDTH)
     kinds = (ctypes.c_void_p,) * 4 + (ctypes.c_longlong,)
     arguments = ((*pointers, count), kinds)
     width = _WIDTH if threads is None else min(threads, _WIDTH)
-    check(driver.cuLaunchKernel(_kernel(name), blocks, 1, 1, width, 1, 1, 0, stream, arguments, 0))
+    check(driver.cuLaunchKernel(_kernel(_context(), name), blocks, 1, 1, width, 1, 1, 0, stream, arguments, 0))
 
 
 def spin(stream: int, cycles: int) -> None:
@@ -131,7 +139,7 @@ def spin(stream: int, cycles: int) -> None:
 
 @contextlib.contextmanager
 def primary_context() -> Iterator[None]:
-    """TensorRT works in it by itself; the driver API wants it current."""
+    """That of device 0, current for the block."""
     device = check(driver.cuDeviceGet(0))
     context = check(driver.cuDevicePrimaryCtxRetain(device))
     check(driver.cuCtxPushCurrent(context))
@@ -155,9 +163,8 @@ class ICudaEngine(engine_double.ICudaEngine):
         super().__init__(logger, profile, model)
         self.device_memory_size_v2 = profile[2] * (_CONV + _POOL) * _FLOAT_BYTES
         arrays = {w.name: numpy_helper.to_array(w) for w in onnx.load_from_string(model).graph.initializer}
-        with primary_context():
-            self._weights = {name: _on_device(array) for name, array in arrays.items()}
-        weakref.finalize(self, _free, list(self._weights.values())).atexit = False
+        self._weights = {name: _on_device(array) for name, array in arrays.items()}
+        weakref.finalize(self, _free, _context(), list(self._weights.values())).atexit = False
 
     def create_execution_context(self, strategy: Any) -> engine_double.IExecutionContext:
         assert strategy == engine_double.ExecutionContextAllocationStrategy.USER_MANAGED or strategy._user_managed
@@ -190,10 +197,11 @@ def _on_device(array: np.ndarray[Any, Any]) -> int:
     return pointer
 
 
-def _free(pointers: list[int]) -> None:
-    with primary_context():
-        for pointer in pointers:
-            check(driver.cuMemFree(pointer))
+def _free(context: int, pointers: list[int]) -> None:
+    check(driver.cuCtxPushCurrent(context))
+    for pointer in pointers:
+        check(driver.cuMemFree(pointer))
+    check(driver.cuCtxPopCurrent())
 
 
 def install() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver
 
+import alexdeploy
 from alexdeploy import errors, machine
 from alexdeploy.cuda.open import open_device
+from alexdeploy.cuda.with_cuda_python import check as check_status
 from alexdeploy.errors import AlexdeployError, UsageError
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from tests.gpu.bare import double
@@ -142,6 +145,27 @@ def order_with_a_busy_stream(place: Place) -> None:
         reader.release()
 
 
+@scenario(both=True)
+def second_device(place: Place) -> None:
+    """Two devices in one process: a runner on each, called in turn, and each by its own threads."""
+    with double.primary_context():
+        count = check_status(driver.cuDeviceGetCount())
+    if count < 2:
+        raise NotRun("this machine has one CUDA device")
+    if "ordinal" not in inspect.signature(TensorRTRunner).parameters:
+        raise NotRun("this TensorRTRunner has no `ordinal`")
+    runners = [alexdeploy.load(place.engine, device=f"cuda:{ordinal}") for ordinal in range(2)]
+    with runners[0], runners[1]:
+        for seed in range(12):
+            ask(runners[seed % 2], 1 + seed % 5, seed)
+
+        def work(index: int) -> None:
+            for seed in range(20):
+                ask(runners[index % 2], 1 + seed % 3, seed)
+
+        _in_threads(work, 8)
+
+
 @scenario()
 def default_stream_is_not_waited_for(place: Place) -> None:
     """A busy default stream does not hold up a call: our streams are non-blocking."""
@@ -235,7 +259,7 @@ def _break_the_device(place: Place) -> None:
     if library is not None:
         if not hasattr(library, "sim_poison"):
             raise NotRun("this simulated driver has no sticky errors")
-        library.sim_poison()
+        library.sim_poison(0, 700)  # CUDA_ERROR_ILLEGAL_ADDRESS
         return
     double.launch("write_behind", 0, 0, 0, 0, 0xDEAD0000, count=0, threads=1)
     driver.cuCtxSynchronize()
