@@ -124,7 +124,10 @@ def _kernel(context: int, name: str) -> Any:
 
 
 def launch(name: str, stream: int, *pointers: int, count: int, threads: int | None = None) -> None:
-    """Enqueue a kernel of kernels.cu in the current context: ``pointers`` are in, weights, bias and out; one thread for each of ``count``."""
+    """Enqueue a kernel of kernels.cu in the current context, with one thread for each of ``count``.
+
+    ``pointers`` are in, weights, bias and out.
+    """
     blocks = math.ceil((count if threads is None else threads) / _WIDTH)
     kinds = (ctypes.c_void_p,) * 4 + (ctypes.c_longlong,)
     arguments = ((*pointers, count), kinds)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver
 
-import alexdeploy
 from alexdeploy import errors, machine
 from alexdeploy.cuda.open import open_device
 from alexdeploy.cuda.with_cuda_python import check as check_status
@@ -154,7 +153,7 @@ def second_device(place: Place) -> None:
         raise NotRun("this machine has one CUDA device")
     if "ordinal" not in inspect.signature(TensorRTRunner).parameters:
         raise NotRun("this TensorRTRunner has no `ordinal`")
-    runners = [alexdeploy.load(place.engine, device=f"cuda:{ordinal}") for ordinal in range(2)]
+    runners = [TensorRTRunner(place.engine, ordinal=ordinal) for ordinal in range(2)]  # type: ignore[call-arg]
     with runners[0], runners[1]:
         for seed in range(12):
             ask(runners[seed % 2], 1 + seed % 5, seed)
