@@ -124,7 +124,8 @@ def free_memory_question(place: Place) -> Figures:  # noqa: ARG001
 def captured_before_the_first_call(place: Place) -> None:
     """`warm_up` runs and captures before the service opens: the first calls enqueue nothing."""
     _need("warm_up")
-    with TensorRTRunner(place.engine, contexts=1, warm_up=(1, MOST)) as runner:  # type: ignore[call-arg]
+    warm: Any = {"warm_up": (1, MOST)}
+    with TensorRTRunner(place.engine, contexts=1, **warm) as runner:
         before = double.enqueued
         for count in (1, MOST, 1):
             ask(runner, count)

@@ -153,7 +153,8 @@ def second_device(place: Place) -> None:
         raise NotRun("this machine has one CUDA device")
     if "ordinal" not in inspect.signature(TensorRTRunner).parameters:
         raise NotRun("this TensorRTRunner has no `ordinal`")
-    runners = [TensorRTRunner(place.engine, ordinal=ordinal) for ordinal in range(2)]  # type: ignore[call-arg]
+    options: list[Any] = [{"ordinal": ordinal, "trust": True} for ordinal in range(2)]  # built for the first of them
+    runners = [TensorRTRunner(place.engine, **each) for each in options]
     with runners[0], runners[1]:
         for seed in range(12):
             ask(runners[seed % 2], 1 + seed % 5, seed)
