@@ -35,7 +35,7 @@ from typing import Any, Literal
 from tests.gpu.bare.child import END
 
 ROOT = Path(__file__).resolve().parents[3]
-NEEDED = ("cuda.bindings", "numpy", "onnx", "onnxruntime", "msgspec", "ml_dtypes", "pytest", "click")
+NEEDED = ("cuda.bindings", "numpy", "onnx", "onnxruntime", "msgspec", "ml_dtypes", "pytest")
 BINDINGS = ("cuda-python", "pycuda")
 _TOLD = ("torch", "cupy", "cuda-bindings", "pycuda", "onnxruntime", "tensorrt", "numpy", "nvidia-cuda-nvrtc")
 _FAILED, _NOT_RUN = 1, 4

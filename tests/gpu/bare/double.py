@@ -27,6 +27,7 @@ from cuda.bindings import driver
 from onnx import numpy_helper
 
 from alexdeploy.cuda.with_cuda_python import check
+from alexdeploy.errors import AlexdeployError
 from tests.simulated_cuda import engine_double
 
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -54,6 +55,7 @@ enqueued = 0  # calls of execute_async_v3 so far, those that are captured too
 during_enqueue: list[Callable[[], None]] = []  # called inside each of them
 
 
+@cache
 def is_simulated() -> bool:
     """Whether this process runs on the simulated driver."""
     return hasattr(ctypes.CDLL("libcuda.so.1"), "sim_live")
@@ -136,8 +138,8 @@ def launch(name: str, stream: int, *pointers: int, count: int, threads: int | No
 
 
 def spin(stream: int, cycles: int) -> None:
-    """Keep a stream busy for so many clock cycles: 2e7 are 10 to 20 ms on a GPU and 20 ms on the simulated driver."""
-    launch("spin", stream, 0, 0, 0, 0, count=cycles, threads=1)
+    """Keep a stream busy for so many clock cycles: 1e8 are 50 to 300 ms on a GPU, 10 ms on the simulated driver."""
+    launch("spin", stream, 0, 0, 0, 0, count=cycles // 10 if is_simulated() else cycles, threads=1)
 
 
 @contextlib.contextmanager
@@ -188,9 +190,13 @@ class IExecutionContext(engine_double.IExecutionContext):
         behind = scratch + images * _CONV * _FLOAT_BYTES
         weights = engine._weights
         conv, gemm = (weights["w1"], weights["b1"]), (weights["w2"], weights["b2"])
-        launch("conv_relu", stream_handle, self._addresses["input"], *conv, scratch, count=images * _CONV)
-        launch("lrn_pool", stream_handle, scratch, 0, 0, behind, count=images * _POOL)
-        launch("gemm", stream_handle, behind, *gemm, self._addresses["logits"], count=images * _CLASSES)
+        try:
+            launch("conv_relu", stream_handle, self._addresses["input"], *conv, scratch, count=images * _CONV)
+            launch("lrn_pool", stream_handle, scratch, 0, 0, behind, count=images * _POOL)
+            launch("gemm", stream_handle, behind, *gemm, self._addresses["logits"], count=images * _CLASSES)
+        except AlexdeployError as error:  # TensorRT says so in its log
+            engine._logger.log(1, str(error))
+            return False
         return True
 
 
