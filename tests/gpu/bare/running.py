@@ -81,7 +81,7 @@ def close_under_load(place: Place) -> None:
         runner.close()
 
     runner = TensorRTRunner(place.engine)
-    closing = threading.Thread(target=close)
+    closing = threading.Thread(target=close, daemon=True)
     closing.start()
     _in_threads(work, 8)
     closing.join(_JOIN_S)
