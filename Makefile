@@ -22,12 +22,31 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m tests.helpers.docs
 
-# for a machine with an NVIDIA GPU, in a venv of its own: onnxruntime-gpu and onnxruntime exclude each other
+# For a machine with an NVIDIA GPU: a venv for each extra, since ONNX Runtime's TensorRT provider takes TensorRT 10 and
+# the engines are to run on 11 too. PyCUDA is compiled (needs nvcc); the lean runtime is what
+# --version-compatible puts into an engine. What is skipped is not accepted unless it is allowed.
+#   driver older than CUDA 13: make gpu-check GPU_EXTRAS=gpu-cu12 GPU_CUPY=cupy-cuda12x GPU_MORE=train,report,loadgen,dev
+#                              GPU_PIP='--extra-index-url https://download.pytorch.org/whl/cu126'
+#   JetPack: make gpu-check GPU_EXTRAS=jetson GPU_VENV_FLAGS=--system-site-packages GPU_CUPY=cupy-cuda12x \
+#            GPU_MORE=cpu,report,loadgen,dev
+GPU_EXTRAS ?= gpu gpu-trt10
+GPU_VENV_FLAGS ?=
+GPU_PIP ?=
+GPU_MORE ?= train,rtx,report,loadgen,dev
+GPU_CUPY ?= cupy-cuda13x
+GPU_ALLOW ?=
+
 gpu-check:
-	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/pip install --quiet --disable-pip-version-check torch torchvision
-	.venv-gpu/bin/pip install --quiet --disable-pip-version-check --editable '.[train,gpu,report,dev]'
-	.venv-gpu/bin/python -m tests.gpu.acceptance gpu-check
+	$(MAKE) --keep-going --no-print-directory $(addprefix gpu-check-,$(GPU_EXTRAS))
+
+gpu-check-%:
+	$(PYTHON) -m venv $(GPU_VENV_FLAGS) .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check $(GPU_PIP) torch torchvision
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check $(GPU_PIP) --editable '.[$*,$(GPU_MORE)]' $(GPU_CUPY)
+	-.venv-$*/bin/pip install --quiet --disable-pip-version-check pycuda
+	.venv-$*/bin/pip freeze | sed -n 's/^tensorrt[-_]\(cu1[0-9]\)==/tensorrt-lean-\1==/p' | \
+		xargs -r .venv-$*/bin/pip install --quiet --disable-pip-version-check
+	.venv-$*/bin/python -m tests.gpu.acceptance $* gpu-check/$* $(GPU_ALLOW)
 
 # torch first and alone: its wheel is large, and everything else resolves against it.
 # tensorrt-stubs (types only) would pull tensorrt itself in, which needs a GPU machine; hence --no-deps.
@@ -49,4 +68,4 @@ $(ONNXRUNTIME_GPU): $(READY)
 	touch $(ONNXRUNTIME_GPU)
 
 clean:
-	rm -rf .venv .venv-gpu gpu-check demo dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-*/ gpu-check demo dist .mypy_cache .ruff_cache .pytest_cache

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -86,6 +88,8 @@ def of_pixels(model: onnx.ModelProto, scale: float, mean: Sequence[float], std: 
 
 def as_fp8(model: ir.Model) -> ir.Model:
     """The same INT8 Q/DQ in FP8 (E4M3, largest value 448), as other tools write it."""
+    import onnx_ir as ir
+
     model = model.clone()
     e4m3, step = ml_dtypes.float8_e4m3fn, np.float32(448 / 127)  # of what was 1 in INT8
     changed: set[ir.Value] = set()
@@ -108,7 +112,12 @@ def as_fp8(model: ir.Model) -> ir.Model:
 
 def run(model: onnx.ModelProto | ir.Model, batch: Array, outputs: Sequence[str] | None = None) -> list[Array]:
     """Outputs from ONNX Runtime without graph optimisation, so that what is written is what runs."""
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    if isinstance(model, onnx.ModelProto):
+        proto = model
+    else:
+        import onnx_ir as ir  # slow to load, and many tests need none of it
+
+        proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

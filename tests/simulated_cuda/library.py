@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("driver.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("driver.c", "kernels.c")]
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "libcuda.so.1"
 
@@ -27,14 +27,13 @@ def build(folder: Path) -> Path:
         import pytest
 
         pytest.skip("no C compiler (cc) to build the simulated CUDA driver")
-    source = SOURCE.read_text()
+    source = "".join(path.read_text() for path in SOURCES)
     stubs = folder / "stubs.c"
     missing = [name for name in _linked_by_pycuda() if not re.search(rf"\b{name}\(", source)]
     stubs.write_text("".join(f"int {name}(void) {{ return 801; }}\n" for name in missing))
     options = ["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-Wl,-soname,{NAME}"]
-    subprocess.run(
-        [compiler, *options, str(SOURCE), str(stubs), "-o", str(folder / NAME), "-lpthread", "-ldl"], check=True
-    )
+    files = [*map(str, SOURCES), str(stubs)]
+    subprocess.run([compiler, *options, *files, "-o", str(folder / NAME), "-lpthread", "-ldl"], check=True)
     return folder / NAME
 
 
