@@ -40,13 +40,8 @@ def test_processes_end_well_and_the_report_says_where_they_ran(
     session.run()
     report = json.loads((tmp_path / "report.json").read_text())
     found = {one["scenario"]: one["status"] for one in report["results"]}
-    assert found["exit_with_an_open_runner"] == "ok", (tmp_path / "log.txt").read_text()
-    if found["device_fault"] == "not run":
-        assert "no sticky errors" in (tmp_path / "report.md").read_text()
-        assert session.exit_status == 4
-    else:
-        assert found["device_fault"] == "ok", (tmp_path / "log.txt").read_text()
-        assert session.exit_status == 0
+    assert found == dict.fromkeys(session.scenarios, "ok"), (tmp_path / "log.txt").read_text()
+    assert session.exit_status == 0
     said = (tmp_path / "report.md").read_text()
     assert "simulated driver in host memory, no GPU" in said
     assert "| exit_with_an_open_runner | cuda-python | ok |" in said

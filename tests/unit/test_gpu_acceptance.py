@@ -263,7 +263,4 @@ def test_the_makefile_checks_each_extra_in_a_venv_of_its_own() -> None:
 
 def test_the_extras_are_those_of_the_package() -> None:
     known = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]["optional-dependencies"]
-    missing = set(FEATURES) - set(known)
-    if missing == {"gpu-trt10", "gpu-cu12", "jetson"}:
-        pytest.skip(f"pyproject.toml has no {', '.join(sorted(missing))} yet")
-    assert not missing
+    assert set(FEATURES) <= set(known)

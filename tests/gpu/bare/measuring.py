@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,10 +13,9 @@ from cuda.bindings import driver
 from alexdeploy import machine
 from alexdeploy.cuda.open import open_device
 from alexdeploy.cuda.with_cuda_python import check
-from alexdeploy.errors import UnavailableError
 from alexdeploy.runners.tensorrt import TensorRTRunner
 from tests.gpu.bare import double
-from tests.gpu.bare.scenario import MOST, Figures, NotRun, Place, ask, scenario
+from tests.gpu.bare.scenario import MOST, Figures, Place, ask, scenario
 from tests.helpers.graphs import images
 from tests.simulated_cuda.inside_runner import OnDevice
 
@@ -28,24 +26,21 @@ _SPIN = 100_000_000  # clock cycles
 def event_against_wall_clock(place: Place) -> Figures:
     """A kernel of 50 ms and more takes as long by CUDA events as by the clock on the wall."""
     device = open_device()
-    try:
-        with device.current(), contextlib.ExitStack() as held:
-            stream = device.stream()
-            held.callback(stream.release)
-            start, end = (check(driver.cuEventCreate(0)) for _ in range(2))
-            for event in (start, end):
-                held.callback(driver.cuEventDestroy, event)
-            double.spin(stream.handle, 1000)
-            stream.synchronize()
-            began = time.perf_counter()
-            check(driver.cuEventRecord(start, stream.handle))
-            double.spin(stream.handle, _SPIN)
-            check(driver.cuEventRecord(end, stream.handle))
-            stream.synchronize()
-            wall_ms = 1000 * (time.perf_counter() - began)
-            event_ms = check(driver.cuEventElapsedTime(start, end))
-    except (RuntimeError, UnavailableError) as error:
-        raise _without_events(place, error) from error
+    with device.current(), contextlib.ExitStack() as held:
+        stream = device.stream()
+        held.callback(stream.release)
+        start, end = (check(driver.cuEventCreate(0)) for _ in range(2))
+        for event in (start, end):
+            held.callback(driver.cuEventDestroy, event)
+        double.spin(stream.handle, 1000)
+        stream.synchronize()
+        began = time.perf_counter()
+        check(driver.cuEventRecord(start, stream.handle))
+        double.spin(stream.handle, _SPIN)
+        check(driver.cuEventRecord(end, stream.handle))
+        stream.synchronize()
+        wall_ms = 1000 * (time.perf_counter() - began)
+        event_ms = check(driver.cuEventElapsedTime(start, end))
     least = 0.0 if place.simulated else 0.8 * wall_ms  # a busy host looks at its watch too late
     assert least < event_ms <= wall_ms + 0.1, f"{event_ms:.3f} ms by events, {wall_ms:.3f} ms on the wall"
     return {"event ms": round(event_ms, 3), "wall clock ms": round(wall_ms, 3)}
@@ -76,7 +71,7 @@ def cost_of_a_call(place: Place) -> Figures:
             figures["infer_on_device with a stream, until it returns us"] = _microseconds(
                 lambda: runner.infer_on_device(source, target, stream.handle), after=stream.synchronize
             )
-    with TensorRTRunner(place.engine, contexts=1, **without_graphs()) as runner:
+    with TensorRTRunner(place.engine, contexts=1, graphs=False) as runner:
         figures["infer, enqueued us"] = _microseconds(lambda: runner.infer(batch))
         figures["on the device, enqueued us"] = _microseconds(runner.device_call(batch))
     return figures
@@ -122,15 +117,10 @@ def free_memory_question(place: Place) -> Figures:  # noqa: ARG001
 @scenario()
 def parts_of_a_call(place: Place) -> Figures:
     """Copy in, compute and copy out by CUDA events, as bench has them, together within the time on the wall."""
-    if not hasattr(TensorRTRunner, "gpu_times"):
-        raise NotRun("this TensorRTRunner has no `gpu_times`")
-    with TensorRTRunner(place.engine, contexts=1) as opened:
-        runner: Any = opened
+    with TensorRTRunner(place.engine, contexts=1) as runner:
         batch = images(MOST)
-        try:
-            times = runner.gpu_times(batch, 0.2)
-        except (RuntimeError, UnavailableError) as error:
-            raise _without_events(place, error) from error
+        times = runner.gpu_times(batch, 0.2)
+        assert times is not None
         wall_us = _microseconds(lambda: runner.infer(batch))
     parts = {name: np.median(getattr(times.split, f"{name}_ms")) for name in ("h2d", "compute", "d2h")}
     assert times.split.graph, "no graph was replayed"
@@ -142,9 +132,7 @@ def parts_of_a_call(place: Place) -> Figures:
 @scenario()
 def captured_before_the_first_call(place: Place) -> None:
     """`warm_up` runs and captures before the service opens: the first calls enqueue nothing."""
-    _need("warm_up")
-    warm: Any = {"warm_up": (1, MOST)}
-    with TensorRTRunner(place.engine, contexts=1, **warm) as runner:
+    with TensorRTRunner(place.engine, contexts=1, warm_up=(1, MOST)) as runner:
         before = double.enqueued
         for count in (1, MOST, 1):
             ask(runner, count)
@@ -154,28 +142,11 @@ def captured_before_the_first_call(place: Place) -> None:
 @scenario()
 def without_any_graph(place: Place) -> None:
     """`graphs=False` enqueues each call, and its answers are right."""
-    with TensorRTRunner(place.engine, contexts=1, **without_graphs()) as runner:
+    with TensorRTRunner(place.engine, contexts=1, graphs=False) as runner:
         before = double.enqueued
         for seed in range(5):
             ask(runner, 2, seed)
         assert double.enqueued == before + 5, f"{double.enqueued - before} of 5 calls were enqueued"
-
-
-def _without_events(place: Place, error: Exception) -> Exception:
-    """What to raise: an older simulated driver has no times of events."""
-    absent = "not found" in str(error) or "NOT_SUPPORTED" in str(error)
-    return NotRun(f"the simulated driver: {error}") if place.simulated and absent else error
-
-
-def without_graphs() -> dict[str, Any]:
-    """The runner's arguments for it."""
-    _need("graphs")
-    return {"graphs": False}
-
-
-def _need(parameter: str) -> None:
-    if parameter not in inspect.signature(TensorRTRunner).parameters:
-        raise NotRun(f"this TensorRTRunner has no `{parameter}`")
 
 
 @contextlib.contextmanager
