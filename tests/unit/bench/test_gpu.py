@@ -218,7 +218,7 @@ def test_the_card_watched_is_the_one_that_runs(floats: Path, monkeypatch: pytest
         asked.append(card)
         return {}
 
-    monkeypatch.setattr(run, "gpu_ids", lambda: GpuIds("MIG-1", "GPU-2"))
+    monkeypatch.setattr(run, "gpu_ids", lambda ordinal: GpuIds("MIG-1", "GPU-2"))
     monkeypatch.setattr(gpu_state, "ask_nvidia_smi", ask)
     report_of(OnGpu, floats, monkeypatch)
     assert {*asked} == {"GPU-2"}
@@ -232,7 +232,7 @@ def test_a_baseline_of_another_card_of_that_model_will_do(
     then = bench(floats, on=images(NAMES, [0] * 4))
     was = {"name": "NVIDIA L4", "clocks.sm": "210 MHz"}
     here = {**then.environment, "gpu": {"name": "NVIDIA L4", "uuid": "GPU-1", "clocks.max.sm": "2040 MHz"}}
-    monkeypatch.setattr(baseline, "environment", lambda: here)
+    monkeypatch.setattr(baseline, "environment", lambda ordinal: here)
     baseline.check_comparable(dataclasses.replace(then, environment={**here, "gpu": was}), [floats], [1])
     for other in ({"name": "NVIDIA A10"}, None):
         with pytest.raises(InputError, match=r"measured with gpu (NVIDIA A10|None), here it is NVIDIA L4"):
