@@ -26,6 +26,7 @@ class CudaRunner(OnnxRuntimeRunner):
         precision: of the graph.
         options: the provider's own, over ``defaults``: ``cudnn_conv_algo_search`` ("HEURISTIC" starts faster),
             ``use_tf32``, ``prefer_nhwc``, ``gpu_mem_limit``, ``device_id`` and so on.
+        ordinal: number of the CUDA device.
 
     Raises:
         InputError: ONNX Runtime cannot load the model.
@@ -35,8 +36,15 @@ class CudaRunner(OnnxRuntimeRunner):
     runtime = "onnxruntime-cuda"
     _provider, _device = "CUDAExecutionProvider", "cuda"
 
-    def __init__(self, model: Path | bytes, precision: Precision, options: Mapping[str, str] | None = None) -> None:
-        chosen = {**self.defaults(precision), **(options or {})}
+    def __init__(
+        self,
+        model: Path | bytes,
+        precision: Precision,
+        options: Mapping[str, str] | None = None,
+        *,
+        ordinal: int = 0,
+    ) -> None:
+        chosen = {"device_id": str(ordinal), **self.defaults(precision), **(options or {})}
         self._check_available()
         session = session_options()
         session.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -298,9 +298,11 @@ def test_two_devices_in_one_process(sim: ctypes.CDLL, tmp_path: Path, builder: B
                 wrong.append(f"thread {thread} was left with a context")
 
         in_threads(*(lambda thread=thread: work(thread) for thread in range(4)))
-        call = runners[1].device_call(images(2))
-        call()
-        del call
+        runners[1].device_call(images(2))()
+        for ordinal, runner in enumerate(runners):
+            assert isinstance(runner, TensorRTRunner)
+            with runner._pool.lend() as execution:
+                assert sim.sim_device_of(execution._scratch.pointer, 1) == ordinal
     assert wrong == []
 
 
