@@ -298,9 +298,11 @@ def test_two_devices_in_one_process(sim: ctypes.CDLL, tmp_path: Path, builder: B
                 wrong.append(f"thread {thread} was left with a context")
 
         in_threads(*(lambda thread=thread: work(thread) for thread in range(4)))
-        call = runners[1].device_call(images(2))
-        call()
-        del call
+        runners[1].device_call(images(2))()
+        for ordinal, runner in enumerate(runners):
+            assert isinstance(runner, TensorRTRunner)
+            with runner._pool.lend() as execution:
+                assert sim.sim_device_of(execution._scratch.pointer, 1) == ordinal
     assert wrong == []
 
 
@@ -455,7 +457,7 @@ def test_a_runner_that_nobody_closes_is_released_with_it(sim: ctypes.CDLL, engin
 
 
 AT_THE_END = """
-import sys, threading, time
+import os, sys, threading, time
 from pathlib import Path
 from tests.helpers.graphs import images
 from tests.simulated_cuda import conftest, engine_double
@@ -472,7 +474,7 @@ def work():
         while True:
             runners[1].infer(images(3))
     except Exception as error:
-        print(error, flush=True)
+        os.write(1, f"{error}\\n".encode())  # in one piece, and without a lock at the end
 
 for runner in runners:
     runner.infer(images(2))

@@ -21,10 +21,12 @@ import alexdeploy
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.engine.record import EngineRecord, read_engine, write_engine
-from alexdeploy.errors import GateError, InputError, UsageError
+from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.graph.model import load_onnx, split_weights
+from alexdeploy.machine import why_no_cuda
 from alexdeploy.runners.artifact import OnnxArtifact, load, open_artifact
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.runners.runtimes import on_device
 from alexdeploy.specs import Precision, Profile
 from tests.helpers.graphs import conv_lrn_gemm, images
 
@@ -136,6 +138,21 @@ def test_path_bytes_and_artifact_run_alike(model: onnx.ModelProto, tmp_path: Pat
         with alexdeploy.load(source) as runner:
             assert runner.runtime == "onnxruntime-cpu"
             np.testing.assert_allclose(runner.infer(images(3)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_device_is_for_the_runtimes_on_a_gpu(model: onnx.ModelProto) -> None:
+    content = model.SerializeToString()
+    if why_no_cuda() is None:
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UnavailableError, match=r"onnxruntime-cuda: .*; onnxruntime-tensorrt: ") as refused:
+        load(content, device="cuda:1")
+    assert "onnxruntime-cpu" not in str(refused.value)
+    with pytest.raises(UsageError, match="onnxruntime-cpu has no option 'device'; it has threads"):
+        load(content, runtime="onnxruntime-cpu", device="cuda:1")
+    with pytest.raises(UsageError, match="`device` gpu: expected cuda or cuda:N"):
+        load(content, device="gpu")
+    assert on_device("onnxruntime-cpu", "cuda:1") == on_device("tensorrt", None) == {}
+    assert on_device("tensorrt", "cuda:1") == {"device": "cuda:1"}
 
 
 def test_bytes_that_are_no_model_are_refused() -> None:

@@ -23,10 +23,10 @@ from torch import Tensor
 from alexdeploy import files
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe, with_train_options
 from alexdeploy.train import Step, TrainingDivergedError, TrainResult, run, train_network
-from alexdeploy.train.processes import Processes
+from alexdeploy.train.processes import Processes, join_processes
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -352,3 +352,19 @@ def test_a_launcher_that_starts_one_process_of_several_is_not_taken_for_a_run_on
 def test_images_that_cannot_teach_are_refused(changed: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=complaint):
         _train(tmp_path, _recipe(), replace(LEARN, **changed))
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(UnavailableError, match="`device` cuda:2: PyTorch finds 2 CUDA devices"),
+        join_processes("cuda:2"),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="`device` cuda:1 is for one process"), join_processes("cuda:1"):
+        pass
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with join_processes("cuda:1") as processes:
+        assert processes.device == torch.device("cuda", 1)
