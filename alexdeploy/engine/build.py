@@ -131,7 +131,8 @@ class EngineBuild:
         try:
             if self.library.logs_kernels:
                 return parse_report(self._logger.kernels), ""
-            return parse_inspection(inspect_plan(self.library, plan, self.graph.shapes)), ""
+            with self.options.on_device():
+                return parse_inspection(inspect_plan(self.library, plan, self.graph.shapes)), ""
         except UnavailableError as error:
             return [], str(error)
         except (RuntimeError, ValueError) as error:  # the binding's, and what is no report; a good plan is not lost

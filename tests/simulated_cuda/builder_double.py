@@ -138,6 +138,7 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        current = engine_double.simulator_library().sim_current_device()
         _use_primary_context()
         smallest, best, largest = (int(bound[0]) for bound in config._profiles[0]._shapes)
         plan = engine_double.make_plan(network._model, (smallest, best, largest))
@@ -145,7 +146,7 @@ class Builder:
             assert config.int8_calibrator is None, "a strongly typed network takes no calibrator"
             return plan
         assert config._calibration is not None
-        devices.append(engine_double.simulator_library().sim_current_device())
+        devices.append(current)
         shape = config._calibration._shapes[1]
         flags_set.clear()
         flags_set.update(flag.name for flag in config._flags)
@@ -163,7 +164,10 @@ class Builder:
 
 
 def _use_primary_context() -> None:
+    """As CUDA's runtime does: the device whose context is current on the thread, or device 0, which then stays so."""
     context, driver = ctypes.c_void_p(), engine_double.simulator_library()
+    if driver.sim_current_device() >= 0:
+        return
     assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
     assert driver.cuCtxPushCurrent_v2(context) == 0
     assert driver.cuDevicePrimaryCtxRelease_v2(0) == 0

@@ -277,7 +277,8 @@ def test_what_tensorrt_rtx_lacks_is_refused_and_not_dropped(options: dict[str, A
         build(graph_of(ir.from_proto(conv_lrn_gemm())), **options)
 
 
-def test_tensorrts_own_options_reach_the_builder() -> None:
+def test_tensorrts_own_options_reach_the_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexdeploy.engine.versions.load_lean_runtime", lambda version: None)  # see test_lean.py
     graph, library = graph_of(ir.from_proto(conv_lrn_gemm())), as_tensorrt()
     levels = library.module.HardwareCompatibilityLevel
     flags: list[object] = []
