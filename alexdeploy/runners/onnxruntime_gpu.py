@@ -88,11 +88,8 @@ class CudaRunner(OnnxRuntimeRunner):
         graphs = chosen.get("enable_cuda_graph") == "1"
         self._graphs = GraphCalls(self._session, (self._device, self._ordinal)) if graphs else None
 
-    def device_call(self, batch: Batch) -> Callable[[], object]:
-        self.check_batch(batch)
-        if self._graphs is None or len(self._pieces(batch)) > 1:
-            return super().device_call(batch)
-        return self._graphs.call_on(self._pieces(batch)[0], self._logits[0])
+    def _bound(self, batch: Batch) -> Callable[[], object]:
+        return self._graphs.call_on(batch, self._logits[0]) if self._graphs else super()._bound(batch)
 
     def layer_times_ms(self, batch: Batch) -> dict[str, float]:  # noqa: ARG002
         return {}  # ONNX Runtime's profiler times the launch of a GPU kernel, not the kernel
@@ -129,10 +126,7 @@ class CudaRunner(OnnxRuntimeRunner):
         return options
 
     def _run_piece(self, piece: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
-        try:
-            return self._graphs.run(piece, names) if self._graphs else super()._run_piece(piece, names)
-        except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise UnavailableError(self._in_words(error)) from error
+        return self._graphs.run(piece, names) if self._graphs else super()._run_piece(piece, names)
 
     def _check_available(self) -> None:
         if self._provider not in ort.get_available_providers():

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import DeviceLostError, InputError, UnavailableError, UsageError
 from alexdeploy.runners import artifact, onnxruntime_gpu
 from alexdeploy.runners.artifact import OnnxArtifact
 from alexdeploy.runners.onnxruntime_cache import engine_cache
@@ -181,6 +181,47 @@ def test_what_fails_while_running_is_an_error_of_ours(monkeypatch: pytest.Monkey
     monkeypatch.setattr(runner, "_session", SimpleNamespace(run=lambda *_: (_ for _ in ()).throw(RuntimeError(text))))
     with pytest.raises(UnavailableError, match=r"^CPUExecutionProvider: CUDA failure 2: out of memory$"):
         runner.infer(images(2))
+
+
+class Failing:
+    """In place of a session, from the moment that a fault is set on."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.fault, self.calls = "", 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, *arguments: Any) -> None:
+        self.calls += 1
+        if self.fault:
+            raise RuntimeError(self.fault)
+        self._session.run_with_iobinding(*arguments)
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_cuda_graph": "1"}], ids=["plain", "graphs"])
+def test_a_call_on_the_device_tells_of_a_fault_and_the_next_one_is_refused_at_once(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = OnTheCpu(MODEL, Precision.FP32, options)
+    session: Any = Failing(runner._session)
+    monkeypatch.setattr(runner, "_session", session)
+    if runner._graphs:
+        monkeypatch.setattr(runner._graphs, "_session", session)
+    call = runner.device_call(images(2))
+    call()
+    session.fault = "CUDNN failure 4000: CUDNN_STATUS_INTERNAL_ERROR"
+    with pytest.raises(UnavailableError, match="CUDNN_STATUS_INTERNAL_ERROR"):
+        call()
+    session.fault = "x.cc:154 CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=vm"
+    with pytest.raises(DeviceLostError, match=r"CUDA failure 700: .*encountered; the GPU is lost.*start it again"):
+        call()
+    calls = session.calls
+    for later in (call, lambda: runner.infer(images(2)), lambda: runner.device_call(images(2))):
+        with pytest.raises(DeviceLostError, match="CUDA failure 700"):
+            later()
+    assert session.calls == calls, "CUDA is not asked any more"
 
 
 class TensorRtOnTheCpu(TensorRtProviderRunner):
