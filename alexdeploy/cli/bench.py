@@ -148,7 +148,7 @@ def command(
             require(module)
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
-        check_comparable(earlier, artifacts, sizes, cuda_ordinal(where.device) if where.device else 0)
+        check_comparable(earlier, artifacts, sizes, cuda_ordinal(where.device))
     dataset = data.open("val")
     note_data(dataset)
     with progress("opening the artifacts") as bar:

@@ -128,6 +128,8 @@ class Artifact(ABC):
 
     def runner(self, runtime: str | None = None, **options: Any) -> Runner:
         """Load the file into a runtime; see ``load``."""
+        if options.get("device", "") is None:  # not chosen
+            del options["device"]
         if runtime is not None and runtime not in self.runtimes:
             raise UsageError(f"{self.origin} does not run on {runtime}; it runs on {', '.join(self.runtimes)}")
         asked = tuple(name for name in self.runtimes if runtime in (None, name))

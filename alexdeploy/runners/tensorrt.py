@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ class TensorRTRunner(Runner):
         InputError: not an engine of one image input, or missing.
         GateError: without its sidecar, changed, or for another TensorRT or GPU.
         UnavailableError: this machine cannot run it.
-        UsageError: a batch size below 1.
+        UsageError: a number of contexts or a batch size below 1.
         DeviceLostError: the device fails; this and every other method.
     """
 
@@ -77,8 +77,11 @@ class TensorRTRunner(Runner):
         warm_up: Sequence[int] = (),
         trust: bool = False,
     ) -> None:
-        if min(warm_up, default=1) < 1:
-            raise UsageError(f"`warm_up` {tuple(warm_up)}: expected batch sizes from 1 on, such as (1, 8)")
+        if not isinstance(contexts, int) or contexts < 1:
+            raise UsageError(f"`contexts` {contexts!r}: expected a whole number from 1 on, such as 2")
+        sizes = tuple(warm_up) if isinstance(warm_up, Iterable) else None
+        if sizes is None or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise UsageError(f"`warm_up` {warm_up!r}: expected batch sizes from 1 on, such as (1, 8)")
         file = engine if isinstance(engine, EngineFile) else read_engine(engine, trust=trust)
         check_runs_here(file, ordinal, trust=trust)
         record = file.record
@@ -99,7 +102,7 @@ class TensorRTRunner(Runner):
         self.classes = _spec(self._output).classes
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
-            self._warm_up(warm_up, contexts if warm_up else 1)  # fail at construction, not at the first call
+            self._warm_up(sizes, contexts if sizes else 1)  # fail at construction, not at the first call
             on_failure.pop_all()
 
     def infer(self, batch: Batch) -> Logits:

@@ -51,7 +51,7 @@ def test_the_words_are_those_of_cudas_runtime() -> None:
 def test_a_failure_of_another_library_is_one_of_ours_and_a_loss_is_remembered(said: str, lost: bool) -> None:
     watch = Watch(lambda error: f"X: {str(error).splitlines()[0]}", RuntimeError)
     called = []
-    with pytest.raises(DeviceLostError if lost else UnavailableError, match="^X: CUDA"), watch.calls():
+    with pytest.raises(DeviceLostError if lost else UnavailableError, match=r"^X: CUDA"), watch.calls():
         raise RuntimeError(said)
     if lost:
         with pytest.raises(DeviceLostError, match="start it again"), watch.calls():
