@@ -190,7 +190,7 @@ def run_pipeline(
 def _runtimes(made: Mapping[str, Path]) -> dict[Path, tuple[str, ...]]:
     """The runtimes of files that are not timed on their usual runtime alone: FP32 on each that a gain is told for."""
     found: dict[Path, tuple[str, ...]] = {}
-    usual = ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_is_here() else ("onnxruntime-cpu",)
+    usual: tuple[str, ...] = ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_is_here() else ("onnxruntime-cpu",)
     if "onnx-int8-openvino" in made:
         usual += ("openvino",)
         found[made["onnx-int8-openvino"]] = ("openvino",)

@@ -6,6 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.timing import GpuTimes, gpu_times
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import AlexdeployError, InputError, UsageError
+from alexdeploy.machine import tf32_is_forbidden
 from alexdeploy.runners.base import (
     PROFILE_RUNS,
     PROFILE_WARMUP,
@@ -77,16 +79,12 @@ class TensorRTRunner(Runner):
         warm_up: Sequence[int] = (),
         trust: bool = False,
     ) -> None:
-        if not isinstance(contexts, int) or contexts < 1:
-            raise UsageError(f"`contexts` {contexts!r}: expected a whole number from 1 on, such as 2")
-        sizes = tuple(warm_up) if isinstance(warm_up, Iterable) else None
-        if sizes is None or not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise UsageError(f"`warm_up` {warm_up!r}: expected batch sizes from 1 on, such as (1, 8)")
+        sizes = _checked(contexts, warm_up)
         file = engine if isinstance(engine, EngineFile) else read_engine(engine, trust=trust)
         check_runs_here(file, ordinal, trust=trust)
         record = file.record
         self.runtime = record.builder
-        self.tf32 = record.tf32
+        self.tf32 = None if record.tf32 and tf32_is_forbidden() else record.tf32  # its kernels were chosen before
         library = load_library(record.builder)
         self._benchmark = partial(library.benchmark, file.origin, host_code=record.compatibility.newer_versions)
         self._device = open_device(ordinal)
@@ -270,6 +268,16 @@ class _Held:
     def _release(self, execution: Execution) -> None:
         with self._device.current():
             execution.release()
+
+
+def _checked(contexts: Any, warm_up: Any) -> tuple[int, ...]:
+    """The batch sizes of ``warm_up``."""
+    if not isinstance(contexts, Integral) or int(contexts) < 1:
+        raise UsageError(f"`contexts` {contexts!r}: expected a whole number from 1 on, such as 2")
+    sizes: tuple[Any, ...] = tuple(warm_up) if isinstance(warm_up, Iterable) else (0,)
+    if any(not isinstance(size, Integral) or int(size) < 1 for size in sizes):
+        raise UsageError(f"`warm_up` {warm_up!r}: expected batch sizes from 1 on, such as (1, 8)")
+    return sizes
 
 
 def _abandon(held: _Held) -> None:
