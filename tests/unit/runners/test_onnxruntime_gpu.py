@@ -175,7 +175,7 @@ def test_a_batch_size_without_a_graph_runs_once() -> None:
             ran.append(options.get_run_config_entry("gpu_graph_id"))
             return session.run(names, feed, options)
 
-    runner._graphs._session = Counting()  # type: ignore[assignment]
+    runner._graphs._session = Counting()
     plain = OnTheCpu(MODEL, Precision.FP32)
     for _ in range(2):
         np.testing.assert_array_equal(runner.infer(images(17)), plain.infer(images(17)))
