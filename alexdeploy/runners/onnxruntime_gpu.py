@@ -76,7 +76,7 @@ class CudaRunner(OnnxRuntimeRunner):
         if "device_id" in (options or {}):
             raise UsageError("`options`: device_id is chosen by `device`, such as cuda:1")
         chosen = {"device_id": str(ordinal), **self.defaults(precision), **(options or {})}
-        self.tf32 = self._computes_in_tf32(chosen) and not tf32_is_forbidden()
+        self.tf32 = self._computes_in_tf32(chosen)
         self._ordinal = ordinal
         self._check_available()
         try:
@@ -112,7 +112,7 @@ class CudaRunner(OnnxRuntimeRunner):
 
     @staticmethod
     def _computes_in_tf32(options: Mapping[str, str]) -> bool:
-        return options.get("use_tf32") != "0"
+        return options.get("use_tf32") != "0" and not tf32_is_forbidden()
 
     @contextlib.contextmanager
     def _completed(self, model: Path | bytes, options: dict[str, str]) -> Iterator[dict[str, str]]:  # noqa: ARG002
@@ -209,7 +209,7 @@ class TensorRtProviderRunner(CudaRunner):
 
     @staticmethod
     def _computes_in_tf32(options: Mapping[str, str]) -> bool:  # noqa: ARG004
-        return True  # it has no option for that (microsoft/onnxruntime#26029)
+        return not tf32_is_forbidden()  # it has no option for that (microsoft/onnxruntime#26029)
 
     @contextlib.contextmanager
     def _completed(self, model: Path | bytes, options: dict[str, str]) -> Iterator[dict[str, str]]:
