@@ -69,6 +69,22 @@ def current_gpu(ordinal: int = 0) -> Gpu | None:
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", cuda)
 
 
+_TF32 = "NVIDIA_TF32_OVERRIDE"
+
+
+def forbid_tf32() -> None:
+    """Keep NVIDIA's libraries from TF32 in this process, unless the user has said otherwise; they read it once."""
+    os.environ.setdefault(_TF32, "0")
+
+
+def tf32_is_forbidden() -> bool:
+    """True where NVIDIA's libraries compute no FP32 as TF32, whatever their callers set.
+
+    Source: NVIDIA, "Accelerating AI Training with NVIDIA TF32 Tensor Cores": ``NVIDIA_TF32_OVERRIDE=0``.
+    """
+    return os.environ.get(_TF32) == "0"
+
+
 @dataclass(frozen=True)
 class GpuIds:
     """What names a CUDA device on any machine: its number depends on ``CUDA_VISIBLE_DEVICES`` and the order of cards.

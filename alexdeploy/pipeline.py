@@ -27,17 +27,20 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.samples import real_images
 from alexdeploy.engine.options import BuilderOptions, BuildSettings
 from alexdeploy.engine.plan import build_engine, precision_verdict
+from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import load_onnx, save_onnx
+from alexdeploy.machine import current_gpu
 from alexdeploy.optional import require
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import Recipe
-from alexdeploy.specs import DEFAULT_METHOD, Builder, Dialect, Progress
+from alexdeploy.runners.onnxruntime_libraries import cuda_is_here
+from alexdeploy.specs import DEFAULT_METHOD, Builder, Dialect, Progress, cuda_ordinal
 from alexdeploy.train import Step as TrainStep
 from alexdeploy.train import train_network
 from alexdeploy.zoo.checkpoint import load_checkpoint
@@ -185,10 +188,13 @@ def run_pipeline(
 
 
 def _runtimes(made: Mapping[str, Path]) -> dict[Path, tuple[str, ...]]:
-    """The runtimes of files that are not timed on their usual runtime alone."""
-    if "onnx-int8-openvino" not in made:
-        return {}
-    return {made["onnx"]: ("onnxruntime-cpu", "openvino"), made["onnx-int8-openvino"]: ("openvino",)}
+    """The runtimes of files that are not timed on their usual runtime alone: FP32 on each that a gain is told for."""
+    found: dict[Path, tuple[str, ...]] = {}
+    usual: tuple[str, ...] = ("onnxruntime-cuda", "onnxruntime-cpu") if cuda_is_here() else ("onnxruntime-cpu",)
+    if "onnx-int8-openvino" in made:
+        usual += ("openvino",)
+        found[made["onnx-int8-openvino"]] = ("openvino",)
+    return {made["onnx"]: usual, **found}
 
 
 class _Digests:
@@ -350,9 +356,13 @@ class _Chain:
             record = build_engine(source, output, settings=settings, rebuild=self._rebuild, progress=progress)
             return precision_verdict(record) if record.float_layers else None
 
-        def is_of_this_builder() -> bool:
-            with contextlib.suppress(UnavailableError):
-                return load_library(self._builder).name in files.load_sidecar(output).libraries
+        def is_for_here() -> bool:
+            """Of this builder, and for the GPU that was chosen."""
+            sidecar, gpu = files.load_sidecar(output), current_gpu(cuda_ordinal(self._device))
+            with contextlib.suppress(UnavailableError, msgspec.ValidationError):
+                record = msgspec.convert(sidecar.details, EngineRecord)
+                fits = gpu is None or record.compatibility.takes_gpu(record.builder, record.gpu, gpu)
+                return fits and load_library(self._builder).name in sidecar.libraries
             return False
 
         return _Step(
@@ -362,6 +372,6 @@ class _Chain:
             run,
             [source],
             {"precision": precision},
-            is_finished=is_of_this_builder,
+            is_finished=is_for_here,
             optional=True,
         )

@@ -26,12 +26,18 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
 
 
-def cuda_ordinal(device: str) -> int:
+def cuda_ordinal(device: str | None) -> int:
     """``"cuda:1"`` → 1, ``"cuda"`` → 0: the device's number, as the driver and ``CUDA_VISIBLE_DEVICES`` count.
 
+    None, which is no choice, is the first.
+
     Raises:
-        UsageError: neither of these.
+        UsageError: none of these.
     """
+    if device is None:
+        return 0
+    if not isinstance(device, str):
+        raise UsageError(f"`device` {device!r}: expected cuda or cuda:N, such as 'cuda:1' for the second GPU")
     name, colon, number = device.partition(":")
     if name != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
         raise UsageError(f"`device` {device}: expected cuda or cuda:N, such as cuda:1 for the second GPU")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import combinations
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +13,39 @@ import numpy as np
 
 from alexdeploy.arrays import Batch, Labels, Logits
 from alexdeploy.bench.accuracy import Accuracy, judge
+from alexdeploy.bench.candidates import (
+    SCORING_BATCH,
+    Candidate,
+    candidates_of,
+    check_device,
+    check_one_network,
+    contracts_of,
+    first_inputs,
+    for_batches,
+    running,
+)
 from alexdeploy.bench.choice import choose
 from alexdeploy.bench.environment import environment
-from alexdeploy.bench.gpu_state import GpuWatch
-from alexdeploy.bench.gpu_times import GpuFigures, time_on_gpu
+from alexdeploy.bench.gpu_state import GpuState, GpuWatch
+from alexdeploy.bench.gpu_times import time_on_gpu
 from alexdeploy.bench.intervals import paired_ratio, summarize
 from alexdeploy.bench.limits import Machine, limit, machine_rates
 from alexdeploy.bench.results import BenchReport, Row
-from alexdeploy.bench.server import Server, serve
-from alexdeploy.bench.timing import BOUNDARIES, Timings, time_runners
-from alexdeploy.contract import Contract
+from alexdeploy.bench.server import serve
+from alexdeploy.bench.timing import BOUNDARIES, RunnerFailedError, Timings, time_runners
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
+from alexdeploy.errors import GateError, InputError, UnavailableError
 from alexdeploy.files import printable
 from alexdeploy.machine import gpu_ids
 from alexdeploy.metrics import agreement, topk_accuracy
 from alexdeploy.optional import require
-from alexdeploy.runners.artifact import Artifact, EngineArtifact, open_artifact
+from alexdeploy.runners.artifact import EngineArtifact, open_artifact
 from alexdeploy.runners.base import Runner
-from alexdeploy.runners.runtimes import RUNTIMES, on_device
-from alexdeploy.specs import Profile, Progress, Runtime, cuda_ordinal
+from alexdeploy.runners.runtimes import on_device
+from alexdeploy.specs import Progress, cuda_ordinal
 
 DEFAULT_SECONDS = 20.0
-_SCORING_BATCH = 64
 _EVENTS_SHARE = 0.2  # of the time, where there are runners with such times
-
-
-@dataclass
-class _Candidate:
-    artifact: Artifact
-    runtime: Runtime
-    runner: Runner | None = None
-    reason: str | None = None
-    logits: Logits | None = None
-    layers_ms: dict[str, float] = field(default_factory=dict)
-    server: Server | None = None
-    gpu: dict[int, GpuFigures | str] = field(default_factory=dict)
-
-    @property
-    def contract(self) -> Contract:
-        return self.artifact.contract
-
-    @property
-    def input_bytes(self) -> int:
-        """Of one image."""
-        return prod(self.contract.input_shape) * np.dtype(self.contract.input_type).itemsize
-
-    @property
-    def name(self) -> str:
-        """Of the file, as the report has it."""
-        return printable(self.artifact.path)
-
-    def __str__(self) -> str:
-        return f"{self.name} on {self.runtime}"
 
 
 def run_bench(
@@ -116,36 +93,34 @@ def run_bench(
     if server_ms is not None:
         require("mlperf_loadgen")
     started = time.perf_counter()
-    ordinal = cuda_ordinal(device) if device is not None else 0
+    ordinal = cuda_ordinal(device)
     here = environment(ordinal)
-    candidates = _candidates([open_artifact(path) for path in paths], runtimes)
-    _check_one_network(candidates)
+    candidates = candidates_of([open_artifact(path) for path in paths], runtimes)
+    check_device(candidates, device)
+    check_one_network(candidates)
     first = candidates[0].artifact
     outputs = next((c.artifact.classes for c in candidates if c.artifact.classes is not None), None)
     matched = dataset.matched(first.contract, outputs, str(first.path))
     with contextlib.ExitStack() as stack:
         for candidate in candidates:
             try:
-                options = on_device(candidate.runtime, device) | _for_batches(candidate.runtime, batches)
-                candidate.runner = stack.enter_context(candidate.artifact.runner(candidate.runtime, **options))
+                options = on_device(candidate.runtime, device) | for_batches(candidate.runtime, batches)
+                candidate.runner = candidate.artifact.runner(candidate.runtime, **options)
+                stack.callback(candidate.close)
             except (UnavailableError, GateError) as error:  # no GPU, or built for another one
                 candidate.reason = str(error)
-        running = {i: c.runner for i, c in enumerate(candidates) if c.runner is not None}
-        contracts = {index: candidates[index].contract for index in running}
-        labels = _score(candidates, running, matched, progress)
+        labels = _score(candidates, matched, progress)
         progress("limits of this machine", 0.0)
-        machine = None if all(runner.on_gpu for runner in running.values()) else machine_rates()
-        for index, images in _first_inputs(dataset, contracts, batches[0]).items():
-            progress("time by layer", 0.0)
-            candidates[index].layers_ms = running[index].layer_times_ms(images)
+        machine = None if all(runner.on_gpu for runner in running(candidates).values()) else machine_rates()
+        progress("time by layer", 0.0)
+        _time_layers(candidates, first_inputs(dataset, contracts_of(candidates), batches[0]))
         deadline = started + (seconds if server_ms is None else seconds / 2)
-        with GpuWatch(_card(running, ordinal)) as watch:
-            timings = _time(candidates, dataset, batches, deadline, watch, progress)
+        timings, states = _time(candidates, dataset, batches, deadline, ordinal, progress)
         if server_ms is not None:
-            inputs = _first_inputs(dataset, contracts, batches[-1])
+            inputs = first_inputs(dataset, contracts_of(candidates), batches[-1])
             _serve(candidates, inputs, timings, batches[-1], server_ms, seconds / 2, progress)
-    known = labels if matched.is_labelled else None
-    rows = _rows(candidates, batches, timings, known, machine)
+        known = labels if matched.is_labelled else None
+        rows = _rows(candidates, batches, timings, known, machine)
     return BenchReport(
         environment=here,
         dataset=printable(dataset.name),
@@ -157,41 +132,55 @@ def run_bench(
         rows=rows,
         accuracy=_judge(candidates, known) if known is not None else [],
         choices=choose(rows, max_drop) if max_drop is not None else [],
-        gpu_states=watch.states,
+        gpu_states=states,
         taken=printable(dataset.taken) + (f", {len(dataset.skipped)} of them unreadable" if dataset.skipped else ""),
         unlabelled="" if matched.is_labelled else printable(matched.unlabelled or f"{dataset.name} has no labels"),
     )
 
 
-def _card(running: Mapping[int, Runner], ordinal: int) -> str | None:
+def _time_layers(candidates: Sequence[Candidate], inputs: Mapping[int, Batch]) -> None:
+    for index, runner in running(candidates).items():
+        try:
+            candidates[index].layers_ms = runner.layer_times_ms(inputs[index])
+        except UnavailableError as error:
+            candidates[index].drop(error)
+
+
+def _card(runners: Iterable[Runner], ordinal: int) -> str | None:
     """The GPU to watch; None where nothing runs on one."""
-    ids = gpu_ids(ordinal) if any(runner.on_gpu for runner in running.values()) else None
+    ids = gpu_ids(ordinal) if any(runner.on_gpu for runner in runners) else None
     return ids.card if ids is not None else None
 
 
 def _time(
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[Candidate],
     dataset: ImageDataset,
     batches: Sequence[int],
     deadline: float,
-    watch: GpuWatch,
+    ordinal: int,
     progress: Progress,
-) -> Timings:
+) -> tuple[Timings, list[GpuState]]:
     """All against each other by the clock; then each runner that can by CUDA events, in the time kept for that."""
-    running = {index: c.runner for index, c in enumerate(candidates) if c.runner is not None}
-    contracts = {index: candidates[index].contract for index in running}
-    by_events = {i: runner for i, runner in running.items() if type(runner).gpu_times is not Runner.gpu_times}
+    runners, contracts = running(candidates), contracts_of(candidates)
+    by_events = {i: runner for i, runner in runners.items() if type(runner).gpu_times is not Runner.gpu_times}
     kept = _EVENTS_SHARE * max(deadline - time.perf_counter(), 0.0) if by_events else 0.0
-    timings = time_runners(running, contracts, dataset, batches, deadline - kept, progress, watch.during)
-    if by_events:
-        inputs = _first_inputs(dataset, {index: contracts[index] for index in by_events}, max(batches))
-        for (index, batch), found in time_on_gpu(by_events, inputs, batches, kept, watch, progress).items():
-            candidates[index].gpu[batch] = found
-    return timings
+    try:
+        with GpuWatch(_card(runners.values(), ordinal)) as watch:
+            timings = time_runners(runners, contracts, dataset, batches, deadline - kept, progress, watch.during)
+            if by_events:
+                inputs = first_inputs(dataset, {index: contracts[index] for index in by_events}, max(batches))
+                for (index, batch), found in time_on_gpu(by_events, inputs, batches, kept, watch, progress).items():
+                    candidates[index].gpu[batch] = found
+    except RunnerFailedError as error:
+        candidates[error.index].drop(error)
+    else:
+        return timings, watch.states
+    del runners, by_events  # else its memory would stay
+    return _time(candidates, dataset, batches, deadline, ordinal, progress)
 
 
 def _serve(
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[Candidate],
     inputs: Mapping[int, Batch],
     timings: Timings,
     batch: int,
@@ -202,18 +191,21 @@ def _serve(
     for index, images in inputs.items():
         runner = candidates[index].runner
         assert runner is not None
-        candidates[index].server = serve(
-            runner,
-            np.resize(images, (batch, *images.shape[1:])),
-            bound_ms=bound_ms,
-            capacity_per_s=1000 * batch / float(np.median(timings[index, batch, "host"])),
-            seconds=seconds / len(inputs),
-            progress=partial(progress, "server"),
-        )
+        try:
+            candidates[index].server = serve(
+                runner,
+                np.resize(images, (batch, *images.shape[1:])),
+                bound_ms=bound_ms,
+                capacity_per_s=1000 * batch / float(np.median(timings[index, batch, "host"])),
+                seconds=seconds / len(inputs),
+                progress=partial(progress, "server"),
+            )
+        except UnavailableError as error:
+            candidates[index].drop(error)
 
 
 def _rows(
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[Candidate],
     batches: Sequence[int],
     timings: Timings,
     labels: Labels | None,
@@ -248,61 +240,29 @@ def _tf32(runner: Runner) -> str | None:
     return "not known" if runner.tf32 is None else "on" if runner.tf32 else "off"
 
 
-def _candidates(
-    artifacts: Sequence[Artifact], runtimes: Sequence[str] | Mapping[Path, Sequence[str]]
-) -> list[_Candidate]:
-    found: list[_Candidate] = []
-    for artifact in artifacts:
-        asked = runtimes.get(artifact.path, ()) if isinstance(runtimes, Mapping) else runtimes
-        chosen = [name for name in artifact.runtimes if name in asked] if asked else artifact.runtimes[:1]
-        if not chosen:
-            raise UsageError(
-                f"{artifact.path} does not run on {', '.join(asked)}; it runs on {', '.join(artifact.runtimes)}"
-                f" (runtimes: {', '.join(RUNTIMES)})"
-            )
-        found += [_Candidate(artifact, name) for name in chosen]
-    return found
-
-
-def _for_batches(runtime: Runtime, batches: Sequence[int]) -> dict[str, Profile]:
-    """For a runtime that builds an engine on loading: the sizes that are timed, and that of scoring."""
-    most = max(batches)
-    sizes = Profile((1,), (most,), (max(most, _SCORING_BATCH),))
-    return {"batches": sizes} if "batches" in RUNTIMES[runtime].options else {}
-
-
-def _check_one_network(candidates: Sequence[_Candidate]) -> None:
-    """Refuse files that are not versions of one network.
-
-    All pairs: a uint8 graph fits float graphs that do not fit together.
-    """
-    of_contract = {candidate.contract: candidate.artifact for candidate in candidates}
-    for (ours, a), (theirs, b) in combinations(of_contract.items(), 2):
-        different = ours.differs_from(theirs)
-        if different is not None:
-            raise InputError(f"{a.path} and {b.path} have different contracts ({different}); bench them separately")
-
-
-def _score(
-    candidates: Sequence[_Candidate], running: dict[int, Runner], dataset: ImageDataset, progress: Progress
-) -> Labels:
+def _score(candidates: Sequence[Candidate], dataset: ImageDataset, progress: Progress) -> Labels:
     """Run the whole data set through every candidate, batch by batch; returns the labels."""
-    outputs: dict[int, list[Logits]] = {index: [] for index in running}
+    outputs: dict[int, list[Logits]] = {index: [] for index in running(candidates)}
     labels: list[Labels] = [dataset.labels[:0]]
-    for inputs, truth in dataset.batches_for((candidates[index].contract for index in running), _SCORING_BATCH):
-        for index, runner in running.items():
-            logits = runner.infer(inputs[candidates[index].contract])
+    for inputs, truth in dataset.batches_for(contracts_of(candidates).values(), SCORING_BATCH):
+        for index, runner in running(candidates).items():
+            try:
+                logits = runner.infer(inputs[candidates[index].contract])
+            except UnavailableError as error:
+                candidates[index].drop(error)
+                continue
             _check_finite(candidates[index], logits, dataset, sum(map(len, labels)))
             outputs[index].append(logits)
         labels.append(truth)
         progress("answers", sum(map(len, labels)) / len(dataset))
-    for index, output in outputs.items():
-        candidates[index].logits = np.concatenate(output)
-    _check_same_outputs([candidates[index] for index in running])
+    judged = [candidates[index] for index in running(candidates)]
+    for index in running(candidates):
+        candidates[index].logits = np.concatenate(outputs[index])
+    _check_same_outputs(judged)
     return np.concatenate(labels)
 
 
-def _check_finite(candidate: _Candidate, logits: Logits, dataset: ImageDataset, before: int) -> None:
+def _check_finite(candidate: Candidate, logits: Logits, dataset: ImageDataset, before: int) -> None:
     """Refuse NaN and infinity, whose largest entry is no answer; ``before`` images were run before these."""
     wrong = ~np.isfinite(logits).all(axis=1)
     if wrong.any():
@@ -314,7 +274,7 @@ def _check_finite(candidate: _Candidate, logits: Logits, dataset: ImageDataset, 
         )
 
 
-def _check_same_outputs(candidates: Sequence[_Candidate]) -> None:
+def _check_same_outputs(candidates: Sequence[Candidate]) -> None:
     for candidate in candidates:
         assert candidate.logits is not None
         assert candidates[0].logits is not None
@@ -323,14 +283,7 @@ def _check_same_outputs(candidates: Sequence[_Candidate]) -> None:
             raise InputError(f"{candidate} has {found} outputs and {candidates[0]} {expected}; bench them separately")
 
 
-def _first_inputs(dataset: ImageDataset, contracts: Mapping[int, Contract], count: int) -> dict[int, Batch]:
-    """The first ``count`` images as each candidate takes them."""
-    for inputs, _ in dataset.batches_for(contracts.values(), count):
-        return {index: inputs[contract] for index, contract in contracts.items()}
-    return {}
-
-
-def _judge(candidates: Sequence[_Candidate], labels: Labels) -> list[Accuracy]:
+def _judge(candidates: Sequence[Candidate], labels: Labels) -> list[Accuracy]:
     judged: list[Accuracy] = []
     for candidate in candidates:
         if candidate.logits is not None:
@@ -339,7 +292,7 @@ def _judge(candidates: Sequence[_Candidate], labels: Labels) -> list[Accuracy]:
     return judged
 
 
-def _scores(candidate: _Candidate, reference: _Candidate, labels: Labels | None) -> dict[str, Any]:
+def _scores(candidate: Candidate, reference: Candidate, labels: Labels | None) -> dict[str, Any]:
     assert candidate.logits is not None
     assert reference.logits is not None
     return {
@@ -365,7 +318,7 @@ def _figures(timings: Timings, index: int, reference: int, batch: int) -> dict[s
     }
 
 
-def _row(candidate: _Candidate, batch: int, **figures: Any) -> Row:
+def _row(candidate: Candidate, batch: int, **figures: Any) -> Row:
     artifact = candidate.artifact
     return Row(
         artifact=candidate.name,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from alexdeploy.cli.output import (
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UnavailableError, UsageError
 from alexdeploy.files import check_output
+from alexdeploy.machine import forbid_tf32
 from alexdeploy.specs import Runtime, cuda_ordinal
 
 if TYPE_CHECKING:
@@ -142,13 +142,13 @@ def command(
     if max_drop is not None and not auto:
         raise UsageError("--max-drop says what --runtime auto may choose; add that, or leave --max-drop out")
     if auto or "onnxruntime-tensorrt" in runtimes:  # which has no option for TF32; NVIDIA's libraries read it once
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        forbid_tf32()
     with progress("loading SciPy and scikit-learn"):
         for module in ("scipy", "sklearn", *(("jinja2", "matplotlib") if shown.html else ())):
             require(module)
     earlier = load_report(baseline) if baseline else None
     if earlier is not None:
-        check_comparable(earlier, artifacts, sizes, cuda_ordinal(where.device) if where.device else 0)
+        check_comparable(earlier, artifacts, sizes, cuda_ordinal(where.device))
     dataset = data.open("val")
     note_data(dataset)
     with progress("opening the artifacts") as bar:

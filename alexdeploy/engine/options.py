@@ -36,7 +36,7 @@ class BuilderOptions:
     @property
     def ordinal(self) -> int:
         """The number of ``device``."""
-        return cuda_ordinal(self.device or "cuda")
+        return cuda_ordinal(self.device)
 
     def on_device(self) -> contextlib.AbstractContextManager[None]:
         """A block in which ``device`` is current on this thread, where it was chosen; a builder takes the current one.

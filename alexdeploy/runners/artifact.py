@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -128,6 +129,7 @@ class Artifact(ABC):
 
     def runner(self, runtime: str | None = None, **options: Any) -> Runner:
         """Load the file into a runtime; see ``load``."""
+        options = {name: value for name, value in options.items() if (name, value) != ("device", None)}  # not chosen
         if runtime is not None and runtime not in self.runtimes:
             raise UsageError(f"{self.origin} does not run on {runtime}; it runs on {', '.join(self.runtimes)}")
         asked = tuple(name for name in self.runtimes if runtime in (None, name))
@@ -244,11 +246,28 @@ class OnnxArtifact(Artifact):
 
     def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:
         if runtime == "onnxruntime-cpu":
-            from alexdeploy.runners.fast_lrn import open_with_fast_lrn
-
-            return open_with_fast_lrn(self.source, self.origin, lambda: self.model, runner, options)
+            return self._open_with_fast_lrn(runner, options)
         precision = () if runtime == "openvino" else (self.precision,)
         opened: Runner = runner(self.source, *precision, **options)
+        return opened
+
+    def _open_with_fast_lrn(self, runner: type[Any], options: dict[str, Any]) -> Runner:
+        """Where the ``onnx`` libraries are not installed, the file as it is."""
+        from alexdeploy.runners.fast_lrn import warn_of_slow_lrn, with_fast_lrn
+
+        file = self.source.resolve() if isinstance(self.source, Path) else None  # ONNX Runtime leaves no folder
+        before = file.stat() if file else None
+        try:
+            model = self.model
+        except UnavailableError as missing:
+            warn_of_slow_lrn(self.source, self.origin, missing)
+            opened: Runner = runner(self.source, **options)
+            return opened
+        graph, weights = with_fast_lrn(model, file, self.origin)
+        opened = runner(graph, weights, folder=file.parent if file else None, **options)
+        if file and before and not os.path.samestat(before, file.stat()):
+            opened.close()
+            raise InputError(f"{self.origin}: was replaced while it was being loaded; load it again")
         return opened
 
 

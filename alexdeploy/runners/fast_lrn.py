@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.errors import InputError, InputWarning, UnavailableError
+from alexdeploy.errors import InputWarning
 from alexdeploy.metrics import relative_error
-from alexdeploy.runners.base import Runner
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
@@ -23,38 +21,6 @@ _TOLERANCE = 1e-5
 _LRN_NODE = b"\x22\x03LRN"  # how NodeProto.op_type is stored: field 4, three bytes
 
 Weights = Mapping[str, npt.NDArray[np.generic]]
-
-
-def open_with_fast_lrn(
-    source: Path | bytes, origin: str, read: Callable[[], ir.Model], runner: type[Any], options: dict[str, Any]
-) -> Runner:
-    """A runner of the graph with its LRN lowered; where the ``onnx`` libraries are not installed, of the file as it is.
-
-    Args:
-        source: the file, or its bytes.
-        origin: what to call it in a message.
-        read: gives the graph.
-        runner: class of the runner, and its options.
-        options: see ``runner``.
-
-    Raises:
-        InputError: the file was replaced meanwhile.
-    """
-    opened: Runner
-    file = source.resolve() if isinstance(source, Path) else None  # ONNX Runtime leaves no folder
-    before = file.stat() if file is not None else None
-    try:
-        model = read()
-    except UnavailableError as missing:
-        warn_of_slow_lrn(source, origin, missing)
-        opened = runner(source, **options)
-        return opened
-    graph, weights = with_fast_lrn(model, file, origin)
-    opened = runner(graph, weights, folder=file.parent if file is not None else None, **options)
-    if file is not None and before is not None and not os.path.samestat(before, file.stat()):
-        opened.close()
-        raise InputError(f"{origin}: was replaced while it was being loaded; load it again")
-    return opened
 
 
 def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[bytes, Weights]:

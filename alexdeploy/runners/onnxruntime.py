@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from alexdeploy.arrays import Batch, Logits
+from alexdeploy.cuda.faults import Watch
 from alexdeploy.errors import InputError
 from alexdeploy.runners.base import (
     PROFILE_RUNS,
@@ -57,6 +58,8 @@ class OnnxRuntimeRunner(Runner):
 
     Raises:
         InputError: ONNX Runtime cannot load the model; the message is its own.
+        UnavailableError: from every call that ONNX Runtime fails in.
+        DeviceLostError: from every call after a fault of the GPU.
     """
 
     runtime = "onnxruntime-cpu"
@@ -85,6 +88,7 @@ class OnnxRuntimeRunner(Runner):
         provider_options: Mapping[str, str],
     ) -> None:
         self._model, self._provider_options = model, dict(provider_options)
+        self._watch = Watch(self._in_words)  # ONNX Runtime's exceptions have no common public base
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()
         }
@@ -130,6 +134,14 @@ class OnnxRuntimeRunner(Runner):
         pieces = self._pieces(batch)
         if len(pieces) > 1 or len(pieces[0]) != len(batch):
             return partial(self.infer, batch)
+        with self._watch.calls():
+            return partial(self._watched, self._bound(batch))
+
+    def _watched(self, call: Callable[[], object]) -> object:
+        with self._watch.calls():
+            return call()
+
+    def _bound(self, batch: Batch) -> Callable[[], object]:
         binding = self._session.io_binding()
         images = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), self._device, self._ordinal)
         binding.bind_ortvalue_input(self.input.name, images)
@@ -140,6 +152,10 @@ class OnnxRuntimeRunner(Runner):
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return binding.get_outputs()
+
+    def _in_words(self, error: BaseException) -> str:
+        """One line for a failure of ONNX Runtime."""
+        return f"{self._provider}: {' '.join(str(error).split())[:300]}"
 
     def layer_times_ms(self, batch: Batch) -> dict[str, float]:
         """By ONNX Runtime's profiler, in a session of its own; a frozen batch is filled up."""
@@ -163,7 +179,8 @@ class OnnxRuntimeRunner(Runner):
     def _run(self, batch: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
         """Run the batch, in pieces where the model or its engine takes no more; a frozen batch is filled with zeros."""
         self.check_batch(batch)
-        pieces = [self._run_piece(piece, names) for piece in self._pieces(batch)]
+        with self._watch.calls():
+            pieces = [self._run_piece(piece, names) for piece in self._pieces(batch)]
         if len(pieces) == 1 and self.frozen_batch in (None, len(batch)):
             return pieces[0]
         return [  # a scalar is a maximum over the batch (alexdeploy.graph.taps)

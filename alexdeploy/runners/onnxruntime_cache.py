@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import msgspec
 from alexdeploy import files
 from alexdeploy.errors import UsageError
 
+_PARTIAL, _LEFT_S = ".partial-", 24 * 3600.0  # no build takes so long
 _LISTED = "files.json"  # name → SHA-256 of the entry's files
 
 
@@ -49,7 +51,8 @@ def engine_cache(folder: Path, key: Mapping[str, str], machine: str) -> Iterator
     if _is_whole(entry):
         yield _options(entry)
         return
-    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    _sweep(folder)
+    work = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
     try:
         for path in timings.glob("*.timing"):
             shutil.copy(path, work)
@@ -57,6 +60,14 @@ def engine_cache(folder: Path, key: Mapping[str, str], machine: str) -> Iterator
         _keep(work, entry, timings)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes have left that ended while they built."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _options(folder: Path) -> dict[str, str]:

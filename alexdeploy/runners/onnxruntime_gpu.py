@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import onnxruntime as ort
 from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.errors import InputError, UnavailableError, UsageError, few
-from alexdeploy.machine import current_gpu, why_no_cuda
+from alexdeploy.machine import current_gpu, tf32_is_forbidden, why_no_cuda
 from alexdeploy.optional import require
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
 from alexdeploy.runners.onnxruntime_cache import cache_folder, engine_cache
@@ -58,6 +57,7 @@ class CudaRunner(OnnxRuntimeRunner):
         ordinal: number of the CUDA device.
 
     Raises:
+        UsageError: ``device_id`` among the options.
         UnavailableError: it cannot run on the provider; the message is the reason.
     """
 
@@ -73,9 +73,11 @@ class CudaRunner(OnnxRuntimeRunner):
         *,
         ordinal: int = 0,
     ) -> None:
+        if "device_id" in (options or {}):
+            raise UsageError("`options`: device_id is chosen by `device`, such as cuda:1")
         chosen = {"device_id": str(ordinal), **self.defaults(precision), **(options or {})}
         self.tf32 = self._computes_in_tf32(chosen)
-        self._ordinal = int(chosen["device_id"])
+        self._ordinal = ordinal
         self._check_available()
         try:
             with self._completed(model, chosen) as completed:
@@ -88,11 +90,8 @@ class CudaRunner(OnnxRuntimeRunner):
         graphs = chosen.get("enable_cuda_graph") == "1"
         self._graphs = GraphCalls(self._session, (self._device, self._ordinal)) if graphs else None
 
-    def device_call(self, batch: Batch) -> Callable[[], object]:
-        self.check_batch(batch)
-        if self._graphs is None or len(self._pieces(batch)) > 1:
-            return super().device_call(batch)
-        return self._graphs.call_on(self._pieces(batch)[0], self._logits[0])
+    def _bound(self, batch: Batch) -> Callable[[], object]:
+        return self._graphs.call_on(batch, self._logits[0]) if self._graphs else super()._bound(batch)
 
     def layer_times_ms(self, batch: Batch) -> dict[str, float]:  # noqa: ARG002
         return {}  # ONNX Runtime's profiler times the launch of a GPU kernel, not the kernel
@@ -113,7 +112,7 @@ class CudaRunner(OnnxRuntimeRunner):
 
     @staticmethod
     def _computes_in_tf32(options: Mapping[str, str]) -> bool:
-        return options.get("use_tf32") != "0"
+        return options.get("use_tf32") != "0" and not tf32_is_forbidden()
 
     @contextlib.contextmanager
     def _completed(self, model: Path | bytes, options: dict[str, str]) -> Iterator[dict[str, str]]:  # noqa: ARG002
@@ -129,10 +128,7 @@ class CudaRunner(OnnxRuntimeRunner):
         return options
 
     def _run_piece(self, piece: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
-        try:
-            return self._graphs.run(piece, names) if self._graphs else super()._run_piece(piece, names)
-        except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise UnavailableError(self._in_words(error)) from error
+        return self._graphs.run(piece, names) if self._graphs else super()._run_piece(piece, names)
 
     def _check_available(self) -> None:
         if self._provider not in ort.get_available_providers():
@@ -140,7 +136,7 @@ class CudaRunner(OnnxRuntimeRunner):
                 f"this onnxruntime {ort.__version__} has no {self._provider}; replace it: pip uninstall onnxruntime, "
                 "then pip install onnxruntime-gpu"
             )
-        reason = why_no_cuda()
+        reason = why_no_cuda(self._ordinal)
         if reason is not None:
             raise UnavailableError(reason)
         load_libraries(self._provider)
@@ -213,8 +209,7 @@ class TensorRtProviderRunner(CudaRunner):
 
     @staticmethod
     def _computes_in_tf32(options: Mapping[str, str]) -> bool:  # noqa: ARG004
-        """It has no option for that (microsoft/onnxruntime#26029), so what counts is NVIDIA's own variable."""
-        return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+        return not tf32_is_forbidden()  # it has no option for that (microsoft/onnxruntime#26029)
 
     @contextlib.contextmanager
     def _completed(self, model: Path | bytes, options: dict[str, str]) -> Iterator[dict[str, str]]:
@@ -300,15 +295,19 @@ def _is_open(graph: ir.Model) -> bool:
 
 def _key(model: Path | bytes, graph: ir.Model, options: Mapping[str, str]) -> dict[str, str]:
     """What of an engine is the model's and the options'. Weights may lie in other files than the model."""
+    from onnx.external_data_helper import uses_external_data
+
+    from alexdeploy.graph.mapped import MappedModel
+
     weights = hashlib.sha256()
-    for name, value in graph.graph.initializers.items():
-        if value.const_value is not None:
-            weights.update(name.encode())
-            weights.update(value.const_value.tobytes())
-    whole = isinstance(model, Path)
+    if isinstance(model, Path) and any(map(uses_external_data, MappedModel(model).proto.graph.initializer)):
+        for name, value in graph.graph.initializers.items():
+            if value.const_value is not None:
+                weights.update(name.encode())
+                weights.update(value.const_value.tobytes())
     return {
         **options,
         "model": files.sha256_file(model) if isinstance(model, Path) else hashlib.sha256(model).hexdigest(),
         "name": model.name if isinstance(model, Path) else "",
-        "weights": weights.hexdigest() if whole else "",
+        "weights": weights.hexdigest(),
     }

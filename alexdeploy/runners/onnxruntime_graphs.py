@@ -38,20 +38,21 @@ class GraphCalls:
         with self._lock:
             key = (batch.shape, tuple(names))
             call = self._bound.get(key)
+            if call is None and len(self._bound) == _MOST:
+                feed = {self._session.get_inputs()[0].name: batch}
+                plain: list[npt.NDArray[np.float32]] = self._session.run(names, feed, _run_options(_NO_GRAPH))
+                return plain
             if call is None:
-                call = self._bind(batch, names, captured=len(self._bound) < _MOST)
-                if call.captured:
-                    self._bound[key] = call
+                call = self._bound[key] = self._bind(batch, names)
             return call.run(batch)
 
     def call_on(self, batch: Batch, name: str) -> BoundCall:
         """A call on buffers of its own, filled now."""
         with self._lock:
-            return self._bind(batch, [name], captured=True)
+            return self._bind(batch, [name])
 
-    def _bind(self, batch: Batch, names: Sequence[str], *, captured: bool) -> BoundCall:
-        number = next(self._numbers) if captured else _NO_GRAPH
-        return BoundCall(self._session, self._device, batch, names, number, self._lock)
+    def _bind(self, batch: Batch, names: Sequence[str]) -> BoundCall:
+        return BoundCall(self._session, self._device, batch, names, next(self._numbers), self._lock)
 
 
 class BoundCall:
@@ -66,7 +67,6 @@ class BoundCall:
         number: int,
         lock: threading.Lock,
     ) -> None:
-        self.captured = number != _NO_GRAPH
         self._session, self._lock = session, lock
         self._images = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), *device)
         self._binding = session.io_binding()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from alexdeploy.arrays import Batch, Logits
+from alexdeploy.cuda.faults import Watch
 from alexdeploy.cuda.wheels import why_too_old
 from alexdeploy.errors import InputWarning, UnavailableError
 from alexdeploy.runners.base import Runner
@@ -28,7 +29,8 @@ class PyTorchRunner(Runner):
     ``ordinal``: number of the CUDA device; None for the first, where there is one, else the CPU.
 
     Raises:
-        UnavailableError: PyTorch finds no such device.
+        UnavailableError: PyTorch finds no such device; from every call that PyTorch fails in.
+        DeviceLostError: from every call after a fault of the GPU.
     """
 
     runtime = "pytorch"
@@ -47,15 +49,22 @@ class PyTorchRunner(Runner):
         self._model = checkpoint.model.to(self.device)
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")
         self.classes = checkpoint.classes
+        self._watch = Watch(_in_words, RuntimeError)
 
     def infer(self, batch: Batch) -> Logits:
         self.check_batch(batch)
-        logits: Logits = self._run(self._on_device(batch)).cpu().numpy()
+        with self._watch.calls():
+            logits: Logits = self._run(self._on_device(batch)).cpu().numpy()
         return logits
 
     def device_call(self, batch: Batch) -> Callable[[], object]:
         self.check_batch(batch)
-        return partial(self._run, self._on_device(batch))
+        with self._watch.calls():
+            return partial(self._watched_run, self._on_device(batch))
+
+    def _watched_run(self, images: torch.Tensor) -> torch.Tensor:
+        with self._watch.calls():
+            return self._run(images)
 
     def _on_device(self, batch: Batch) -> torch.Tensor:
         """Copied where PyTorch would refuse the array or warn of it: negative strides, read-only memory."""
@@ -67,6 +76,11 @@ class PyTorchRunner(Runner):
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return logits
+
+
+def _in_words(error: BaseException) -> str:
+    """The first line: behind it PyTorch explains itself."""
+    return f"PyTorch: {str(error).partition(chr(10))[0][:300]}"
 
 
 class _WithoutTf32:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from alexdeploy.engine.runtime import deserialize
 from alexdeploy.engine.timing import GpuTimes, gpu_times
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import AlexdeployError, InputError, UsageError
+from alexdeploy.machine import tf32_is_forbidden
 from alexdeploy.runners.base import (
     PROFILE_RUNS,
     PROFILE_WARMUP,
@@ -61,7 +63,7 @@ class TensorRTRunner(Runner):
         InputError: not an engine of one image input, or missing.
         GateError: without its sidecar, changed, or for another TensorRT or GPU.
         UnavailableError: this machine cannot run it.
-        UsageError: a batch size below 1.
+        UsageError: a number of contexts or a batch size below 1.
         DeviceLostError: the device fails; this and every other method.
     """
 
@@ -77,13 +79,12 @@ class TensorRTRunner(Runner):
         warm_up: Sequence[int] = (),
         trust: bool = False,
     ) -> None:
-        if min(warm_up, default=1) < 1:
-            raise UsageError(f"`warm_up` {tuple(warm_up)}: expected batch sizes from 1 on, such as (1, 8)")
+        sizes = _checked(contexts, warm_up)
         file = engine if isinstance(engine, EngineFile) else read_engine(engine, trust=trust)
         check_runs_here(file, ordinal, trust=trust)
         record = file.record
         self.runtime = record.builder
-        self.tf32 = record.tf32
+        self.tf32 = None if record.tf32 and tf32_is_forbidden() else record.tf32  # its kernels were chosen before
         library = load_library(record.builder)
         self._benchmark = partial(library.benchmark, file.origin, host_code=record.compatibility.newer_versions)
         self._device = open_device(ordinal)
@@ -99,7 +100,7 @@ class TensorRTRunner(Runner):
         self.classes = _spec(self._output).classes
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
-            self._warm_up(warm_up, contexts if warm_up else 1)  # fail at construction, not at the first call
+            self._warm_up(sizes, contexts if sizes else 1)  # fail at construction, not at the first call
             on_failure.pop_all()
 
     def infer(self, batch: Batch) -> Logits:
@@ -267,6 +268,16 @@ class _Held:
     def _release(self, execution: Execution) -> None:
         with self._device.current():
             execution.release()
+
+
+def _checked(contexts: Any, warm_up: Any) -> tuple[int, ...]:
+    """The batch sizes of ``warm_up``."""
+    if not isinstance(contexts, Integral) or int(contexts) < 1:
+        raise UsageError(f"`contexts` {contexts!r}: expected a whole number from 1 on, such as 2")
+    sizes: tuple[Any, ...] = tuple(warm_up) if isinstance(warm_up, Iterable) else (0,)
+    if any(not isinstance(size, Integral) or int(size) < 1 for size in sizes):
+        raise UsageError(f"`warm_up` {warm_up!r}: expected batch sizes from 1 on, such as (1, 8)")
+    return sizes
 
 
 def _abandon(held: _Held) -> None:

@@ -137,6 +137,12 @@ def test_after_warm_up_nothing_is_captured_or_allocated(
         assert sim.sim_allocated() == allocated
     with pytest.raises(UsageError, match=r"`warm_up` \(0,\): expected batch sizes from 1 on"):
         alexdeploy.load(engine, warm_up=(0,))
+    for warm_up in (8, "8", (1.5,), None):
+        with pytest.raises(UsageError, match=r"`warm_up` .*: expected batch sizes from 1 on"):
+            alexdeploy.load(engine, warm_up=warm_up)
+    for contexts in (0, -1, 1.5, "2", None):
+        with pytest.raises(UsageError, match=r"`contexts` .*: expected a whole number from 1 on"):
+            alexdeploy.load(engine, contexts=contexts)
 
 
 def test_without_graphs_nothing_is_captured(

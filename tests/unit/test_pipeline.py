@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
+from alexdeploy import pipeline
 from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.engine.record import EngineRecord, write_engine
+from alexdeploy.machine import Gpu
 from alexdeploy.pipeline import PipelineReport
 
 Runtime = Literal["onnxruntime-cpu", "openvino", "tensorrt-rtx"]
@@ -66,3 +70,30 @@ def test_without_fp32_on_the_same_runtime_there_is_no_gain() -> None:
     assert report(*ROWS[2:5]).gains == []
     skipped = replace(ROWS[0], runtime="tensorrt-rtx", status="skipped", images_per_s=None, samples_ms={})
     assert report(skipped, row("int8.engine", "tensorrt-rtx", "int8", 1.0)).gains == []
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_fp32_is_timed_on_every_runtime_that_int8_is(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is CUDA the float graph's usual runtime is another than the INT8 graph's, and no gain is left."""
+    monkeypatch.setattr(pipeline, "cuda_is_here", lambda: cuda)
+    made = {name: Path(name) for name in ("onnx", "onnx-int8-onnxruntime")}
+    more = made | {"onnx-int8-openvino": Path("onnx-int8-openvino")}
+    on_gpu = {"onnxruntime-cuda"} if cuda else set()
+    assert {*pipeline._runtimes(made)[Path("onnx")]} == {"onnxruntime-cpu", *on_gpu}
+    assert {*pipeline._runtimes(more)[Path("onnx")]} == {"onnxruntime-cpu", "openvino", *on_gpu}
+    assert pipeline._runtimes(more)[Path("onnx-int8-openvino")] == ("openvino",)
+
+
+def test_an_engine_is_kept_only_for_the_gpu_that_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("NVIDIA A100", "8.0", "13.0")]
+    monkeypatch.setattr(pipeline, "current_gpu", lambda ordinal: gpus[ordinal])
+    monkeypatch.setattr(pipeline, "load_library", lambda builder: SimpleNamespace(name="tensorrt"))
+    record = EngineRecord(builder="tensorrt", version="10.16.1.11", gpu=gpus[0])
+    write_engine(tmp_path / "net-fp32.engine", b"a plan", record, parents=(), options={})
+    recipe: Any = SimpleNamespace(network=SimpleNamespace(name="net"))
+    images: Any = SimpleNamespace(fingerprint="")
+    kept = {}
+    for device in (None, "cuda", "cuda:0", "cuda:1"):
+        chain = pipeline._Chain(recipe, images, images, tmp_path, 1, "tensorrt", device, "")
+        kept[device] = chain._engine("fp32").is_finished()
+    assert kept == {None: True, "cuda": True, "cuda:0": True, "cuda:1": False}

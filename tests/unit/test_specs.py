@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import Precision, Profile
+from alexdeploy.specs import Precision, Profile, cuda_ordinal
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,10 @@ def test_a_profile_accepts_what_lies_between_its_ends() -> None:
 def test_a_batch_profile_that_is_none_is_refused_and_quoted(text: str) -> None:
     with pytest.raises(UsageError, match=f"profile '?{text}'?: expected"):
         Profile.parse(text)
+
+
+def test_a_device_is_a_name_or_the_first() -> None:
+    assert [cuda_ordinal(device) for device in ("cuda", "cuda:0", "cuda:12", None)] == [0, 0, 12, 0]
+    for device in (1, 0, True, b"cuda"):
+        with pytest.raises(UsageError, match=f"`device` {device!r}: expected cuda or cuda:N"):
+            cuda_ordinal(device)  # type: ignore[arg-type]

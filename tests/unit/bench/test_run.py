@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,13 +14,15 @@ from onnx import helper
 from PIL import Image
 
 from alexdeploy.bench import baseline, limits, measure, run
+from alexdeploy.bench.candidates import for_batches
 from alexdeploy.bench.limits import Machine
 from alexdeploy.bench.report.page import write_html, write_markdown
 from alexdeploy.bench.results import BenchReport
 from alexdeploy.cli.bench import show_bench
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError, InputError
+from alexdeploy.errors import DeviceLostError, GateError, InputError, UnavailableError, UsageError
+from alexdeploy.runners.artifact import OnnxArtifact
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.runners.onnxruntime_gpu import CudaRunner
 from alexdeploy.specs import Profile
@@ -244,7 +246,64 @@ def test_a_row_on_the_gpu_is_not_held_against_the_limit_of_the_cpu(
     assert bench(floats, on=images()).rows[0].limit is None
 
 
+class Faulty(OnnxRuntimeRunner):
+    """A runner that fails while it runs: at a batch size, or at its so-manieth call, or on the device alone."""
+
+    at_batch, at_call, on_device = 0, 0, False
+    error: type[Exception] = UnavailableError
+    calls = 0
+
+    def infer(self, batch: Array) -> Array:
+        self.calls += 1
+        if len(batch) == self.at_batch or self.calls == self.at_call:
+            raise self.error("CUDA failure 2: out of memory")
+        return super().infer(batch)
+
+    def device_call(self, batch: Array) -> Callable[[], object]:
+        if self.on_device:
+            raise self.error("CUDA failure 2: out of memory")
+        return super().device_call(batch)
+
+    def layer_times_ms(self, batch: Array) -> dict[str, float]:  # noqa: ARG002
+        return {}
+
+
+@pytest.mark.parametrize("faulty", [0, 1, 2], ids=["the reference", "between", "last"])
+@pytest.mark.parametrize(
+    "fault", [{"at_batch": 64}, {"at_call": 5}, {"on_device": True}], ids=["scoring", "timing", "device"]
+)
+def test_a_runner_that_cannot_run_is_left_out_and_the_others_go_on(
+    floats: Path, monkeypatch: pytest.MonkeyPatch, fault: dict[str, int | bool], faulty: int
+) -> None:
+    opened: list[int] = []
+
+    def runner(artifact: OnnxArtifact, runtime: str) -> OnnxRuntimeRunner:  # noqa: ARG001
+        opened.append(len(opened))
+        made = (Faulty if opened[-1] == faulty else OnnxRuntimeRunner)(artifact.path)
+        for name, value in fault.items():
+            setattr(made, name, value)
+        return made
+
+    monkeypatch.setattr(OnnxArtifact, "runner", runner)
+    report = bench(floats, floats, floats, on=images(NAMES, [index % 4 for index in range(70)]))
+    assert [row.status for row in report.rows] == ["skipped" if index == faulty else "ok" for index in range(3)]
+    assert report.rows[faulty].reason == "CUDA failure 2: out of memory"
+    assert report.rows[faulty].top1 is None
+    right = np.mean(by_hand().argmax(axis=1) == np.arange(70) % 4)
+    assert [row.top1 for index, row in enumerate(report.rows) if index != faulty] == [right] * 2
+    assert len(report.accuracy) == 2
+    monkeypatch.setattr(Faulty, "error", DeviceLostError)
+    opened.clear()
+    with pytest.raises(DeviceLostError):
+        bench(floats, floats, floats, on=images())
+
+
+def test_a_device_that_nothing_would_run_on_is_refused(floats: Path) -> None:
+    with pytest.raises(UsageError, match=r"^`device` cuda:5: onnxruntime-cpu would run on the CPU; (no CUDA|name a)"):
+        run.run_bench([floats], images(), runtimes=["onnxruntime-cpu"], device="cuda:5")
+
+
 def test_a_runtime_that_builds_on_loading_is_told_the_batches() -> None:
-    assert run._for_batches("onnxruntime-tensorrt", [1, 8]) == {"batches": Profile((1,), (8,), (64,))}
-    assert run._for_batches("onnxruntime-tensorrt", [128]) == {"batches": Profile((1,), (128,), (128,))}
-    assert run._for_batches("onnxruntime-cuda", [1, 8]) == {}
+    assert for_batches("onnxruntime-tensorrt", [1, 8]) == {"batches": Profile((1,), (8,), (64,))}
+    assert for_batches("onnxruntime-tensorrt", [128]) == {"batches": Profile((1,), (128,), (128,))}
+    assert for_batches("onnxruntime-cuda", [1, 8]) == {}

@@ -151,6 +151,11 @@ def test_a_device_is_for_the_runtimes_on_a_gpu(model: onnx.ModelProto) -> None:
         load(content, runtime="onnxruntime-cpu", device="cuda:1")
     with pytest.raises(UsageError, match="`device` gpu: expected cuda or cuda:N"):
         load(content, device="gpu")
+    with pytest.raises(UsageError, match="`device` 1: expected cuda or cuda:N"):
+        load(content, device=1)
+    for runtime in (None, "onnxruntime-cpu"):
+        with load(content, runtime=runtime, device=None) as runner:
+            assert runner.runtime == "onnxruntime-cpu"
     assert on_device("onnxruntime-cpu", "cuda:1") == on_device("tensorrt", None) == {}
     assert on_device("tensorrt", "cuda:1") == {"device": "cuda:1"}
 

@@ -71,7 +71,7 @@ def test_a_gpu_provider_that_this_onnxruntime_lacks_is_not_replaced_by_the_cpu(r
 def test_a_session_that_started_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's ONNX Runtime, claiming to have the provider, as onnxruntime-gpu does without its libraries."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime_gpu, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "why_no_cuda", lambda ordinal: None)
     monkeypatch.setattr(onnxruntime_gpu, "load_libraries", lambda provider: None)
     with (
         pytest.warns(UserWarning, match="not in available"),

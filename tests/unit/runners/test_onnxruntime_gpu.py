@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import DeviceLostError, InputError, UnavailableError, UsageError
+from alexdeploy.graph.model import load_onnx
+from alexdeploy.machine import forbid_tf32
 from alexdeploy.runners import artifact, onnxruntime_gpu
 from alexdeploy.runners.artifact import OnnxArtifact
 from alexdeploy.runners.onnxruntime_cache import engine_cache
@@ -153,7 +157,56 @@ def test_a_graph_has_one_batch_size_and_keeps_its_buffers(addresses: dict[str, s
     np.testing.assert_allclose(own()[0].numpy(), plain.infer(images(5)), rtol=1e-6)
     runner.infer(images(5, seed=3))
     np.testing.assert_allclose(own()[0].numpy(), plain.infer(images(5)), rtol=1e-6)
-    assert len(addresses) == 18  # 16 graphs, one of the call's own, and what runs without
+    assert len(addresses) == 17  # 16 graphs and one of the call's own
+
+
+def test_a_batch_size_without_a_graph_runs_once() -> None:
+    runner = OnTheCpu(MODEL, Precision.FP32, {"enable_cuda_graph": "1"})
+    for size in range(1, 17):
+        runner.infer(images(size))
+    assert runner._graphs is not None
+    session: Any = runner._graphs._session
+    ran: list[str] = []
+
+    class Counting:
+        get_inputs = session.get_inputs
+
+        def run(self, names: list[str], feed: Any, options: ort.RunOptions) -> Any:
+            ran.append(options.get_run_config_entry("gpu_graph_id"))
+            return session.run(names, feed, options)
+
+    runner._graphs._session = Counting()
+    plain = OnTheCpu(MODEL, Precision.FP32)
+    for _ in range(2):
+        np.testing.assert_array_equal(runner.infer(images(17)), plain.infer(images(17)))
+    assert ran == ["-1", "-1"]
+
+
+def test_the_device_is_the_one_that_was_chosen_and_is_chosen_in_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="`options`: device_id is chosen by `device`"):
+        CudaRunner(MODEL, Precision.FP32, {"device_id": "1"})
+    monkeypatch.setattr(CudaRunner, "_provider", "CPUExecutionProvider")  # which every onnxruntime has
+    monkeypatch.setattr(onnxruntime_gpu, "why_no_cuda", lambda ordinal=0: f"no CUDA device {ordinal}")
+    with pytest.raises(UnavailableError, match="no CUDA device 3"):
+        CudaRunner(MODEL, Precision.FP32, ordinal=3)
+
+
+def test_nvidias_variable_is_stronger_than_the_providers_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")  # so that it is restored
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    tf32 = {"use_tf32": "1"}
+    assert [OnTheCpu(MODEL, Precision.FP32, options).tf32 for options in (None, tf32)] == [False, True]
+    forbid_tf32()
+    assert [OnTheCpu(MODEL, Precision.FP32, options).tf32 for options in (None, tf32)] == [False, False]
+
+
+def test_weights_are_hashed_beside_the_file_only_where_they_lie_elsewhere(tmp_path: Path) -> None:
+    onnx.save(conv_lrn_gemm(), tmp_path / "one.onnx")
+    onnx.save(conv_lrn_gemm(), tmp_path / "two.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    empty = hashlib.sha256().hexdigest()
+    for name, alone in (("one.onnx", True), ("two.onnx", False)):
+        path = tmp_path / name
+        assert (onnxruntime_gpu._key(path, load_onnx(path), {})["weights"] == empty) == alone
 
 
 def test_threads_take_turns_at_a_graph() -> None:
@@ -181,6 +234,47 @@ def test_what_fails_while_running_is_an_error_of_ours(monkeypatch: pytest.Monkey
     monkeypatch.setattr(runner, "_session", SimpleNamespace(run=lambda *_: (_ for _ in ()).throw(RuntimeError(text))))
     with pytest.raises(UnavailableError, match=r"^CPUExecutionProvider: CUDA failure 2: out of memory$"):
         runner.infer(images(2))
+
+
+class Failing:
+    """In place of a session, from the moment that a fault is set on."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.fault, self.calls = "", 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, *arguments: Any) -> None:
+        self.calls += 1
+        if self.fault:
+            raise RuntimeError(self.fault)
+        self._session.run_with_iobinding(*arguments)
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_cuda_graph": "1"}], ids=["plain", "graphs"])
+def test_a_call_on_the_device_tells_of_a_fault_and_the_next_one_is_refused_at_once(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = OnTheCpu(MODEL, Precision.FP32, options)
+    session: Any = Failing(runner._session)
+    monkeypatch.setattr(runner, "_session", session)
+    if runner._graphs:
+        monkeypatch.setattr(runner._graphs, "_session", session)
+    call = runner.device_call(images(2))
+    call()
+    session.fault = "CUDNN failure 4000: CUDNN_STATUS_INTERNAL_ERROR"
+    with pytest.raises(UnavailableError, match="CUDNN_STATUS_INTERNAL_ERROR"):
+        call()
+    session.fault = "x.cc:154 CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=vm"
+    with pytest.raises(DeviceLostError, match=r"CUDA failure 700: .*encountered; the GPU is lost.*start it again"):
+        call()
+    calls = session.calls
+    for later in (call, lambda: runner.infer(images(2)), lambda: runner.device_call(images(2))):
+        with pytest.raises(DeviceLostError, match="CUDA failure 700"):
+            later()
+    assert session.calls == calls, "CUDA is not asked any more"
 
 
 class TensorRtOnTheCpu(TensorRtProviderRunner):
@@ -302,6 +396,13 @@ def test_an_engine_is_kept_whole_and_used_only_as_it_was(tmp_path: Path) -> None
         write_and_fail(options)
     assert len(engines(tmp_path)) == 1
     assert not list(tmp_path.glob(".partial*"))
+    for name, days in (("old", 2), ("new", 0.5)):  # of processes that were killed, or still build
+        (tmp_path / f".partial-{name}").mkdir()
+        write({f"trt_{kind}_cache_path": str(tmp_path / f".partial-{name}") for kind in ("engine", "timing")})
+        os.utime(tmp_path / f".partial-{name}", (time.time() - days * 86400,) * 2)
+    with engine_cache(tmp_path, {"weights": "d"}, "L4"):
+        assert not (tmp_path / ".partial-old").exists()
+    assert (tmp_path / ".partial-new").exists()
 
 
 def test_other_weights_under_the_same_names_get_another_engine(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from alexdeploy.errors import DeviceLostError, UnavailableError
 from alexdeploy.runners.pytorch import PyTorchRunner
 from alexdeploy.zoo.checkpoint import untrained
 
@@ -63,6 +64,23 @@ def test_a_call_that_fails_restores_it_too(runner: PyTorchRunner) -> None:
     with pytest.raises(RuntimeError):
         runner._run(torch.zeros(1, 5, 28, 28))
     assert flags() == before
+
+
+@pytest.mark.parametrize("call_of", [lambda r: r.infer(IMAGES), lambda r: r.device_call(IMAGES)()])
+def test_a_fault_of_the_device_is_told_and_every_later_call_refused(
+    runner: PyTorchRunner, call_of: Callable[[PyTorchRunner], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["CUDA out of memory. Tried to allocate 2 MiB.", "CUDA error: misaligned address\nSearch for `cudaError"]
+
+    def synchronize(device: object) -> None:  # noqa: ARG001
+        raise RuntimeError(said.pop(0))
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(UnavailableError, match=r"^PyTorch: CUDA out of memory. Tried to allocate 2 MiB.$"):
+        call_of(runner)
+    for _ in range(2):
+        with pytest.raises(DeviceLostError, match=r"^PyTorch: CUDA error: misaligned address; the GPU is lost"):
+            call_of(runner)
 
 
 def test_calls_that_overlap_do_not_undo_each_other(runner: PyTorchRunner) -> None:
