@@ -7,6 +7,7 @@ PyTorch and ONNX Runtime on it, and an engine that is built and run.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -185,9 +186,18 @@ def _onnxruntime_tensorrt() -> str:
     try:
         return _ran(TensorRtProviderRunner(_lrn_model(), Precision.FP32), f"onnxruntime-gpu {version}")
     except UnavailableError as error:
-        if any(wheel.version.startswith("10.") for wheel in wheels("tensorrt")):  # the one that the provider loads
+        # the one that the provider loads: pip's, or the system's, as JetPack has it
+        if any(wheel.version.startswith("10.") for wheel in wheels("tensorrt")) or _loads("libnvinfer.so.10"):
             raise
         raise _AbsentError(f"{error} (alexdeploy's extra 'gpu-trt10')") from error
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _need_onnxruntime_gpu() -> None:

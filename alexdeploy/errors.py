@@ -36,7 +36,7 @@ class UnavailableError(AlexdeployError):
 
 
 class DeviceLostError(AlexdeployError):
-    """The GPU failed under way, and CUDA refuses this process for ever (exit 6): end it and start it again."""
+    """The GPU failed under way, and CUDA no longer works in this process (exit 6): end it and start it again."""
 
     exit_code = 6
 

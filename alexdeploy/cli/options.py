@@ -73,7 +73,9 @@ def device_option(*others: str) -> Callable[[Command], Command]:
         default=others[0] if others else None,
         show_default=bool(others),
         metavar="|".join([*others, "cuda[:N]"]),
-        help="GPU to use, cuda:1 for the second." + "  [default: the first]" * (not others),
+        help="Where to train; cuda:1 is the second GPU."
+        if others
+        else "GPU to use, cuda:1 for the second.  [default: the first]",
     )
 
 

@@ -55,14 +55,17 @@ def why_too_old(*libraries: str) -> str | None:
     """Why this driver does not run one of them, and what to install instead; None where it does or nothing is known."""
     for library in libraries:
         for wheel in wheels(library):
-            reason = why_driver_too_old(f"{wheel.name} {wheel.version}", _major(wheel.cuda))
+            in_extra = library != "tensorrt-rtx"
+            reason = why_driver_too_old(f"{wheel.name} {wheel.version}", _major(wheel.cuda), in_extra=in_extra)
             if reason is not None:
                 return reason
     return None
 
 
-def why_driver_too_old(what: str, cuda: int) -> str | None:
+def why_driver_too_old(what: str, cuda: int, *, in_extra: bool = True) -> str | None:
     """Why the driver does not run ``what``, which is built for a major version of CUDA; None where it does.
+
+    ``in_extra``: alexdeploy's extra for older drivers brings it.
 
     Without a device there is nothing to say here: see ``machine.why_no_cuda``.
     """
@@ -70,7 +73,7 @@ def why_driver_too_old(what: str, cuda: int) -> str | None:
     if gpu is None or _major(gpu.cuda) >= cuda:
         return None
     driver = f"an NVIDIA driver of {_DRIVERS[cuda]} or newer" if cuda in _DRIVERS else "a newer NVIDIA driver"
-    other = ", or alexdeploy's extra 'gpu-cu12' in a new environment" if _major(gpu.cuda) == 12 else ""
+    other = ", or alexdeploy's extra 'gpu-cu12' in a new environment" if in_extra and _major(gpu.cuda) == 12 else ""
     return f"{what} needs CUDA {cuda} and the driver runs CUDA {gpu.cuda}; install {driver}{other}"
 
 

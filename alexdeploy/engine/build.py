@@ -77,7 +77,7 @@ class EngineBuild:
             files.check_output(cache_path(options.timing_cache, library, options.ordinal))
         self._logger = process_logger(library)
         self._logger.errors.clear()
-        with options.on_device():
+        with options.on_device(self.library.name):
             self._open(graph.source)
 
     def _open(self, source: bytes | Path) -> None:
@@ -131,15 +131,15 @@ class EngineBuild:
         try:
             if self.library.logs_kernels:
                 return parse_report(self._logger.kernels), ""
-            with self.options.on_device():
+            with self.options.on_device(self.library.name):
                 return parse_inspection(inspect_plan(self.library, plan, self.graph.shapes)), ""
         except UnavailableError as error:
             return [], str(error)
-        except (RuntimeError, ValueError) as error:  # the binding's, and what is no report; a good plan is not lost
+        except Exception as error:  # the binding's, or a report of another form; a good plan is not lost for it
             return [], f"{self.library.name} {self.library.version} tells nothing of its kernels ({in_a_line(error)})"
 
     def _build(self) -> trt.IHostMemory | None:
-        with self.options.on_device():
+        with self.options.on_device(self.library.name):
             return self._builder.build_serialized_network(self._network, self._config)
 
     def _create_builder(self) -> trt.Builder:

@@ -10,7 +10,7 @@ from pathlib import Path
 from alexdeploy.cuda.open import open_device
 from alexdeploy.engine.versions import Compatibility
 from alexdeploy.errors import UsageError
-from alexdeploy.specs import DEFAULT_BATCHES, Builder, Profile, cuda_ordinal
+from alexdeploy.specs import DEFAULT_BATCHES, Builder, BuilderName, Profile, cuda_ordinal
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,17 @@ class BuilderOptions:
         """The number of ``device``."""
         return cuda_ordinal(self.device)
 
-    def on_device(self) -> contextlib.AbstractContextManager[None]:
-        """A block in which ``device`` is current on this thread, where it was chosen; a builder takes the current one.
+    def on_device(self, builder: BuilderName) -> contextlib.AbstractContextManager[None]:
+        """A block in which ``device`` is current on this thread; a builder takes the current one.
+
+        TensorRT always needs one, TensorRT-RTX only where it was chosen.
 
         Raises:
             UsageError: not a device.
             UnavailableError: it is not there.
         """
-        return open_device(self.ordinal).current() if self.device is not None else contextlib.nullcontext()
+        needed = self.device is not None or builder == "tensorrt"
+        return open_device(self.ordinal).current() if needed else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class _WithoutTf32:
     """PyTorch's FP32 precision is one of the process: set when the first call begins, restored when the last has ended.
 
     PyTorch reads it while it enqueues. By default it computes convolutions in TF32 from Ampere on, and products not.
+    Meanwhile calls of other threads lack TF32, too, and reading the older flags (``allow_tf32``) may raise.
     """
 
     def __init__(self) -> None:
@@ -100,17 +101,19 @@ class _WithoutTf32:
             self._calls += 1
             if self._calls == 1:
                 backends: Any = torch.backends
-                places = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-                self._before = [(place, place.fp32_precision) for place in places]
-                for place in places:
-                    place.fp32_precision = "ieee"
+                # from the general to the special: once its parent says ieee, another value is a place's own
+                for place in (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+                    if place.fp32_precision != "ieee":
+                        self._before.append((place, place.fp32_precision))
+                        place.fp32_precision = "ieee"
         try:
             yield
         finally:
             with self._lock:
                 self._calls -= 1
                 if not self._calls:
-                    for place, precision in self._before:
+                    while self._before:
+                        place, precision = self._before.pop()
                         place.fp32_precision = precision
 
 

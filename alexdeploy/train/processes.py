@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -16,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alexdeploy.errors import UnavailableError, UsageError
+from alexdeploy.cuda.wheels import why_too_old
+from alexdeploy.errors import InputWarning, UnavailableError, UsageError
 from alexdeploy.specs import cuda_ordinal
 
 
@@ -93,20 +95,31 @@ class Processes:
         return summed.tolist()
 
 
+def _trains_on_gpu(device: str, ordinal: int) -> bool:
+    if device == "cpu":
+        return False
+    reason = why_too_old("torch")  # not for PyTorch to say, which warns in six lines
+    if device == "auto":
+        if reason is not None:
+            warnings.warn(f"PyTorch trains on the CPU: {reason}", InputWarning, stacklevel=2)
+        return reason is None and torch.cuda.is_available()
+    count = torch.cuda.device_count() if reason is None else 0
+    if ordinal >= count:
+        found = reason or f"PyTorch finds {count or 'no'} CUDA devices"
+        raise UnavailableError(f"`device` {device}: {found}; use cpu or auto")
+    return True
+
+
 @contextlib.contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
     """Meet the other processes, if there are any, and part from them at the end.
 
     Raises:
-        UnavailableError: a GPU that is not there.
+        UnavailableError: a GPU that is not there, or a driver that is too old for PyTorch; ``auto`` warns of that.
         UsageError: not a device; one GPU for several processes; a launcher that was asked for several has started one.
     """
     ordinal = cuda_ordinal(device) if device not in ("auto", "cpu") else 0
-    if device not in ("auto", "cpu") and ordinal >= torch.cuda.device_count():
-        raise UnavailableError(
-            f"`device` {device}: PyTorch finds {torch.cuda.device_count() or 'no'} CUDA devices; use cpu or auto"
-        )
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = _trains_on_gpu(device, ordinal)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and ordinal:
         raise UsageError(f"`device` {device} is for one process; leave it out, the launcher gives each its own")

@@ -29,6 +29,7 @@ from tests.gpu.steps import BATCHES, FEATURES, TESTS_OF, Bench, Step, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PROVIDER_TEST = "test_the_provider_gives_pytorch_s_answers_and_computes_in_its_own_memory"
+LIMIT_S = 3600.0  # for one command; a build takes minutes
 BINDINGS = ("cuda-python", "pycuda")
 # what the doctor tries, as it begins, and the feature that it needs; what is not named is asked of every extra
 _DOCTORS = {
@@ -55,9 +56,13 @@ Execute = Callable[[Sequence[str], Path, dict[str, str]], Finished]
 def execute(command: Sequence[str], folder: Path, variables: dict[str, str]) -> Finished:
     """Run it there with these environment variables added; shown here as well."""
     print("$", shlex.join(command), flush=True)
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, **variables}
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return Finished(124, "", f"did not end within {LIMIT_S} s")
     print(done.stdout[-4000:], done.stderr[-4000:], flush=True)
     return Finished(done.returncode, done.stdout, done.stderr)
 
@@ -88,14 +93,19 @@ class Acceptance:
         assert gpu is not None, "main has asked"
         asked = plan(self.extra, gpu)
         self.parts.append(f"{gpu}, driver for CUDA {gpu.cuda}; extra '{self.extra}'\n")
-        self._facts(FEATURES[self.extra] - set(asked.left_out))
-        for binding in BINDINGS:
-            self._tests(binding, asked.left_out)
-        for step in asked.steps:
-            self._step(step)
-        for bench in asked.benches:
-            self._bench(bench)
-        self._write(asked.left_out)
+        try:
+            self._facts(FEATURES[self.extra] - set(asked.left_out))
+            for binding in BINDINGS:
+                self._tests(binding, asked.left_out)
+            for step in asked.steps:
+                self._step(step)
+            for bench in asked.benches:
+                self._bench(bench)
+        except BaseException as error:
+            self._add("the check itself", "failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._write(asked.left_out)
         return not self.faults
 
     @property

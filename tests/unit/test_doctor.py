@@ -57,6 +57,15 @@ def test_the_tensorrt_of_the_provider_may_be_absent_but_not_broken(
     assert ("extra 'gpu-trt10'" in found.detail) == (status == "missing")
 
 
+@pytest.mark.usefixtures("providers")
+def test_a_tensorrt_10_of_the_system_is_there_and_so_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "wheels", lambda _: iter(()))
+    asked: list[str] = []
+    monkeypatch.setattr("ctypes.CDLL", asked.append)
+    assert doctor._try("onnxruntime-tensorrt", doctor._onnxruntime_tensorrt).status == "broken"
+    assert "libnvinfer.so.10" in asked
+
+
 def test_an_onnxruntime_or_torch_for_the_cpu_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     found = doctor._try("onnxruntime-cuda", doctor._onnxruntime_cuda)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,23 @@ def test_what_the_extra_does_not_bring_is_not_asked_of_the_doctor(accept: Any) -
     assert accept(Fake(doctor=doctor), extra="gpu", gpu=HOPPER)[0] == 0
     assert accept(Fake(doctor=doctor), extra="gpu-trt10", gpu=HOPPER)[0] == 1
     assert accept(Fake(doctor={"tensorrt-rtx (run)": "missing"}), extra="gpu", gpu=ADA)[0] == 1
+
+
+def test_a_command_that_hangs_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "LIMIT_S", 0.2, raising=False)
+    done = acceptance.execute([sys.executable, "-c", "import time; time.sleep(5)"], tmp_path, {})
+    assert (done.status, done.err) == (124, "did not end within 0.2 s")
+
+
+def test_a_check_that_is_broken_off_leaves_its_report(accept: Any, tmp_path: Path) -> None:
+    def interrupt(*_: Any) -> Finished:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        accept(interrupt)
+    report = (tmp_path / "report.md").read_text()
+    assert report.startswith("# GPU acceptance: NOT accepted\n")
+    assert "failed: the check itself: KeyboardInterrupt" in report
 
 
 def test_a_skip_is_allowed_by_its_name_and_told(accept: Any) -> None:

@@ -119,8 +119,9 @@ def test_an_engine_is_not_given_to_a_runtime_that_the_driver_does_not_run(
 ) -> None:
     install(monkeypatch, tmp_path, f"{builder.replace('-', '_')}_cu13_libs", "11.4.0.106")
     gpu_with(monkeypatch, "12.4")
-    with pytest.raises(UnavailableError, match=rf"^{builder}-cu13-libs 11\.4\.0\.106 needs CUDA 13"):
+    with pytest.raises(UnavailableError, match=rf"^{builder}-cu13-libs 11\.4\.0\.106 needs CUDA 13") as refused:
         record.check_runs_here(EngineFile(EngineRecord(builder=builder), b"", "model.engine"), trust=True)
+    assert ("gpu-cu12" in str(refused.value)) == (builder == "tensorrt"), "which does not bring TensorRT-RTX"
 
 
 def test_the_device_is_not_opened_through_bindings_that_are_too_new(

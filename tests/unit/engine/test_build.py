@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ import pytest
 from onnx import helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.engine import options as engine_options
 from alexdeploy.engine import timing_cache
 from alexdeploy.engine.build import BuilderInput, EngineBuild
 from alexdeploy.engine.kernels import count_precisions, parse_report, precisions_of_layers
@@ -298,6 +300,7 @@ def test_the_timing_cache_is_kept_per_version_and_gpu_and_a_broken_one_begun_ane
 ) -> None:
     gpus = [Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("NVIDIA A10", "8.6", "13.0")]
     monkeypatch.setattr(timing_cache, "current_gpu", lambda ordinal: gpus[ordinal])
+    monkeypatch.setattr(BuilderOptions, "on_device", lambda *_: contextlib.nullcontext())  # there is none here
     second = timing_cache.cache_path(tmp_path, as_tensorrt(), BuilderOptions(device="cuda:1").ordinal)
     assert second.name == f"tensorrt-{as_tensorrt().version}-NVIDIA-A10-8.6-cuda13.0.timing"
     options = BuilderOptions(timing_cache=tmp_path)
@@ -307,6 +310,23 @@ def test_the_timing_cache_is_kept_per_version_and_gpu_and_a_broken_one_begun_ane
         assert kept.name == f"tensorrt-{as_tensorrt().version}-NVIDIA-L4-8.9-cuda13.0.timing"
         assert kept.stat().st_size > 20
         kept.write_bytes(b"not a timing cache")
+
+
+def test_tensorrt_builds_on_the_device_that_it_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool's thread begins with the first device, whatever is current where the build was asked for."""
+    opened: list[int] = []
+
+    def open_device(ordinal: int) -> SimpleNamespace:
+        opened.append(ordinal)
+        return SimpleNamespace(current=contextlib.nullcontext)
+
+    monkeypatch.setattr(engine_options, "open_device", open_device)
+    for options, builder in ((BuilderOptions(), "tensorrt"), (BuilderOptions(device="cuda:1"), "tensorrt-rtx")):
+        with options.on_device(builder):  # type: ignore[arg-type]
+            pass
+    with BuilderOptions().on_device("tensorrt-rtx"):
+        pass
+    assert opened == [0, 1]
 
 
 def test_progress_tells_every_phase_from_nothing_to_all() -> None:

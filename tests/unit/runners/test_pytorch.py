@@ -59,6 +59,20 @@ def test_no_tf32_inside_and_the_applications_choice_outside(
     assert (flags(), BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32) == before
 
 
+@pytest.mark.usefixtures("_application")
+def test_what_the_application_sets_for_all_later_still_counts(runner: PyTorchRunner) -> None:
+    """Convolutions and products inherit it, as they would without a call of ours."""
+    BACKENDS.cudnn.conv.fp32_precision = BACKENDS.cuda.matmul.fp32_precision = "none"
+    try:
+        BACKENDS.fp32_precision = "tf32"
+        runner.infer(IMAGES)
+        assert flags() == ("tf32", "tf32")
+        BACKENDS.fp32_precision = "ieee"
+        assert flags() == ("ieee", "ieee")
+    finally:
+        BACKENDS.fp32_precision = "none"
+
+
 def test_a_call_that_fails_restores_it_too(runner: PyTorchRunner) -> None:
     before = flags()
     with pytest.raises(RuntimeError):

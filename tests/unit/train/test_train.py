@@ -23,11 +23,12 @@ from torch import Tensor
 from alexdeploy import files
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import InputError, InputWarning, UnavailableError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe, with_train_options
 from alexdeploy.train import Step, TrainingDivergedError, TrainResult, run, train_network
 from alexdeploy.train.processes import Processes, join_processes
 from alexdeploy.zoo.checkpoint import load_checkpoint
+from tests.unit.cuda.test_wheels import TORCH, gpu_with, install
 
 ROOT = Path(__file__).resolve().parents[3]
 LEARN, JUDGE = load_dataset("digits", "train").subset(150), load_dataset("digits", "val").subset(60)
@@ -352,6 +353,17 @@ def test_a_launcher_that_starts_one_process_of_several_is_not_taken_for_a_run_on
 def test_images_that_cannot_teach_are_refused(changed: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=complaint):
         _train(tmp_path, _recipe(), replace(LEARN, **changed))
+
+
+def test_a_driver_too_old_for_pytorch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tmp_path, "torch", "2.14.1", "torch/version.py", TORCH)
+    gpu_with(monkeypatch, "12.4")
+    reason = r"torch 2\.14\.1 needs CUDA 13 and the driver runs CUDA 12\.4; install an NVIDIA driver of 580 or newer"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("PyTorch warns in six lines"))
+    with pytest.raises(UnavailableError, match=f"`device` cuda: {reason}"), join_processes("cuda"):
+        pass
+    with pytest.warns(InputWarning, match=f"PyTorch trains on the CPU: {reason}"), join_processes("auto") as processes:
+        assert processes.device == torch.device("cpu")
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
