@@ -63,11 +63,11 @@ class WeightedNode:
 
 
 def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
-    """Nodes of the model with float initializers as weights, in graph order."""
+    """Nodes of the model with float initializers as weights, in graph order; a MatMul only where that is a matrix."""
     return [
         WeightedNode(node, _channel_axis(node))
         for node in model.graph
-        if is_weighted(node) and _is_initializer(node.inputs[1])
+        if is_weighted(node) and _is_initializer(node.inputs[1]) and not _is_stacked(node)
     ]
 
 
@@ -167,6 +167,13 @@ def _outputs(node: ir.Node) -> int | None:
 
 def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _is_stacked(node: ir.Node) -> bool:
+    """A MatMul with one vector or a stack of matrices has no axis of output channels."""
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    tensor = weight.const_value if weight is not None else None
+    return tensor is not None and len(tensor.shape) != 2
 
 
 def _channel_axis(node: ir.Node) -> int:
