@@ -148,7 +148,10 @@ def _scale(node: ir.Node, index: int, factor: Floats, axis: int) -> None:
     shape = [1] * array.ndim
     shape[axis] = -1
     name = f"{node.name}.{index}.equalized"
-    scaled = ir.val(name, const_value=ir.tensor((array * factor.reshape(shape)).astype(array.dtype), name=name))
+    along = factor.reshape(shape)
+    product = np.empty(np.broadcast_shapes(array.shape, along.shape), array.dtype)
+    np.multiply(array, along, out=product, casting="same_kind")  # a large weight has no copy in float64
+    scaled = ir.val(name, const_value=ir.tensor(product, name=name))
     while name in node.graph.initializers:  # scaled once as the first of a pair and once as the second
         name += "'"
     scaled.name = name

@@ -71,6 +71,17 @@ def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
     ]
 
 
+def bias_per_channel(node: ir.Node, channels: int) -> npt.NDArray[np.floating] | None:
+    """(channels,), zeros where there is no bias; None where it is computed, or differs from row to row of a Gemm."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return np.zeros(channels, np.float32)
+    array = bias.const_value.numpy() if bias.const_value is not None else None
+    if array is None or math.prod(array.shape[:-1]) != 1:
+        return None
+    return np.broadcast_to(array.reshape(-1), channels)
+
+
 def half_weights(model: ir.Model) -> str | None:
     """FP16 or BF16 where the graph holds such weights."""
     held = (HALF_NAMES[value.dtype] for value in model.graph.initializers.values() if value.dtype in HALF_NAMES)

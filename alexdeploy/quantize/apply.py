@@ -178,8 +178,9 @@ class QuantizedWriter:
     def _refined(self, model: ir.Model, ranges: Mapping[str, TensorRange]) -> Refined:
         """Kept for the next call, which often differs in the layers to keep in float alone."""
         if self._last is None or self._last[0] is not model or self._last[1] != ranges:
-            assert self._moments is not None
-            self._last = (model, dict(ranges), refine(model, ranges, self._moments))
+            assert isinstance(self._seen, RangeFile)
+            assert self._seen.moments is not None
+            self._last = (model, dict(ranges), refine(model, ranges, self._seen.moments, self._seen.samples))
         return self._last[2]
 
 
