@@ -41,7 +41,7 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
 
     Args:
         model: float graph; not changed.
-        channels: largest |x| of each index of axis 1, for each of ``equalizable(model)`` that is to be.
+        channels: largest |x| at each index of axis 1, for those of ``equalizable(model)`` that are to be scaled.
         ranges: the magnitude up to which each of those tensors is to be represented.
     """
     model = model.clone()

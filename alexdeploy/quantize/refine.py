@@ -76,7 +76,7 @@ def _quantize(
     enlarged = np.ones((groups, inputs)) if factor is None else np.repeat(factor, inputs * groups // len(factor))
     enlarged = enlarged.reshape(groups, inputs)
     mean, bias = moments.mean * enlarged, _bias_to_correct(weighted.node, groups * outputs)
-    scales = weight_scales(weighted.weight_array(), weighted.channel_axis)
+    scales = weight_scales(rows.reshape(groups * outputs, inputs), 0)
     steps = scales.reshape(groups, outputs)
     levels = np.empty(rows.shape, np.int8)
     for group in range(groups):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -198,3 +199,13 @@ def test_moments_that_overflowed_round_to_the_nearest_by_name() -> None:
         ranges, moments = gathered(model, batch * np.float32(1e25))
     refined = refine(model, ranges, moments, 256)
     assert (refined.nearest, refined.weights) == (("product",), {})
+
+
+def test_memory_does_not_grow_with_the_rows_of_a_layer_but_for_its_integers() -> None:
+    model = one_gemm("Gemm", None, inputs=256, outputs=16384)
+    ranges, moments = gathered(model, correlated(64, 1, mean=0.0, inputs=256))
+    tracemalloc.start()
+    refine(model, ranges, moments, 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / (256 * 16384) < 8  # bytes per weight; float64 has 8
