@@ -221,7 +221,7 @@ def _with_precision(
         from alexdeploy.quantize.calibrate import calibrate
 
         keep_freed_memory()
-        ranges = calibrate(model, dataset, samples=samples, progress=progress)
+        ranges = calibrate(model, dataset, samples=samples, moments=precision.int8, progress=progress)
     progress("writing the precision into the graph", 0.0)
     return with_precision(model, ranges, settings=settings)
 

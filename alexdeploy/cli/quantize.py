@@ -118,16 +118,16 @@ def command(
     note_cache(ranges)
     selection = data.open("train") if data is not None and auto else None
     validation = data.open("val") if data is not None and budget else None
-    for dataset, taken in ((selection, samples), (validation, None)):
-        if dataset is not None:
-            note_data(dataset, taken)
+    if validation is not None:
+        note_data(validation)
     with progress(f"quantizing {model.name}") as bar:
         result = quantize_onnx(
             model,
             ranges,
             output,
             settings=settings,
-            selection_images=selection.subset(samples) if selection is not None else None,
+            selection_images=selection,
+            selection_samples=samples,
             validation_images=validation,
             progress=bar,
         )
@@ -141,10 +141,11 @@ def command(
         return
     _explain(result)
     layers = len(described["quantized"])
+    left = f" (float: {few(described['float'])})" if described["float"] else ""
     written = settings.precision.quantized
     rounded = "by gptq" if result.rounding == "gptq" else "to the nearest"
     click.echo(
-        f"{output}: {layers} of {described['layers']} layers in {written}, ranges by {result.method}, "
+        f"{output}: {layers} of {described['layers']} layers in {written}{left}, ranges by {result.method}, "
         f"weights rounded {rounded}"
     )
 
@@ -154,13 +155,18 @@ def _describe(result: QuantizeResult) -> dict[str, Any]:
     from alexdeploy.graph.weighted import is_weighted, quantized_nodes
 
     choice, budget = result.choice, result.budget
+    layers = [str(node.name) for node in result.model.graph if is_weighted(node)]
+    quantized = [str(node.name) for node in quantized_nodes(result.model)]
     return {
         "precision": precision_of(result.model).value,
-        "layers": sum(is_weighted(node) for node in result.model.graph),
-        "quantized": [str(node.name) for node in quantized_nodes(result.model)],
+        "layers": len(layers),
+        "quantized": quantized,
+        "float": [name for name in layers if name not in quantized],
         "ops": op_counts(result.model),
         "rounded_to_nearest": result.nearest,
-        "methods": {"scores": choice.scores, "left_out": choice.left_out} if choice else None,
+        "methods": {"scores": choice.scores, "left_out": choice.left_out, "images": result.measured_on}
+        if choice
+        else None,
         "budget": {"chosen": budget.chosen, "attempts": budget.attempts} if budget else None,
     }
 
@@ -169,12 +175,13 @@ def _explain(result: QuantizeResult) -> None:
     if result.budget is not None:
         note(f"after {len(result.budget.attempts)} attempts: {result.budget.chosen}")
     if result.nearest:
-        note(f"note: rounded to the nearest, since their inputs cannot be unfolded: {few(result.nearest)}")
+        note(f"note: rounded to the nearest, since their inputs cannot be unfolded or overflow: {few(result.nearest)}")
     choice = result.choice
     if choice is None:
         return
     from alexdeploy.quantize.search import AUTO_SECONDS
 
+    note(f"measured on {result.measured_on}")
     for tried, score in choice.scores.items():
         note(f"{tried}: agreement {score.agreement:.2%}, SQNR {score.sqnr_db:.1f} dB")
     if choice.left_out:

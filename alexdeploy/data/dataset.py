@@ -15,6 +15,7 @@ from threading import Lock
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
@@ -96,14 +97,24 @@ class ImageDataset:
         """``count`` images spread evenly over the whole split, so that every class is met; all if there are fewer."""
         if count >= len(self):
             return self
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        return self._only(self._spread(count), f"{count} spread over it")
+
+    def without(self, count: int) -> ImageDataset:
+        """The images that ``subset(count)`` leaves out."""
+        left = np.delete(np.arange(len(self)), self._spread(min(count, len(self))))
+        return self._only(left, f"without {min(count, len(self))} spread over it")
+
+    def _spread(self, count: int) -> npt.NDArray[np.int64]:
+        return np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+
+    def _only(self, chosen: npt.NDArray[np.int64], words: str) -> ImageDataset:
         return replace(
             self,
             samples=[self.samples[i] for i in chosen],
             labels=self.labels[chosen],
             read=lambda i: self.read(int(chosen[i])),
             total=self.total or len(self),
-            part=f"{self.part}, {count} spread over it" if self.part else "spread over it",
+            part=f"{self.part}, {words}" if self.part else words.removeprefix(f"{len(chosen)} "),
         )
 
     def item(self, index: int) -> Image.Image | Batch:

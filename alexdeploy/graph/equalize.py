@@ -22,7 +22,7 @@ from onnx_ir.passes import common
 
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 
-_HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Flatten", "Identity", "Dropout"})  # f(c·x) = c·f(x), channel by channel
+_HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Flatten", "Identity", "Dropout"})
 _Pair = tuple[WeightedNode, WeightedNode, float]  # the layers, and the bound of a Clip between them
 _MOST = 8.0  # a channel that was small on the images seen may not be on others
 _PER_UNIT = 256  # a factor is a multiple of 1/256, which float16 holds
@@ -41,7 +41,7 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
 
     Args:
         model: float graph; not changed.
-        channels: largest |x| of each index of axis 1, for each of ``equalizable(model)`` that is to be.
+        channels: largest |x| at each index of axis 1, for those of ``equalizable(model)`` that are to be scaled.
         ranges: the magnitude up to which each of those tensors is to be represented.
     """
     model = model.clone()
@@ -91,18 +91,33 @@ def _pairs(model: ir.Model) -> list[_Pair]:
     found = []
     for second in weighted_nodes(model):
         value: ir.Value | None = second.activation
-        bound = math.inf
+        bound, flat = math.inf, False
         while value is not None and len(value.consumers()) == 1 and not value.is_graph_output():
             producer = value.producer()
             if value in by_output:
-                if (second.groups == 1 or _is_depthwise(second)) and _bias_is_constant(by_output[value].node):
-                    found.append((by_output[value], second, bound))
+                first = by_output[value]
+                if _reads_channels(second, flat or first.node.op_type == "Gemm") and _bias_is_constant(first.node):
+                    found.append((first, second, bound))
                 break
             limit = _upper_bound(producer) if producer is not None else None
             bound = min(bound, limit or math.inf)
-            passes = producer is not None and (producer.op_type in _HOMOGENEOUS or limit is not None)
+            passes = producer is not None and (_is_homogeneous(producer) or limit is not None)
+            flat = flat or (producer is not None and producer.op_type == "Flatten")
             value = producer.inputs[0] if producer is not None and passes else None
     return found
+
+
+def _is_homogeneous(node: ir.Node) -> bool:
+    """f(c·x) = c·f(x) for positive c, and channels stay on axis 1."""
+    return node.op_type in _HOMOGENEOUS and (node.op_type != "Flatten" or node.attributes.get_int("axis", 1) == 1)
+
+
+def _reads_channels(second: WeightedNode, flat: bool) -> bool:
+    """The layer sums over axis 1 of what it reads, or has filters for each index of it; ``flat``: that is a matrix."""
+    node = second.node
+    if node.op_type == "Conv":
+        return second.groups == 1 or _is_depthwise(second)
+    return flat and not node.attributes.get_int("transA", 0)
 
 
 def _is_depthwise(weighted: WeightedNode) -> bool:
@@ -129,11 +144,14 @@ def _scale(node: ir.Node, index: int, factor: Floats, axis: int) -> None:
     tensor = value.const_value if value is not None else None
     assert tensor is not None  # _pairs has seen to it
     assert node.graph is not None
-    array = tensor.numpy()
+    array = np.atleast_1d(tensor.numpy())  # the bias of a Gemm may be a scalar
     shape = [1] * array.ndim
     shape[axis] = -1
     name = f"{node.name}.{index}.equalized"
-    scaled = ir.val(name, const_value=ir.tensor((array * factor.reshape(shape)).astype(array.dtype), name=name))
+    along = factor.reshape(shape)
+    product = np.empty(np.broadcast_shapes(array.shape, along.shape), array.dtype)
+    np.multiply(array, along, out=product, casting="same_kind")  # a large weight has no copy in float64
+    scaled = ir.val(name, const_value=ir.tensor(product, name=name))
     while name in node.graph.initializers:  # scaled once as the first of a pair and once as the second
         name += "'"
     scaled.name = name

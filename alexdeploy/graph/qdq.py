@@ -27,7 +27,7 @@ from onnx_ir.passes import common
 from alexdeploy.errors import InputError
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import FP8_OPSET, raised
-from alexdeploy.graph.weighted import WeightedNode, half_weights, weighted_nodes
+from alexdeploy.graph.weighted import WeightedNode, bias_per_channel, half_weights, weighted_nodes
 from alexdeploy.specs import Dialect
 
 INT8_MAX, UINT8_MAX, FP8_MAX = 127, 255, 448
@@ -51,7 +51,7 @@ def weight_scales(
 ) -> npt.NDArray[np.float32]:
     """The scale per index of ``channel_axis`` that maps the largest magnitude to the ``largest`` level."""
     others = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
-    return symmetric_scale(np.max(np.abs(weight), axis=others), largest)
+    return symmetric_scale(np.maximum(weight.max(axis=others), -weight.min(axis=others)), largest)
 
 
 def quantize_weight(
@@ -197,15 +197,12 @@ class _Writer:
     def integer_bias(self, weighted: WeightedNode) -> None:
         """Bias as int32 in units of activation scale × weight scale."""
         node = weighted.node
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is None or bias.const_value is None:
-            return
         scale, weight_scales = self._scales[weighted.name]
+        values = bias_per_channel(node, weight_scales.size)
+        if len(node.inputs) < 3 or node.inputs[2] is None or values is None:
+            return  # none, or one per row of a Gemm: that stays float
         units = (np.float64(scale) * weight_scales).astype(np.float32)
         limit = np.iinfo(np.int32).max
-        values = bias.const_value.numpy().reshape(-1)
-        if values.size not in (1, weight_scales.size):
-            return  # one bias per row of a Gemm: it stays float
         levels = np.clip(np.rint(values / units.astype(np.float64)), -limit, limit).astype(np.int32)
         base = f"{weighted.name}.bias"
         value = self._initializer(f"{base}.q", levels)

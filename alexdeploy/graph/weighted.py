@@ -63,12 +63,23 @@ class WeightedNode:
 
 
 def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
-    """Nodes of the model with float initializers as weights, in graph order."""
+    """Nodes of the model with float initializers as weights, in graph order; a MatMul only where that is a matrix."""
     return [
         WeightedNode(node, _channel_axis(node))
         for node in model.graph
-        if is_weighted(node) and _is_initializer(node.inputs[1])
+        if is_weighted(node) and _is_initializer(node.inputs[1]) and not _is_stacked(node)
     ]
+
+
+def bias_per_channel(node: ir.Node, channels: int) -> npt.NDArray[np.floating] | None:
+    """(channels,), zeros where there is no bias; None where it is computed, or differs from row to row of a Gemm."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return np.zeros(channels, np.float32)
+    array = bias.const_value.numpy() if bias.const_value is not None else None
+    if array is None or math.prod(array.shape[:-1]) != 1:
+        return None
+    return np.broadcast_to(array.reshape(-1), channels)
 
 
 def half_weights(model: ir.Model) -> str | None:
@@ -167,6 +178,13 @@ def _outputs(node: ir.Node) -> int | None:
 
 def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _is_stacked(node: ir.Node) -> bool:
+    """A MatMul with one vector or a stack of matrices has no axis of output channels."""
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    tensor = weight.const_value if weight is not None else None
+    return tensor is not None and len(tensor.shape) != 2
 
 
 def _channel_axis(node: ir.Node) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from alexdeploy.errors import InputWarning, UsageError
 from alexdeploy.graph.equalize import scale_factors
 from alexdeploy.graph.fp16 import certify_lrn, to_bf16, to_fp16
 from alexdeploy.graph.model import PreparedGraph, load_onnx
+from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import QuantizedWeight, TensorRange, insert_qdq
 from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.rangefile import RangeFile
@@ -85,7 +86,7 @@ def with_precision(
         raise UsageError(
             f"{settings.quantized} needs ranges: a file that calibrate wrote, or a calibration cache of TensorRT"
         )
-    model = load_onnx(model_path)
+    model = name_unnamed(load_onnx(model_path))  # ranges name layers
     parents: tuple[files.Parent, ...] = ()
     if isinstance(ranges, Path):
         path, ranges = ranges, tensorrt_cache.load(ranges)
@@ -96,12 +97,10 @@ def with_precision(
         ranges.check_fits(model, model_path)
     if settings.quantized and ranges is not None:
         method = settings.method or default_method(ranges)
-        writer = QuantizedWriter(ranges, replace(settings, fp16=False, bf16=False, lrn_fp16=False))
-        model, rounding = writer(model, ranges.of(method)), writer.rounding
-    if settings.fp16:
-        model, headroom = with_fp16(model, ranges, lrn=settings.lrn_fp16)
-    elif settings.bf16:
-        model = to_bf16(model)
+        writer = QuantizedWriter(ranges, settings)
+        model, rounding, headroom = writer(model, ranges.of(method)), writer.rounding, writer.headroom
+    else:
+        model, headroom = _with_float_type(model, ranges, settings)
     options = {
         "method": method,
         "rounding": rounding,
@@ -130,7 +129,8 @@ class QuantizedWriter:
 
     Attributes:
         rounding: of the weights.
-        nearest: layers whose weights were rounded to the nearest all the same, for want of moments.
+        nearest: quantized layers whose weights were rounded to the nearest all the same, for want of moments.
+        headroom: of FP16 inside LRN: how many times each sum of squares fits below 65504.
 
     Raises:
         UsageError: gptq without moments, or for FP8.
@@ -157,6 +157,7 @@ class QuantizedWriter:
         default: Rounding = "nearest" if self._moments is None or missing or settings.fp8 else "gptq"
         self.rounding: Rounding = settings.rounding or default
         self.nearest: tuple[str, ...] = ()
+        self.headroom: dict[str, float] = {}
         self._last: tuple[ir.Model, dict[str, TensorRange], Refined] | None = None
 
     def __call__(
@@ -166,38 +167,45 @@ class QuantizedWriter:
         weights: Mapping[str, QuantizedWeight] = {}
         if self.rounding == "gptq":
             refined = self._refined(model, ranges)
-            model, weights, self.nearest = refined.model, refined.weights, refined.nearest
+            model, weights = refined.model, refined.weights
+            self.nearest = tuple(name for name in refined.nearest if name not in keep_float)
         settings = self._settings
         model = insert_qdq(
             model, ranges, dialect=settings.dialect, keep_float=keep_float, weights=weights, fp8=settings.fp8
         )
-        if settings.bf16:
-            return to_bf16(model)
-        return with_fp16(model, self._seen, lrn=settings.lrn_fp16)[0] if settings.fp16 else model
+        model, self.headroom = _with_float_type(model, self._seen, settings)
+        return model
 
     def _refined(self, model: ir.Model, ranges: Mapping[str, TensorRange]) -> Refined:
         """Kept for the next call, which often differs in the layers to keep in float alone."""
         if self._last is None or self._last[0] is not model or self._last[1] != ranges:
-            assert self._moments is not None
-            self._last = (model, dict(ranges), refine(model, ranges, self._moments))
+            assert isinstance(self._seen, RangeFile)
+            assert self._seen.moments is not None
+            self._last = (model, dict(ranges), refine(model, ranges, self._seen.moments, self._seen.samples))
         return self._last[2]
 
 
-def with_fp16(model: ir.Model, ranges: Ranges | None, *, lrn: bool) -> tuple[ir.Model, dict[str, float]]:
-    """FP16 in the float parts, with islands where calibration saw values close to its limit.
+def _with_float_type(
+    model: ir.Model, ranges: Ranges | None, settings: PrecisionSettings
+) -> tuple[ir.Model, dict[str, float]]:
+    """FP16, with islands where calibration saw values close to its limit, or bfloat16 in the float parts, or neither.
 
     Returns:
-        The model, and with ``lrn`` the certificate: how many times each LRN's sum of squares fits below 65504.
+        The model, and with ``lrn_fp16`` the certificate: how many times each LRN's sum of squares fits below 65504.
 
     Raises:
-        GateError: ``lrn``, and the ranges do not prove it safe.
+        GateError: ``lrn_fp16``, and the ranges do not prove it safe.
     """
-    largest = largest_values_seen(model, ranges)
-    certificate = certify_lrn(model, largest) if lrn else {}
-    return to_fp16(model, largest=largest, lrn=lrn), certificate
+    if settings.bf16:
+        return to_bf16(model), {}
+    if not settings.fp16:
+        return model, {}
+    largest = _largest_values_seen(model, ranges)
+    certificate = certify_lrn(model, largest) if settings.lrn_fp16 else {}
+    return to_fp16(model, largest=largest, lrn=settings.lrn_fp16), certificate
 
 
-def largest_values_seen(model: ir.Model, ranges: Ranges | None) -> dict[str, float]:
+def _largest_values_seen(model: ir.Model, ranges: Ranges | None) -> dict[str, float]:
     """Largest magnitudes that calibration saw, as they are in this model, whose channels may have been equalized."""
     factors = {name: float(factor.max()) for name, factor in scale_factors(model).items()}
     seen = ranges.largest if isinstance(ranges, RangeFile) else {}

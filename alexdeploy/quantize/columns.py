@@ -15,12 +15,10 @@ from alexdeploy.graph.weighted import WeightedNode
 
 _GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill the interval evenly
 
-Floats = npt.NDArray[np.float64]
 
-
-def weight_rows(weighted: WeightedNode) -> Floats:
-    """The weight as (groups, output channels per group, inputs per output)."""
-    weight = weighted.weight_array().astype(np.float64)
+def weight_rows(weighted: WeightedNode) -> npt.NDArray[np.floating]:
+    """The weight as (groups, output channels per group, inputs per output); a view where that can be."""
+    weight = weighted.weight_array()
     if weighted.node.op_type == "Conv":
         return weight.reshape(weighted.groups, weight.shape[0] // weighted.groups, -1)
     return (weight if weighted.channel_axis == 0 else weight.T)[None]

@@ -114,8 +114,8 @@ class Moments:
 
 
 def moments_path(ranges: Path) -> Path:
-    """``ranges.json`` → ``ranges.moments.safetensors``."""
-    return ranges.with_name(f"{ranges.stem}.moments.safetensors")
+    """``ranges.json`` → ``ranges.json.moments.safetensors``."""
+    return ranges.with_name(f"{ranges.name}.moments.safetensors")
 
 
 class MomentsObserver:

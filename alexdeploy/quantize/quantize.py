@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,21 +13,29 @@ import onnx_ir as ir
 
 from alexdeploy import files
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import UsageError, unknown_name
-from alexdeploy.graph.fp16 import certify_lrn
+from alexdeploy.errors import InputWarning, UsageError, unknown_name
 from alexdeploy.graph.model import class_count, contract_of, load_onnx, save_onnx
+from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.weighted import weighted_nodes
 from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.apply import (
     PrecisionSettings,
     QuantizedWriter,
     default_method,
-    largest_values_seen,
     model_parent,
 )
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.quantize.search import BudgetResult, MethodChoice, QuantizationScorer, choose_method, meet_budget
+from alexdeploy.quantize.search import (
+    AUTO_SECONDS,
+    BudgetResult,
+    MethodChoice,
+    QuantizationScorer,
+    choose_method,
+    meet_budget,
+)
 from alexdeploy.specs import Dialect, Method, Progress, Rounding
+
+_FEWEST_TO_JUDGE = 16  # images
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class QuantizeResult:
     """The model written, how it was quantized, and what the searches found: the methods (``auto``), the budget.
 
     ``nearest`` names layers that were rounded to the nearest although gptq was used, for want of moments.
+    ``measured_on`` says in words which images ``auto`` measured on.
     """
 
     model: ir.Model
@@ -93,6 +104,7 @@ class QuantizeResult:
     rounding: Rounding
     nearest: tuple[str, ...]
     choice: MethodChoice | None
+    measured_on: str | None
     budget: BudgetResult | None
 
 
@@ -103,6 +115,7 @@ def quantize_onnx(
     *,
     settings: QuantizeSettings = QuantizeSettings(),
     selection_images: ImageDataset | None = None,
+    selection_samples: int = 256,
     validation_images: ImageDataset | None = None,
     progress: Progress = lambda what, share: None,
 ) -> QuantizeResult:
@@ -113,7 +126,9 @@ def quantize_onnx(
         ranges_path: the range file that ``calibrate`` wrote, or a calibration cache of TensorRT.
         output: written atomically with its sidecar.
         settings: see there.
-        selection_images: images that ``auto`` measures on, with or without labels.
+        selection_images: images that ``auto`` measures on, with or without labels: those that were not calibrated on,
+            where the ranges are from these images.
+        selection_samples: how many of them.
         validation_images: labelled images that ``max_drop`` is measured on.
         progress: called with what is being searched and the share that is done.
 
@@ -131,31 +146,28 @@ def quantize_onnx(
     """
     files.check_output(output, model_path, ranges_path)
     ranges = tensorrt_cache.load(ranges_path)
-    model = load_onnx(model_path)
+    model = name_unnamed(load_onnx(model_path))
     ranges.check_fits(model, model_path)
     _check_layers(model, settings.keep_float)
-    contract = contract_of(model, str(model_path))
-    choice = budget = None
-    method = settings.method or default_method(ranges)
-    write = QuantizedWriter(ranges, settings.precision)
-    if method == "auto":
+    choice = budget = measured_on = None
+    if settings.method == "auto":
         if not isinstance(ranges, RangeFile) or selection_images is None:
             raise UsageError("`method` auto needs a range file with every method, and images to measure on (`data`)")
-        selection_images = selection_images.matched(contract, class_count(model), str(model_path))
-        scorer = QuantizationScorer(model, contract, selection_images)
-        writers = _writers(ranges, settings)
-        choice = choose_method(scorer, ranges, writers, progress=progress)
-        method, write = choice.method, writers[choice.rounding]
-    tensor_ranges = ranges.of(method)
+        images = _not_calibrated_on(selection_images, ranges, selection_samples)
+        choice, write = _choose(model, model_path, ranges, settings, images, progress)
+        method, measured_on = choice.method, f"{images.name}: {images.taken}"
+    else:
+        method, write = settings.method or default_method(ranges), QuantizedWriter(ranges, settings.precision)
     kept: Sequence[str] = settings.keep_float
     if settings.max_drop is not None:
         if validation_images is None:
             raise UsageError("`max_drop` needs labelled images to judge on; name them with `data`")
+        contract = contract_of(model, str(model_path))
         validation_images = validation_images.labelled(contract, class_count(model), str(model_path))
         scorer = QuantizationScorer(model, contract, validation_images, write=write)
-        budget = meet_budget(scorer, tensor_ranges, settings.max_drop, progress=progress)
+        budget = meet_budget(scorer, ranges.of(method), settings.max_drop, progress=progress)
         kept = budget.chosen.kept_float
-    model = write(model, tensor_ranges, kept)
+    model = write(model, ranges.of(method), kept)
     save_onnx(
         model,
         output,
@@ -173,10 +185,47 @@ def quantize_onnx(
         details={
             "kept_float": list(kept),
             "rounded_to_nearest": list(write.nearest),
-            "lrn_fp16_headroom": certify_lrn(model, largest_values_seen(model, ranges)) if settings.lrn_fp16 else {},
+            "lrn_fp16_headroom": write.headroom,
         },
     )
-    return QuantizeResult(model, method, write.rounding, write.nearest, choice, budget)
+    return QuantizeResult(model, method, write.rounding, write.nearest, choice, measured_on, budget)
+
+
+def _not_calibrated_on(images: ImageDataset, ranges: RangeFile, samples: int) -> ImageDataset:
+    """``samples`` of the images, spread over those that calibration left out.
+
+    Which it took is known where they were taken from these very images, none of which it left out as unreadable.
+    """
+    if images.subset(ranges.samples).fingerprint != ranges.dataset["fingerprint"]:
+        return images.subset(samples)
+    left = images.without(ranges.samples)
+    if len(left) >= _FEWEST_TO_JUDGE:
+        return left.subset(samples)
+    warnings.warn(
+        f"{images.name} has {len(left)} images that were not calibrated on, and auto needs {_FEWEST_TO_JUDGE}; "
+        "it measures on those that were; calibrate on fewer, or name others",
+        InputWarning,
+        stacklevel=3,
+    )
+    return images.subset(samples)
+
+
+def _choose(
+    model: ir.Model,
+    path: Path,
+    ranges: RangeFile,
+    settings: QuantizeSettings,
+    images: ImageDataset,
+    progress: Progress,
+) -> tuple[MethodChoice, QuantizedWriter]:
+    """The best method and rounding, and the writer of that rounding."""
+    started = time.monotonic()
+    contract = contract_of(model, str(path))
+    writers = _writers(ranges, settings)
+    scorer = QuantizationScorer(model, contract, images.matched(contract, class_count(model), str(path)))
+    left = AUTO_SECONDS - (time.monotonic() - started)
+    choice = choose_method(scorer, ranges, writers, seconds=left, progress=progress)
+    return choice, writers[choice.rounding]
 
 
 def _writers(ranges: RangeFile, settings: QuantizeSettings) -> dict[Rounding, QuantizedWriter]:

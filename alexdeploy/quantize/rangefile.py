@@ -1,6 +1,6 @@
 """The range file: the result of calibration, the receipt that no image was lost, the hashes of model and contract.
 
-Beside ``ranges.json`` lies ``ranges.moments.safetensors``, which the range file names by its SHA-256.
+Beside ``ranges.json`` lies ``ranges.json.moments.safetensors``, which the range file names by its SHA-256.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         percentile: share of |x| that the method of that name kept unclipped.
         tensors: per tensor the amax of each method, ``min``, its smallest value or 0, and ``samples``, the images that
             its observer saw.
-        moments: what rounding by error needs, in the file its SHA-256; None where it was not asked for.
+        moments: what rounding by error needs; the JSON holds only the SHA-256 of its file. None where it was not
+            asked for.
     """
 
     model_sha256: str

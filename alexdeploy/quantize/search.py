@@ -22,6 +22,7 @@ from alexdeploy.errors import GateError, InputError, few
 from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import model_bytes
+from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.table import layer_table
 from alexdeploy.graph.weighted import weighted_nodes
@@ -69,7 +70,7 @@ class QuantizationScorer:
     def __init__(
         self, model: ir.Model, contract: Contract, images: ImageDataset, *, write: Callable[..., ir.Model] = insert_qdq
     ) -> None:
-        self.model, self._write = model, write
+        self.model, self._write = name_unnamed(model), write  # layers are told apart by name
         self._folder = tempfile.TemporaryDirectory(prefix="alexdeploy-")  # goes when the judge goes
         self._batches: list[npt.NDArray[np.float32]] = []
         labels = []
@@ -79,11 +80,11 @@ class QuantizationScorer:
             self._batches.append(np.load(path, mmap_mode="r"))
             labels.append(truth)
         self._labels = np.concatenate(labels)
-        self._reference = self._logits(model)
+        self._reference = self._logits(self.model)
         self.images = len(self._labels)
         self.top1 = self._top1(self._reference)
-        self.layers = [node.name for node in weighted_nodes(model)]
-        macs = {layer.name: layer.macs for layer in layer_table(model)}
+        self.layers = [node.name for node in weighted_nodes(self.model)]
+        macs = {layer.name: layer.macs for layer in layer_table(self.model)}
         total = sum(macs.get(name, 0) for name in self.layers) or 1
         self.macs_share = {name: macs.get(name, 0) / total for name in self.layers}
 

@@ -116,7 +116,7 @@ def test_a_cache_that_does_not_serve_is_refused(
 
 @pytest.mark.parametrize(
     "name",
-    ["ranges.json", "ranges", "ranges.json.json", "ranges.moments.safetensors", "missing/calibration.cache"],
+    ["ranges.json", "ranges", "ranges.json.json", "ranges.json.moments.safetensors", "missing/calibration.cache"],
 )
 def test_a_cache_that_cannot_lie_beside_the_ranges_is_refused_first(
     name: str, run: Run, model: Path, out: Path

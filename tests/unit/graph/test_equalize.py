@@ -91,3 +91,73 @@ def test_a_tensor_that_others_use_or_that_feeds_groups_is_left_alone() -> None:
     assert equalizable(ir.from_proto(network())) == ["pool1", "flat", "fc3"]
     assert equalizable(ir.from_proto(network(branch=True))) == ["flat", "fc3"]
     assert equalizable(ir.from_proto(network(group=2))) == ["flat", "fc3"]
+
+
+CONV = [
+    helper.make_node("Conv", ["input", "w1"], ["conv1"], "conv1", pads=[1] * 4),
+    helper.make_node("Relu", ["conv1"], ["relu1"], "relu1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "matrix"),
+    [
+        ([helper.make_node("MatMul", ["relu1", "w2"], ["logits"], "matmul")], (8, 5)),  # along the columns of the image
+        (
+            [
+                helper.make_node("Flatten", ["relu1"], ["flat"], "flat"),
+                helper.make_node("Gemm", ["flat", "w2"], ["logits"], "gemm", transA=1),  # along the batch
+            ],
+            (8, 5),
+        ),
+        (
+            [
+                helper.make_node("Flatten", ["relu1"], ["flat"], "flat", axis=2),  # channels become rows
+                helper.make_node("MatMul", ["flat", "w2"], ["logits"], "matmul"),
+            ],
+            (64, 5),
+        ),
+    ],
+)
+def test_what_sums_along_another_axis_than_the_channels_is_left_alone(
+    nodes: list[onnx.NodeProto], matrix: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(5)
+    weights: dict[str, Array] = {"w1": random.standard_normal((8, 3, 3, 3)).astype(np.float32)}
+    weights |= {"w2": random.standard_normal(matrix).astype(np.float32)}
+    rank = 4 if nodes[0].op_type == "MatMul" else 2
+    model = ir.from_proto(make_model([*CONV, *nodes], weights, rank=rank, shape=(8, 3, 8, 8)))
+    assert equalizable(model) == []
+    batch = random.standard_normal((8, 3, 8, 8)).astype(np.float32)
+    channels = {str(model.graph[-1].inputs[0].name): np.geomspace(0.01, 8, 8)}  # type: ignore[union-attr]
+    equalized = equalize(model, channels, dict.fromkeys(channels, 8.0))
+    np.testing.assert_array_equal(run(equalized, batch)[0], run(model, batch)[0])
+
+
+def test_a_matmul_of_flattened_channels_is_evened_out() -> None:
+    random = np.random.default_rng(5)
+    nodes = [
+        *CONV,
+        helper.make_node("Flatten", ["relu1"], ["flat"], "flat"),
+        helper.make_node("MatMul", ["flat", "w2"], ["logits"], "matmul"),
+    ]
+    weights: dict[str, Array] = {"w1": random.standard_normal((8, 3, 3, 3)).astype(np.float32)}
+    weights |= {"w2": random.standard_normal((512, 5)).astype(np.float32)}
+    assert equalizable(ir.from_proto(make_model(nodes, weights, rank=2))) == ["flat"]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 6), (1, 1)])
+def test_a_bias_of_any_shape_grows_with_its_channels(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(5)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], "flat"),
+        helper.make_node("Gemm", ["flat", "w1", "b1"], ["fc1"], "fc1"),
+        helper.make_node("Relu", ["fc1"], ["relu1"], "relu1"),
+        helper.make_node("Gemm", ["relu1", "w2"], ["logits"], "fc2"),
+    ]
+    sizes = {"w1": (192, 6), "b1": shape, "w2": (6, 4)}
+    weights: dict[str, Array] = {n: np.asarray(random.standard_normal(s), np.float32) for n, s in sizes.items()}
+    model = ir.from_proto(make_model(nodes, weights, rank=2))
+    batch = random.standard_normal((3, 3, 8, 8)).astype(np.float32)
+    equalized = equalize(model, {"relu1": np.geomspace(0.1, 40, 6)}, {"relu1": 40.0})
+    np.testing.assert_allclose(run(equalized, batch)[0], run(model, batch)[0], rtol=2e-5, atol=2e-4)

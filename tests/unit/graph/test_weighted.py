@@ -9,8 +9,15 @@ from onnx import helper
 
 from alexdeploy.graph.fp16 import to_bf16, to_fp16
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from alexdeploy.graph.weighted import grouped_hint, grouped_layers, half_type, quantized_type
-from tests.helpers.graphs import make_model
+from alexdeploy.graph.weighted import (
+    grouped_hint,
+    grouped_layers,
+    half_type,
+    quantized_nodes,
+    quantized_type,
+    weighted_nodes,
+)
+from tests.helpers.graphs import make_model, run
 
 
 def three_convolutions() -> ir.Model:
@@ -49,3 +56,26 @@ def test_a_layer_of_16_bits_is_one_without_qdq() -> None:
     int8 = [node for node in to_fp16(quantized()).graph if node.op_type == "Conv"]
     assert [(half_type(node), quantized_type(node)) for node in int8] == [(None, "INT8")] * 3
     assert {half_type(node) for node in three_convolutions().graph} == {None}
+
+
+@pytest.mark.parametrize(
+    ("shape", "weighted"), [((64, 4), ["plain", "product"]), ((64,), ["plain"]), ((1, 64, 4), ["plain"])]
+)
+def test_a_matmul_counts_where_its_constant_is_a_matrix(shape: tuple[int, ...], weighted: list[str]) -> None:
+    """A vector or a stack of matrices has no axis of output channels, and stays float as it is."""
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["plain"], "plain"),
+        helper.make_node("Flatten", ["plain"], ["flat"], "flat"),
+        helper.make_node("MatMul", ["flat", "w2"], ["logits"], "product"),
+    ]
+    random = np.random.default_rng(3)
+    sizes = {"w1": (1, 3, 1, 1), "w2": shape}
+    weights = {name: random.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    model = ir.from_proto(make_model(nodes, weights, rank=len(shape)))
+    assert [node.name for node in weighted_nodes(model)] == weighted
+    ranges = {"input": TensorRange(4.0), "flat": TensorRange(16.0)}
+    written = ir.from_proto(ir.to_proto(insert_qdq(model, ranges)))
+    assert [str(node.name) for node in quantized_nodes(written)] == weighted
+    batch = random.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    expected = run(model, batch)[0]
+    np.testing.assert_allclose(run(written, batch)[0], expected, atol=0.05 * np.abs(expected).max())

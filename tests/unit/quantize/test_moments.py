@@ -74,8 +74,8 @@ def test_memory_does_not_depend_on_the_number_of_images() -> None:
 def test_the_file_belongs_to_one_range_file(images: Array, tmp_path: Path) -> None:
     found = observed([images])
     path = moments_path(tmp_path / "mine.json")
-    assert path.name == "mine.moments.safetensors"
-    with pytest.raises(InputError, match=r"mine.moments.safetensors: missing; calibrate wrote it beside"):
+    assert path.name == "mine.json.moments.safetensors"
+    with pytest.raises(InputError, match=r"mine.json.moments.safetensors: missing; calibrate wrote it beside"):
         Moments(path=path, digest=found.sha256).layer("fc2")
     path.write_bytes(found.data)
     again = Moments(path=path, digest=found.sha256).layer("fc2")

@@ -54,7 +54,7 @@ def test_ranges_and_moments_are_written_together_or_not_at_all(tmp_path: Path, m
     first, second = (msgspec.structs.replace(RANGES, moments=Moments(data=data)) for data in (b"first", b"second"))
     save_ranges(tmp_path / "ranges.json", first)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert before["ranges.moments.safetensors"] == b"first"
+    assert before["ranges.json.moments.safetensors"] == b"first"
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
@@ -65,7 +65,7 @@ def test_ranges_and_moments_are_written_together_or_not_at_all(tmp_path: Path, m
             save_ranges(tmp_path / "ranges.json", second)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     save_ranges(tmp_path / "ranges.json", RANGES)
-    assert not (tmp_path / "ranges.moments.safetensors").exists()
+    assert not (tmp_path / "ranges.json.moments.safetensors").exists()
 
 
 def test_a_range_file_needs_no_sidecar_to_be_read(tmp_path: Path) -> None:
@@ -115,3 +115,13 @@ def test_ranges_of_the_model_are_accepted_and_those_of_another_refused(tmp_path:
 def test_a_file_that_is_no_range_file_is_refused(tmp_path: Path, content: Any, complaint: str) -> None:
     with pytest.raises(InputError, match=rf"ranges\.json: .*{complaint}"):
         load_ranges(_write(tmp_path / "ranges.json", content))
+
+
+def test_two_range_files_of_one_stem_keep_their_moments_apart(tmp_path: Path) -> None:
+    written = {name: Moments(data=name.encode()) for name in ("x.json", "x.ranges")}
+    for name, moments in written.items():
+        save_ranges(tmp_path / name, msgspec.structs.replace(RANGES, moments=moments))
+    for name in written:
+        found = load_ranges(tmp_path / name).moments
+        assert found is not None
+        assert found.data == name.encode()

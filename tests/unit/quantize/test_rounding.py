@@ -61,3 +61,30 @@ def test_no_level_leaves_int8_however_much_there_is_to_make_up_for() -> None:
     covariance = np.full((4, 4), 1.0) + 1e-6 * np.eye(4)
     found = round_by_error(rows, np.array([1 / 127.4], np.float32), covariance)
     assert np.abs(found).max() == 127
+
+
+def test_a_covariance_that_rounding_left_indefinite_is_damped_until_it_is_not() -> None:
+    rows, covariance = correlated(40, 4)
+    values, vectors = np.linalg.eigh(covariance)
+    broken = covariance - (values[0] + 5 * DAMPING * np.diag(covariance).mean()) * np.outer(
+        vectors[:, 0], vectors[:, 0]
+    )
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(broken + DAMPING * np.diag(broken).mean() * np.eye(40))
+    levels, scales = quantize_weight(rows, 0)
+    found = round_by_error(rows, scales, broken)
+
+    def error(rounded: Array) -> float:
+        left = rows - rounded * scales[:, None].astype(np.float64)
+        return float(np.einsum("ok,kl,ol->", left, covariance, left))
+
+    assert error(found) < 0.5 * error(levels)
+
+
+def test_rows_are_rounded_alike_however_many_there_are() -> None:
+    _, covariance = correlated(70, 5)
+    rows = np.random.default_rng(2).standard_normal((1100, 70))
+    _, scales = quantize_weight(rows, 0)
+    whole = round_by_error(rows, scales, covariance)
+    some = [0, 511, 512, 1023, 1024, 1099]
+    np.testing.assert_array_equal(whole[some], round_by_error(rows[some], scales[some], covariance))

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,14 @@ from PIL import Image
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError, InputError, UsageError
-from alexdeploy.graph.model import save_onnx
+from alexdeploy.errors import GateError, InputError, InputWarning, UsageError
+from alexdeploy.graph.model import load_onnx, save_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import quantized_nodes
 from alexdeploy.quantize.apply import PrecisionSettings, QuantizedWriter
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.methods import METHODS
+from alexdeploy.quantize.moments import moments_path
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
 from alexdeploy.quantize.search import (
@@ -271,3 +275,86 @@ def test_an_attempt_names_few_layers_and_counts_many() -> None:
     assert str(Attempt((), score, 1.0)).startswith("float: nothing · ")
     many = tuple(f"conv{number}" for number in range(1, 51))
     assert str(Attempt(many, score, 0.0)).startswith("float: conv1, conv2, conv3 and 47 more · drop +0.10 points")
+
+
+@pytest.mark.parametrize("name", ["", "same"])
+def test_layers_without_a_name_and_of_one_name_are_told_apart(name: str, stored: Stored, tmp_path: Path) -> None:
+    proto = chain("conv2")
+    for node in proto.graph.node:
+        node.name = name
+    path, seen = stored(proto)
+    found = analyze(QuantizationScorer(load_onnx(path), CONTRACT, labelled(chain("conv2"))), seen.of("minmax"))
+    named = analyze(
+        QuantizationScorer(ir.from_proto(chain("conv2")), CONTRACT, labelled(chain("conv2"))), seen.of("minmax")
+    )
+    assert len({row.layer for row in found}) == 4
+    assert "" not in {row.layer for row in found}
+    assert [row.score for row in found] == [row.score for row in named]
+    kept = quantize_onnx(
+        path, tmp_path / "ranges.json", tmp_path / "o.onnx", settings=QuantizeSettings(keep_float=[found[0].layer])
+    )
+    assert {str(node.name) for node in quantized_nodes(kept.model)} == {row.layer for row in found[1:]}
+
+
+def auto(model: Path, folder: Path, images: ImageDataset, samples: int = 20) -> str:
+    return str(
+        quantize_onnx(
+            model,
+            folder / "ranges.json",
+            folder / "o.onnx",
+            settings=QuantizeSettings(method="auto"),
+            selection_images=images,
+            selection_samples=samples,
+        ).measured_on
+    )
+
+
+def test_auto_measures_on_images_that_were_not_calibrated_on(stored: Stored, tmp_path: Path) -> None:
+    model, seen = stored(chain())
+    images = pictures(100, 9)
+    seen = calibrate(model, images, samples=64)
+    save_ranges(tmp_path / "ranges.json", seen)
+    read: list[int] = []
+    watched = dataclasses.replace(images, read=lambda i: read.append(i) or images.read(i))  # type: ignore[func-returns-value]
+    assert auto(model, tmp_path, watched).startswith("noise/val: 20 of 100 images")
+    assert len(set(read)) == 20
+    assert not set(read) & {round(i * 99 / 63) for i in range(64)}
+
+
+def test_auto_says_where_all_images_were_calibrated_on(stored: Stored, tmp_path: Path) -> None:
+    model, _ = stored(chain())
+    with pytest.warns(InputWarning, match=r"noise/val has 0 images that were not calibrated on"):
+        assert auto(model, tmp_path, pictures(64, 9)) == "noise/val: 20 of 64 images (spread over it)"
+
+
+def test_auto_warns_once_of_moments_left_behind(stored: Stored, tmp_path: Path) -> None:
+    model, _ = stored(chain())
+    moments_path(tmp_path / "ranges.json").unlink()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        auto(model, tmp_path, pictures(100, 7))
+    assert len([one for one in caught if "is missing" in str(one.message)]) == 1
+
+
+def test_the_minute_of_auto_begins_before_the_images_are_read(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = stored(chain())
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(i: int) -> Image.Image:
+        clock[0] += 10.0
+        return images.read(i)  # type: ignore[return-value]
+
+    images = pictures(100, 7)
+    result = quantize_onnx(
+        model,
+        tmp_path / "ranges.json",
+        tmp_path / "o.onnx",
+        settings=QuantizeSettings(method="auto"),
+        selection_images=dataclasses.replace(images, read=slow),
+        selection_samples=20,
+    )
+    assert result.choice is not None
+    assert list(result.choice.scores) == ["mse, gptq"]
