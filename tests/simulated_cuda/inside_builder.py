@@ -101,8 +101,8 @@ def test_fp16_that_became_float_is_told_and_fails_when_strict(
     [
         (EngineInspector, "_report", "no JSON", "tells nothing of its kernels (JSONDecodeError: "),
         *[
-            (EngineInspector, "_report", json.dumps({"Layers": [form]}), "tells nothing of its kernels (")
-            for form in ({"Inputs": ["x"]}, {"Weights": [{}]}, {"Constants": ["k"]})
+            (EngineInspector, "_report", f'{{"Layers": [{form}]}}', "tells nothing of its kernels (")
+            for form in ('{"Inputs": ["x"]}', '{"Weights": [{}]}', '{"Constants": ["k"]}')
         ],
         (ICudaEngine, "create_engine_inspector", lambda engine: None, "the engine cannot be inspected"),
         (Runtime, "deserialize_cuda_engine", lambda runtime, plan: None, "the engine cannot be loaded"),
