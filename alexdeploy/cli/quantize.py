@@ -101,7 +101,7 @@ def command(
     """Write a float model as INT8 or FP8 (Q/DQ).
 
     The dialect is that of the runtime which is to run it; the ranges must come from this very model. --method auto
-    measures on training images, which need no labels, --max-drop on all held-out images.
+    measures on training images that were not calibrated on and need no labels, --max-drop on all held-out images.
 
     \b
     Example: alexdeploy quantize model.onnx --ranges ranges.json -o int8.onnx

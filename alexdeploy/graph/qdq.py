@@ -138,7 +138,9 @@ def insert_qdq(
     model = name_unnamed(raised(model, FP8_OPSET) if fp8 else model)  # what is written is named after the nodes
     nodes = weighted_nodes(model)
     if not nodes:
-        raise InputError("the graph has no Conv, Gemm or MatMul with constant weights; nothing to quantize")
+        raise InputError(
+            "the graph has no Conv, Gemm or MatMul with constant weights (of a MatMul a matrix); nothing to quantize"
+        )
     needed = {str(node.activation.name) for node in nodes}
     missing = sorted(needed - ranges.keys())
     if missing:

@@ -203,7 +203,9 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
         raise InputError(f"{path}: is quantized already; calibrate the float model it was made from")
     tensors = calibration_tensors(model)
     if not tensors:
-        raise InputError(f"{path}: has no Conv, Gemm or MatMul with constant weights; nothing to calibrate")
+        raise InputError(
+            f"{path}: has no Conv, Gemm or MatMul with constant weights (of a MatMul a matrix); nothing to calibrate"
+        )
     return model, tensors
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,6 +19,7 @@ from alexdeploy.cli.options import DataChoice, data_options
 from alexdeploy.cli.output import note_data
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.sources import load_dataset
+from alexdeploy.errors import UsageError
 from alexdeploy.quantize.calibrate import calibrate
 from tests.cli.conftest import Run
 from tests.helpers.graphs import make_model
@@ -143,3 +145,23 @@ def test_names_that_are_no_text_are_calibrated_on_and_written_down(
     assert r"1 unreadable images left out of" in result.err
     assert result.err.count(r"4/\xbb.png") == 1
     assert json.loads((out / "ranges.json").read_text())["dataset"]["name"] == r"\xc0\xf6/all"
+
+
+@pytest.mark.parametrize(("precision", "moments"), [("--int8", True), ("--fp8", False), ("--fp16", False)])
+def test_build_engine_gathers_moments_for_int8_alone(
+    precision: str, moments: bool, run: Run, model: Path, tensorrt_rtx: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def watched(*_: Any, moments: bool = True, **__: Any) -> Any:
+        asked.append(moments)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("alexdeploy.quantize.calibrate.calibrate", watched)
+    run("build-engine", model, precision, "--data", "digits", "--builder", tensorrt_rtx, "-o", out / "x.engine")
+    assert asked == [moments]
+
+
+def test_quantize_names_what_stays_in_float(run: Run, model: Path, ranges: Path, out: Path) -> None:
+    kept = run("quantize", model, "--ranges", ranges, "--keep-float", "conv1,fc8", "-o", out / "kept.onnx")
+    assert "6 of 8 layers in INT8 (float: conv1, fc8), ranges by mse" in kept.out
