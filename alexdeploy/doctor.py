@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.cuda.wheels import LIBRARIES, Wheel, wheels, why_too_old
+from alexdeploy.cuda.wheels import LIBRARIES, Wheel, major, runs, wheels, why_too_old
 from alexdeploy.errors import AlexdeployError, UnavailableError, in_a_line
 from alexdeploy.machine import Gpu, current_gpu, why_no_cuda
 from alexdeploy.optional import require, unavailable
@@ -49,8 +50,7 @@ class Cuda:
 
     def runs(self, wheel: Wheel) -> bool:
         """True if the driver's major version of CUDA is the library's or newer."""
-        here, needed = (int(version.partition(".")[0]) for version in (self.driver or "0", wheel.cuda))
-        return here >= needed
+        return runs(self.driver or "0", major(wheel.cuda))
 
 
 def cuda_versions() -> Cuda:
@@ -61,18 +61,19 @@ def cuda_versions() -> Cuda:
 
 def examine(*, progress: Progress = lambda what, share: None) -> list[Finding]:
     """Try every backend; never raises."""
+    built = functools.cache(_engine)  # minutes with TensorRT, so each is built once
     probes: dict[str, Callable[[], str]] = {
         "pytorch": _pytorch,
         "onnxruntime-cpu": _onnxruntime,
         "openvino": _openvino,
-        "tensorrt-rtx (build)": lambda: _build("tensorrt-rtx"),
+        "tensorrt-rtx (build)": lambda: _build("tensorrt-rtx", built),
         "cuda device": _cuda,
         "pytorch on cuda": _pytorch_cuda,
         "onnxruntime-cuda": _onnxruntime_cuda,
         "onnxruntime-tensorrt": _onnxruntime_tensorrt,
-        "tensorrt (build)": lambda: _build("tensorrt"),
-        "tensorrt (run)": lambda: _run("tensorrt"),
-        "tensorrt-rtx (run)": lambda: _run("tensorrt-rtx"),
+        "tensorrt (build)": lambda: _build("tensorrt", built),
+        "tensorrt (run)": lambda: _run("tensorrt", built),
+        "tensorrt-rtx (run)": lambda: _run("tensorrt-rtx", built),
     }
     findings: list[Finding] = []
     for name, probe in probes.items():
@@ -236,21 +237,21 @@ def _engine(builder: BuilderName) -> EngineFile:
     return EngineFile(record, bytes(plan), "the doctor's engine")
 
 
-def _build(builder: BuilderName) -> str:
+def _build(builder: BuilderName, build: Callable[[BuilderName], EngineFile] = _engine) -> str:
     if builder == "tensorrt":
         _need_gpu()
-    engine = _engine(builder)
+    engine = build(builder)
     return f"{builder} {engine.record.version}, LRN built into a plan of {len(engine.plan)} bytes"
 
 
-def _run(builder: BuilderName) -> str:
+def _run(builder: BuilderName, build: Callable[[BuilderName], EngineFile] = _engine) -> str:
     from alexdeploy.engine.versions import Compatibility
     from alexdeploy.runners.tensorrt import TensorRTRunner
 
     gpu = _need_gpu()
     if builder == "tensorrt-rtx" and not Compatibility().takes_gpu(builder, None, gpu):
         raise _AbsentError(f"TensorRT-RTX does not run on {gpu}")
-    engine = _engine(builder)
+    engine = build(builder)
     return _ran(TensorRTRunner(engine), f"{builder} {engine.record.version} on {gpu.name}")
 
 

@@ -56,7 +56,7 @@ def why_too_old(*libraries: str) -> str | None:
     for library in libraries:
         for wheel in wheels(library):
             in_extra = library != "tensorrt-rtx"
-            reason = why_driver_too_old(f"{wheel.name} {wheel.version}", _major(wheel.cuda), in_extra=in_extra)
+            reason = why_driver_too_old(f"{wheel.name} {wheel.version}", major(wheel.cuda), in_extra=in_extra)
             if reason is not None:
                 return reason
     return None
@@ -70,14 +70,20 @@ def why_driver_too_old(what: str, cuda: int, *, in_extra: bool = True) -> str | 
     Without a device there is nothing to say here: see ``machine.why_no_cuda``.
     """
     gpu = current_gpu()
-    if gpu is None or _major(gpu.cuda) >= cuda:
+    if gpu is None or runs(gpu.cuda, cuda):
         return None
     driver = f"an NVIDIA driver of {_DRIVERS[cuda]} or newer" if cuda in _DRIVERS else "a newer NVIDIA driver"
-    other = ", or alexdeploy's extra 'gpu-cu12' in a new environment" if in_extra and _major(gpu.cuda) == 12 else ""
+    other = ", or alexdeploy's extra 'gpu-cu12' in a new environment" if in_extra and major(gpu.cuda) == 12 else ""
     return f"{what} needs CUDA {cuda} and the driver runs CUDA {gpu.cuda}; install {driver}{other}"
 
 
-def _major(version: str) -> int:
+def runs(driver: str, cuda: int) -> bool:
+    """Whether a driver of that version of CUDA runs what is built for that major version: its own and older ones."""
+    return major(driver) >= cuda
+
+
+def major(version: str) -> int:
+    """``major("12.4") == 12``."""
     return int(version.partition(".")[0])
 
 
