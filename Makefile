@@ -53,7 +53,7 @@ gpu-check-%:
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,openvino,report,loadgen,opencv,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,cpu,rtx,openvino,report,loadgen,opencv,triton,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs
 	touch $(READY)
 

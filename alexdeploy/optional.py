@@ -28,6 +28,7 @@ LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "scipy": ("scipy", ("report",)),
     "jinja2": ("jinja2", ("report",)),
     "mlperf_loadgen": ("mlcommons-loadgen", ("loadgen",)),
+    "tritonclient": ("tritonclient[http,grpc]", ("triton",)),
     "PIL": ("pillow", ("cpu", *_SHARED)),
     "cv2": ("opencv-python-headless", ("opencv",)),
     "onnx": ("onnx", ("cpu", *_SHARED)),

@@ -79,4 +79,4 @@ def test_every_extra_that_may_be_named_brings_the_distribution(module: str) -> N
     distribution, extras = LIBRARIES[module]
     for extra in extras:
         lines = project["optional-dependencies"][extra]
-        assert distribution in [re.split(r"[<>=\[]", line)[0] for line in lines], extra
+        assert distribution in [re.split(r"[<>=]", line)[0] for line in lines], extra
