@@ -223,7 +223,8 @@ def _write_network(
         (folder / LABELS).write_text(_labels_text(found), encoding="utf-8")
     if found.backend == "python":
         (inside / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[""]))
-    runtime, labels, logits, probabilities = "", (), None, None
+    labels: tuple[str, ...] = ()
+    runtime, logits, probabilities = "", None, None
     try:
         with copied.runner(None if isinstance(copied, EngineArtifact) else "onnxruntime-cpu") as runner:
             runtime, logits = runner.runtime, runner.infer(inputs)
@@ -250,10 +251,9 @@ def _copy(artifact: Artifact, folder: Path, found: Served) -> Artifact:
     """The file with its sidecar and its external weights; what was copied is what is checked and run from here on."""
     path = artifact.path
     target = folder / found.file
-    if found.backend == "onnxruntime_onnx" and (weights := _external_weights(path)):
+    weights = [] if isinstance(artifact, EngineArtifact) else _external_weights(path)
+    if weights and found.backend == "onnxruntime_onnx":
         target /= found.file  # that backend wants a folder then
-    else:
-        weights = [] if isinstance(artifact, EngineArtifact) else _external_weights(path)
     for name in weights:
         (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, target.parent / name)
