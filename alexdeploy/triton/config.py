@@ -348,7 +348,7 @@ def difference(found: ModelConfig, expected: ModelConfig) -> Difference | None:
 
 def _differences(field: str, found: Any, expected: Any) -> Iterator[Difference]:
     if isinstance(found, dict) and isinstance(expected, dict):
-        for name in sorted({*found, *expected}, key=lambda name: (name not in expected, name)):
+        for name in dict.fromkeys([*expected, *found]):
             yield from _differences(f"{field}.{name}" if field else name, found.get(name), expected.get(name))
     elif _nested(found) and _nested(expected) and len(found) == len(expected):
         for index, pair in enumerate(zip(found, expected, strict=True)):

@@ -127,7 +127,7 @@ def publish(
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"`name` '{files.printable(name)}': expected letters, digits and . _ + - behind a letter or digit"
+            f"`name` {files.printable(name)!r}: expected letters, digits and . _ + - behind a letter or digit"
         )
     return name
 
@@ -335,10 +335,14 @@ def check_repository(folder: Path, name: str) -> None:
                 f"{name}: max_batch_size is {config.max_batch_size}, and the engine of version {version} takes at most "
                 f"{found.batches.max[0]} images; lower it, or build the engine with a profile that goes further"
             )
-        if found.contract.labels and (folder / name / LABELS).read_text(encoding="utf-8") != _labels_text(found):
+        if found.contract.labels and _read(folder / name / LABELS) != _labels_text(found).encode():
             raise GateError(
                 f"{name}: {LABELS} does not hold the class names of version {version} in their order; publish it again"
             )
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _backend_of(config: ModelConfig) -> str | None:
