@@ -27,7 +27,7 @@ def main() -> int:
     stub = TRITON / "backends" / "python" / _STUB
     if stub.exists() and (PACKAGES / "ray").is_dir():
         return 0
-    venv.create(FOLDER)
+    venv.create(FOLDER, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "nvidia-pytriton", "ray", "--editable", ".[cpu]"], cwd=ROOT, check=False)
     if done.returncode == 0:
