@@ -148,7 +148,8 @@ def probabilities(scores: Logits, ends_in_softmax: bool, origin: str, image: str
     Args:
         scores: (N, classes) float32.
         ends_in_softmax: they are probabilities already.
-        origin, image: what a message calls the network and the image.
+        origin: what a message calls the network.
+        image: what a message calls the image.
 
     Raises:
         GateError: not finite.
@@ -162,7 +163,7 @@ def probabilities(scores: Logits, ends_in_softmax: bool, origin: str, image: str
 
 
 def likeliest(shares: Logits, labels: Sequence[str], top: int) -> list[tuple[str, float]]:
-    """(label, probability) of the ``top`` likeliest of (classes,), best first; class numbers where there are no names."""
+    """(label, probability) of the ``top`` likeliest of (classes,), best first; numbers without names."""
     best = np.argsort(-shares, kind="stable")[:top]
     return [(labels[i] if labels else str(i), float(shares[i])) for i in best]
 
