@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.serving.install import PACKAGES, ROOT, TRITON
+from tests.serving.install import PYTHON, ROOT, TRITON
 
 WHY_NOT = None if TRITON.is_dir() else f"no server in {TRITON}; python -m tests.serving.install"
 _READY_S = 60.0
+_QUICK = ("--disable-auto-complete-config",)  # else every model is imported twice, to complete what is complete
 
 
 class Server(NamedTuple):
@@ -31,7 +32,9 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(repository: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def running(
+    repository: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A server that is ready; it ends with the block.
 
     Args:
@@ -44,12 +47,22 @@ def running(repository: Path, log: Path, *options: str, environment: Mapping[str
     places = {"http-port": http, "grpc-port": grpc, "metrics-port": metrics, "model-repository": repository}
     places |= dict.fromkeys(("http-address", "grpc-address", "metrics-address"), "127.0.0.1")
     places |= {"backend-directory": TRITON / "backends", "exit-timeout-secs": 5}
-    command = [str(TRITON / "bin" / "tritonserver"), *(f"--{name}={value}" for name, value in places.items()), *options]
+    command = [
+        str(TRITON / "bin" / "tritonserver"),
+        *(f"--{name}={value}" for name, value in places.items()),
+        *_QUICK,
+        *options,
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **_PATHS, **(environment or {})}
+            command,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **_PATHS, **(environment or {})},
+            cwd=ROOT,  # the first folder where they look for modules
         )
-    server = Server(f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}", log, process.pid)
+    here = "127.0.0.1"
+    server = Server(f"http://{here}:{http}", f"grpc://{here}:{grpc}", f"http://{here}:{metrics}", log, process.pid)
     try:
         _wait_until_ready(server, process)
         yield server
@@ -60,16 +73,19 @@ def running(repository: Path, log: Path, *options: str, environment: Mapping[str
 
 _PATHS = {
     "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),  # of libpython, which the models' processes embed
-    "PYTHONPATH": f"{ROOT}{os.pathsep}{PACKAGES}",
+    # PYTHONPATH is not read by them; their packages are those of the first python3 on the PATH
+    "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}",
 }
 
 
 def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + _READY_S
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=5):
-                return
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=5),
+        ):
+            return
         time.sleep(0.05)
     raise RuntimeError(f"the server is not ready:\n{server.log.read_text(errors='replace')[-4000:]}")
 
