@@ -16,7 +16,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Client:
-    """For one thread; ``url`` as ``Server`` has it."""
+    """For one thread; ``url`` as ``Server`` has it. A server waits for those that are not closed before it ends."""
 
     def __init__(self, url: str) -> None:
         scheme, _, address = url.partition("://")
@@ -44,6 +44,9 @@ class Client:
         """Of the model for encoded images."""
         answer = self.ask(model, {"image": as_bytes(image)})
         return answer["label"][0, 0].decode(), float(answer["probability"][0, 0])
+
+    def close(self) -> None:
+        self._client.close()
 
     def is_ready(self, model: str, version: str = "") -> bool:
         return bool(self._client.is_model_ready(model, version))
