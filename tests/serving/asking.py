@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
+
+_PATIENCE_S = 60.0
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -60,3 +63,10 @@ class Client:
 def as_bytes(*images: bytes) -> npt.NDArray[np.object_]:
     """(N, 1), as a model for encoded images takes them."""
     return np.array([[image] for image in images], np.object_)
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,18 +13,9 @@ from tritonclient.utils import InferenceServerException
 import alexdeploy
 from alexdeploy.triton.publish import publish
 from tests.helpers.graphs import conv_lrn_gemm, images
-from tests.serving.asking import Client
+from tests.serving.asking import Client, wait_until
 from tests.serving.conftest import CONTRACT, MAX_BATCH, Serving, save
 from tests.serving.pictures import encoded
-
-PATIENCE_S = 60.0
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_version_2_takes_over_and_version_1_goes(serving: Serving) -> None:
