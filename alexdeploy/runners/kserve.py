@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakSet
@@ -181,7 +181,7 @@ class KServeRunner(Runner):
         given = [self._input(name, array) for name, array in inputs.items()]
         wanted = [self._library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
         answer = self._called("infer", self.model, given, model_version=self.version, outputs=wanted)
-        found = {output.name: self._read(lambda name=output.name: answer.as_numpy(name)) for output in outputs}
+        found = {output.name: self._read(partial(answer.as_numpy, output.name)) for output in outputs}
         missing = next((name for name, array in found.items() if array is None), None)
         if missing is not None:
             raise self._odd(f"gave no '{missing}'")
