@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from alexdeploy.specs import Profile, TensorSpec, find_logits
 
 ModelConfig = Any  # a message of tritonclient, which has no types
 
-Backend = Literal["python", "onnxruntime", "tensorrt"]
+Backend = Literal["python", "onnxruntime_onnx", "tensorrt_plan"]
+"""The backend ``python``, or the platform of another backend, as Triton calls them."""
 DECODE, LABEL, IMAGE = "-decode", "-label", "-image"  # names of the models beside a network's
 WARM_UP = "image"  # the file in each model's folder warmup/
 LABELS = "labels.txt"
@@ -56,7 +57,7 @@ class Served:
     """A network as a server runs it.
 
     Attributes:
-        backend: of Triton.
+        backend: of Triton, see ``Backend``.
         file: the model's name in a version's folder.
         input, output: with the batch as first dimension.
         contract: its preprocessing and labels.
@@ -97,11 +98,9 @@ def served(artifact: Artifact, backend: str | None = None) -> Served:
     """
     if isinstance(artifact, CheckpointArtifact):
         raise UsageError(f"{artifact.origin}: a checkpoint is not served; export it first (alexdeploy export)")
-    if backend is not None and backend not in get_args(Backend):
-        raise UsageError(f"`backend` {backend}: expected {', '.join(get_args(Backend))}")
     found = _of_engine(artifact) if isinstance(artifact, EngineArtifact) else _of_graph(artifact, backend)
-    if backend not in (None, found.backend):
-        raise UsageError(f"{artifact.origin} does not run on Triton's backend {backend}; it runs on {found.backend}")
+    if backend is not None and found.backend.partition("_")[0] != backend:
+        raise UsageError(f"`backend` {backend}: does not run {artifact.origin}; leave it out for {found.backend}")
     _check_input(found, artifact.origin)
     return found
 
@@ -126,7 +125,7 @@ def _of_graph(artifact: Artifact, backend: str | None) -> Served:
             "batch, or leave `backend` out: our runner cuts batches into such pieces"
         )
     return Served(
-        backend="python" if by_runner else "onnxruntime",
+        backend="python" if by_runner else "onnxruntime_onnx",
         file="model.onnx",
         input=network,
         output=_row(logits) if by_runner else logits,
@@ -149,7 +148,7 @@ def _of_engine(artifact: EngineArtifact) -> Served:
             "a graph of open batch with a profile that begins at 1, such as 1:8:32"
         )
     return Served(
-        backend="tensorrt" if of_triton else "python",
+        backend="tensorrt_plan" if of_triton else "python",
         file="model.plan" if of_triton else "model.engine",
         input=record.input,
         output=record.output if of_triton else _row(record.output),
@@ -191,7 +190,7 @@ def network_config(found: Served, name: str, settings: Settings) -> ModelConfig:
         config.backend = found.backend
         _parameters(config, file=found.file, runtime=found.runtime)
     else:
-        config.platform = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx"}[found.backend]
+        config.platform = found.backend
         config.default_model_filename = found.file
     dims = found.contract.input_shape
     _tensor(config.input, found.input.name, _type(found.input.dtype), dims)
@@ -204,7 +203,7 @@ def network_config(found: Served, name: str, settings: Settings) -> ModelConfig:
         group.kind = KIND_GPU
     elif found.backend == "python":
         group.kind = KIND_CPU
-    if found.backend == "tensorrt":
+    if found.backend == "tensorrt_plan":
         group.profile.append("0")
         config.optimization.cuda.graphs = True
     config.dynamic_batching.max_queue_delay_microseconds = settings.max_delay_us
@@ -349,7 +348,7 @@ def difference(found: ModelConfig, expected: ModelConfig) -> Difference | None:
 
 def _differences(field: str, found: Any, expected: Any) -> Iterator[Difference]:
     if isinstance(found, dict) and isinstance(expected, dict):
-        for name in sorted({*found, *expected}, key=lambda name: (name not in expected, name)):
+        for name in dict.fromkeys([*expected, *found]):
             yield from _differences(f"{field}.{name}" if field else name, found.get(name), expected.get(name))
     elif _nested(found) and _nested(expected) and len(found) == len(expected):
         for index, pair in enumerate(zip(found, expected, strict=True)):

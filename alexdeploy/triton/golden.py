@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -75,6 +76,7 @@ class Golden:
     probabilities: npt.NDArray[np.float32] | None = None
 
 
+@cache
 def draw_images() -> tuple[bytes, ...]:
     """Encoded images, the same every time: coloured, textured, of several shapes and formats."""
     return tuple(_encoded(_drawn(*size), kind, rotated) for size, kind, rotated in _SHAPES)

@@ -17,8 +17,7 @@ from tempfile import TemporaryDirectory
 
 from alexdeploy import files
 from alexdeploy.errors import GateError, UnavailableError, UsageError
-from alexdeploy.optional import require
-from alexdeploy.runners.artifact import Artifact, EngineArtifact, open_artifact
+from alexdeploy.runners.artifact import Artifact, EngineArtifact, artifact_of, open_artifact
 from alexdeploy.triton.config import (
     DECODE,
     IMAGE,
@@ -69,7 +68,7 @@ class Published:
 
 
 def publish(
-    artifact: Path | str | Artifact,
+    artifact: Path | str,
     repository: Path | str,
     *,
     name: str | None = None,
@@ -105,28 +104,30 @@ def publish(
         >>> publish("model.onnx", "repository", name="digits", image=True).version
         1
     """
-    require("tritonclient.grpc.model_config_pb2")
-    root = Path(repository).absolute()
-    opened = open_artifact(artifact)
+    root, opened = Path(repository).absolute(), artifact_of(Path(artifact))
     found = served(opened, backend)
     name = _checked_name(name if name is not None else opened.path.stem)
     chosen = {"instances": instances, "max_batch": max_batch, "max_delay_us": max_delay_us}
-    settings = _settings(found, _present(root / name), {key: n for key, n in chosen.items() if n is not None}, name)
+    settings = _settings(found, _present(root / name), {key: n for key, n in chosen.items() if n is not None})
+    configs = [network_config(found, name, settings), *(image_configs(found, name, settings) if image else ())]
+    new = [config for config in configs if not _is_published(root, config)]
     number = _version(root / name, version)
     with _staging(root) as stage:
-        answers = _write_network(stage / name, found, settings, opened, number, image=image)
-        models = [name]
-        if image:
-            models += _write_image_models(stage, found, settings, name)
+        answers = _write_network(stage / name, configs[0], found, opened, number, image=image)
+        for config in configs[1:]:
+            _write_image_model(stage / config.name, config, config.name.removeprefix(name))
         check_repository(stage, name)
-        written = _put_in_place(stage, root, models, number)
-    return Published(root, name, number, written, found, settings, answers)
+        moves = [Path(config.name) for config in new]
+        if configs[0] not in new:
+            moves.insert(0, Path(name, str(number)))
+        _put_in_place(stage, root, moves)
+    return Published(root, name, number, tuple(move.parts[0] for move in moves), found, settings, answers)
 
 
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"`name` '{files.printable(name)}': expected letters, digits and . _ + - behind a letter or digit"
+            f"`name` {files.printable(name)!r}: expected letters, digits and . _ + - behind a letter or digit"
         )
     return name
 
@@ -140,20 +141,31 @@ def _present(folder: Path) -> ModelConfig | None:
     return read_config(folder / CONFIG)
 
 
-def _settings(found: Served, present: ModelConfig | None, chosen: dict[str, int], name: str) -> Settings:
-    settings = Settings(max_batch=found.max_batch)
-    if present is not None:
-        settings = settings_of(present)
-        for key, value in chosen.items():
-            if getattr(settings, key) != value:
-                raise UsageError(
-                    f"`{key}` {value}: the versions of '{name}' share one configuration, which says "
-                    f"{getattr(settings, key)}; leave it out, or choose another `name`"
-                )
+def _is_published(root: Path, config: ModelConfig) -> bool:
+    """Whether a model is there already, with the very configuration that this one needs."""
+    present = _present(root / config.name)
+    differs = difference(present, config) if present is not None else None
+    if differs is not None:
+        what = "its contract or class names" if differs.field == "metric_tags.contract" else differs.field
+        raise UsageError(
+            f"'{config.name}' is published with another configuration, which its versions share: {what}, there "
+            f"{differs.found}, here {differs.expected}; choose another `name`"
+        )
+    return present is not None
+
+
+def _settings(found: Served, present: ModelConfig | None, chosen: dict[str, int]) -> Settings:
+    settings = Settings(max_batch=found.max_batch) if present is None else settings_of(present)
+    for key, value in chosen.items():
+        least = 0 if key == "max_delay_us" else 1
+        if value < least:
+            raise UsageError(f"`{key}` {value}: expected at least {least}")
+        if present is not None and value != getattr(settings, key):
+            raise UsageError(
+                f"`{key}` {value}: '{present.name}' is published with {getattr(settings, key)}, and its versions share "
+                "one configuration; leave it out, or choose another `name`"
+            )
     settings = replace(settings, **chosen)
-    for key, least in (("instances", 1), ("max_batch", 1), ("max_delay_us", 0)):
-        if getattr(settings, key) < least:
-            raise UsageError(f"`{key}` {getattr(settings, key)}: expected at least {least}")
     if found.batches is not None and settings.max_batch > found.batches.max[0]:
         raise UsageError(
             f"`max_batch` {settings.max_batch}: the engine takes batches of {found.batches}; choose at most "
@@ -199,19 +211,20 @@ def _staging(root: Path) -> Iterator[Path]:
 
 
 def _write_network(
-    folder: Path, found: Served, settings: Settings, artifact: Artifact, version: int, *, image: bool
+    folder: Path, config: ModelConfig, found: Served, artifact: Artifact, version: int, *, image: bool
 ) -> tuple[str, ...]:
     """The network's folder with this one version; returns the labels of the golden images."""
     inside = folder / str(version)
     copied = _copy(artifact, inside, found)
     images = draw_images()
     inputs = network_inputs(images, found.contract)
-    _write_model(folder, network_config(found, folder.name, settings), inputs[0].tobytes())
+    _write_config(folder, config, inputs[0].tobytes())
     if found.contract.labels:
         (folder / LABELS).write_text(_labels_text(found), encoding="utf-8")
     if found.backend == "python":
         (inside / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[""]))
-    runtime, labels, logits, probabilities = "", (), None, None
+    labels: tuple[str, ...] = ()
+    runtime, logits, probabilities = "", None, None
     try:
         with copied.runner(None if isinstance(copied, EngineArtifact) else "onnxruntime-cpu") as runner:
             runtime, logits = runner.runtime, runner.infer(inputs)
@@ -238,10 +251,9 @@ def _copy(artifact: Artifact, folder: Path, found: Served) -> Artifact:
     """The file with its sidecar and its external weights; what was copied is what is checked and run from here on."""
     path = artifact.path
     target = folder / found.file
-    if found.backend == "onnxruntime" and (weights := _external_weights(path)):
+    weights = [] if isinstance(artifact, EngineArtifact) else _external_weights(path)
+    if weights and found.backend == "onnxruntime_onnx":
         target /= found.file  # that backend wants a folder then
-    else:
-        weights = [] if isinstance(artifact, EngineArtifact) else _external_weights(path)
     for name in weights:
         (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, target.parent / name)
@@ -262,10 +274,9 @@ def _external_weights(path: Path) -> list[str]:
     return sorted({ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)})
 
 
-def _write_model(folder: Path, config: ModelConfig, warm_up: bytes | None = None) -> None:
-    folder.mkdir(exist_ok=True)
+def _write_config(folder: Path, config: ModelConfig, warm_up: bytes) -> None:
     (folder / CONFIG).write_text(config_text(config), encoding="utf-8")
-    if warm_up is not None:
+    if config.model_warmup:
         (folder / "warmup").mkdir()
         (folder / "warmup" / WARM_UP).write_bytes(warm_up)
 
@@ -275,39 +286,17 @@ def _labels_text(found: Served) -> str:
     return "".join(f"{' '.join(label.split())}\n" for label in found.contract.labels)
 
 
-def _write_image_models(stage: Path, found: Served, settings: Settings, name: str) -> list[str]:
-    """Decode, label and the ensemble, in the order in which a server can load them; returns their names."""
+def _write_image_model(folder: Path, config: ModelConfig, kind: str) -> None:
+    """The folder of a model that takes or makes what is no network's: one version, which has no files but its own."""
+    (folder / "1").mkdir(parents=True)
     image = draw_images()[0]
-    as_element = struct.pack("<I", len(image)) + image  # how Triton lays out an element of TYPE_STRING
-    written = []
-    for config in image_configs(found, name, settings):
-        folder = stage / config.name
-        _write_model(folder, config, as_element if config.model_warmup else None)
-        (folder / "1").mkdir()
-        kind = _CLASS_OF.get(config.name.removeprefix(name))
-        if kind is not None:
-            (folder / "1" / "model.py").write_text(_MODEL_PY.format(kind))
-        written.append(config.name)
-    return written
+    _write_config(folder, config, struct.pack("<I", len(image)) + image)  # as an element of TYPE_STRING lies in memory
+    if kind in _CLASS_OF:
+        (folder / "1" / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]))
 
 
-def _put_in_place(stage: Path, root: Path, models: Sequence[str], version: int) -> tuple[str, ...]:
-    """Rename what is new, the network first; all of it or nothing."""
-    moves = []
-    for model in models:
-        present = _present(root / model)
-        if present is None:
-            moves.append(Path(model))
-            continue
-        differs = difference(present, read_config(stage / model / CONFIG))
-        if differs is not None:
-            what = "its contract or class names" if differs.field == "metric_tags.contract" else differs.field
-            raise UsageError(
-                f"'{model}' is published with another configuration ({what}: {differs.found} there, "
-                f"{differs.expected} here), which its versions share; choose another `name`"
-            )
-        if model == models[0]:
-            moves.append(Path(model, str(version)))
+def _put_in_place(stage: Path, root: Path, moves: Sequence[Path]) -> None:
+    """Rename what is new in this order, in which a server can load it: all of it or nothing."""
     for path in stage.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -321,7 +310,6 @@ def _put_in_place(stage: Path, root: Path, models: Sequence[str], version: int) 
                 raise UsageError(f"cannot write {root / move}: {error.strerror}; nothing was published") from error
             undo.callback((root / move).rename, stage / move)
         undo.pop_all()
-    return tuple(move.parts[0] for move in moves)
 
 
 def check_repository(folder: Path, name: str) -> None:
@@ -347,10 +335,14 @@ def check_repository(folder: Path, name: str) -> None:
                 f"{name}: max_batch_size is {config.max_batch_size}, and the engine of version {version} takes at most "
                 f"{found.batches.max[0]} images; lower it, or build the engine with a profile that goes further"
             )
-        if found.contract.labels and (folder / name / LABELS).read_text(encoding="utf-8") != _labels_text(found):
+        if found.contract.labels and _read(folder / name / LABELS) != _labels_text(found).encode():
             raise GateError(
                 f"{name}: {LABELS} does not hold the class names of version {version} in their order; publish it again"
             )
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _backend_of(config: ModelConfig) -> str | None:
