@@ -12,6 +12,7 @@ from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
 
+_MOST_PIXELS = 100_000_000  # of a resized image
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats whose 32-bit mode of Pillow holds 16-bit values
 
 
@@ -19,7 +20,7 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
     """One decoded image → the contract's ``input_shape`` and ``input_type``.
 
     Raises:
-        InputError: pixels whose range is not known (32-bit integers and floats).
+        InputError: pixels whose range is not known (32-bit integers and floats), or a strip too thin to be resized.
         UnavailableError: the library that the contract's resampling names is not installed.
     """
     return to_input(center_crop(resize(image, contract), contract.size), contract)
@@ -71,6 +72,8 @@ def _shorter_side(image: Image.Image, side: int) -> tuple[int, int]:
     """(width, height) with a shorter side of that; the longer one is rounded down, as torchvision's ``Resize`` does."""
     width, height = image.size
     long = int(side * max(width, height) / min(width, height))
+    if side * long > _MOST_PIXELS:  # a thin strip of few pixels would take gigabytes
+        raise InputError(f"{width} x {height} pixels become {side} x {long} when resized; crop the image first")
     return (side, long) if width <= height else (long, side)
 
 
