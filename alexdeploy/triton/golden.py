@@ -22,7 +22,7 @@ from alexdeploy.data.preprocess import preprocess
 from alexdeploy.data.received import received_image
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
-from alexdeploy.runners.classifier import likeliest, probabilities
+from alexdeploy.runners import classifier
 
 FILE = "golden.safetensors"
 _KIND = "golden"
@@ -108,18 +108,18 @@ def network_inputs(images: tuple[bytes, ...], contract: Contract) -> Batch:
     return np.stack([preprocess(received_image(image), contract) for image in images])
 
 
-def answers_to(
-    scores: Logits, contract: Contract, origin: str, *, ends_in_softmax: bool
+def likeliest(
+    scores: Logits, contract: Contract, *, ends_in_softmax: bool
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
     """Label and probability (K,) of each row of (K, classes), as the model ``NAME-label`` gives them.
 
     Raises:
-        GateError: scores of ``origin`` that are not finite.
+        GateError: scores that are not finite.
     """
     answers = []
     for number, row in enumerate(scores):
-        (shares,) = probabilities(row[None], ends_in_softmax, origin, f"image_{number}")
-        answers += likeliest(shares, contract.labels, 1)
+        (shares,) = classifier.probabilities(row[None], ends_in_softmax, "the network", f"image_{number}")
+        answers += classifier.likeliest(shares, contract.labels, 1)
     labels, found = zip(*answers, strict=True)
     return labels, np.array(found, np.float32)
 

@@ -36,7 +36,7 @@ from alexdeploy.triton.config import (
     served,
     settings_of,
 )
-from alexdeploy.triton.golden import About, Golden, answers_to, draw_images, network_inputs, write_golden
+from alexdeploy.triton.golden import About, Golden, draw_images, likeliest, network_inputs, write_golden
 
 CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a URL, Triton and a file system take alike
@@ -241,8 +241,7 @@ def _write_network(
         if not isinstance(copied, EngineArtifact):  # built for the server's GPU, not for this machine
             raise
     if logits is not None:
-        softmax = found.ends_in_softmax
-        labels, probabilities = answers_to(logits, found.contract, artifact.origin, ends_in_softmax=softmax)
+        labels, probabilities = likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
     about = About(
         name=folder.name,
         version=version,

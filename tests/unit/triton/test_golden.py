@@ -15,8 +15,8 @@ from alexdeploy.triton.golden import (
     FILE,
     About,
     Golden,
-    answers_to,
     draw_images,
+    likeliest,
     network_inputs,
     read_golden,
     write_golden,
@@ -70,7 +70,7 @@ def test_inputs_are_what_the_contract_makes_of_the_images() -> None:
 @pytest.mark.parametrize("ends_in_softmax", [False, True])
 def test_the_likeliest_class_and_its_share(ends_in_softmax: bool) -> None:
     scores = np.array([[0, 2, 1, 0], [0.5, 0.2, 0.2, 0.1]], np.float32)
-    labels, shares = answers_to(scores, CONTRACT, "net", ends_in_softmax=ends_in_softmax)
+    labels, shares = likeliest(scores, CONTRACT, ends_in_softmax=ends_in_softmax)
     expected = [2, 0.5] if ends_in_softmax else [np.e**2 / (2 + np.e + np.e**2), 0.318]
     assert labels == ("bee", "ant")
     assert shares == pytest.approx(expected, abs=1e-3)

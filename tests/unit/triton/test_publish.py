@@ -87,8 +87,8 @@ def test_golden_answers_are_those_of_the_graph(model: Path, root: Path) -> None:
 def test_external_weights_go_along(tmp_path: Path, root: Path, backend: str | None, place: str) -> None:
     save(tmp_path / "whole.onnx")
     (tmp_path / "apart").mkdir()
-    apart = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
-    onnx.save(onnx.load(tmp_path / "whole.onnx"), tmp_path / "apart/net.onnx", **apart)
+    whole = onnx.load(tmp_path / "whole.onnx")
+    onnx.save(whole, tmp_path / "apart/net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     publish(tmp_path / "apart/net.onnx", root, backend=backend)
     assert (root / place / "weights.bin").read_bytes() == (tmp_path / "apart/weights.bin").read_bytes()
     assert (root / place / "model.onnx").is_file()
