@@ -23,6 +23,8 @@ from alexdeploy.triton.publish import check_repository, versions_of
 from tests.helpers.graphs import conv_lrn_gemm, run
 from tests.unit.triton.conftest import CONTRACT, save
 
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+
 IMAGE_MODELS = ("net-decode", "net-label", "net-image")
 
 
@@ -149,10 +151,12 @@ def other_contract(path: Path) -> Path:
     ("settings", "text"),
     [
         ({"version": 1}, "`version` 1: 'net' has it, and .* is not overwritten; 2 is free"),
-        ({"version": 0}, "`version` 0: expected at least 1"),
+        ({"version": 0}, "`version` 0: expected 1 to 9223372036854775807"),
+        ({"version": 2**63}, "`version` 9223372036854775808: expected 1 to"),
         ({"max_batch": 8}, "`max_batch` 8: 'net' is published with 32, and its versions share"),
-        ({"instances": 0}, "`instances` 0: expected at least 1"),
-        ({"max_delay_us": -1}, "`max_delay_us` -1: expected at least 0"),
+        ({"instances": 0}, "`instances` 0: expected 1 to 2147483647"),
+        ({"max_batch": 2**31}, "`max_batch` 2147483648: expected 1 to"),
+        ({"max_delay_us": -1}, "`max_delay_us` -1: expected 0 to"),
         ({"backend": "onnxruntime"}, "'net' is published with .*: platform, there missing, here onnxruntime_onnx"),
         ({"backend": "openvino"}, "`backend` openvino: does not run .*net.onnx; leave it out for python"),
         ({"name": "net-image"}, "'net-image' is published with another configuration.* backend, "),
