@@ -12,6 +12,7 @@ from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
 
+_MOST_PIXELS = 50_000_000  # of an image resized by its shorter side, or padded
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats whose 32-bit mode of Pillow holds 16-bit values
 
 
@@ -19,7 +20,8 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
     """One decoded image → the contract's ``input_shape`` and ``input_type``.
 
     Raises:
-        InputError: pixels whose range is not known (32-bit integers and floats).
+        InputError: pixels whose range is not known (32-bit integers and floats); an image so narrow that it would
+            become huge when its shorter side is resized or padded.
         UnavailableError: the library that the contract's resampling names is not installed.
     """
     return to_input(center_crop(resize(image, contract), contract.size), contract)
@@ -71,7 +73,16 @@ def _shorter_side(image: Image.Image, side: int) -> tuple[int, int]:
     """(width, height) with a shorter side of that; the longer one is rounded down, as torchvision's ``Resize`` does."""
     width, height = image.size
     long = int(side * max(width, height) / min(width, height))
+    _check_not_huge(image, (side, long))
     return (side, long) if width <= height else (long, side)
+
+
+def _check_not_huge(image: Image.Image, size: tuple[int, int]) -> None:
+    """Refuse a needle: 108 bytes of PNG may hold one of 1 x 60000, and 256 x 15360000 pixels take gigabytes."""
+    if size[0] * size[1] > max(_MOST_PIXELS, 16 * min(size) ** 2):
+        raise InputError(
+            f"{image.width}x{image.height} pixels are too narrow: they would become {min(size)}x{max(size)}; crop them"
+        )
 
 
 def _resampled(image: Image.Image, size: tuple[int, int], contract: Contract) -> Image.Image:
@@ -105,6 +116,7 @@ def _padded(image: Image.Image, size: tuple[int, int], value: int = 0) -> Image.
     pad_x, pad_y = max(size[1] - image.width, 0), max(size[0] - image.height, 0)
     if not pad_x and not pad_y:
         return image
+    _check_not_huge(image, (image.width + pad_x, image.height + pad_y))
     fill = value if image.mode == "L" else (value,) * 3
     return ImageOps.expand(image, (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2), fill)
 

@@ -197,3 +197,20 @@ def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:
 def test_pixels_of_an_unknown_range_are_refused(mode: str, kind: str) -> None:
     with pytest.raises(InputError, match=f"its pixels are {kind}, whose range is not known"):
         _pixels(_noise((30, 20), mode), crop=20)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+@pytest.mark.parametrize("fields", [{"resize": 256, "crop": 224}, {"crop": 1000}], ids=["resized", "padded"])
+def test_a_needle_is_refused_before_it_takes_gigabytes(size: tuple[int, int], fields: dict[str, Any]) -> None:
+    contract, image = _contract(**fields), Image.new("L", size)
+    with pytest.raises(InputError, match=f"^{size[0]}x{size[1]} pixels are too narrow: they would become [0-9x]+;"):
+        preprocess(image, contract)
+    with pytest.raises(InputError, match="too narrow"):
+        ten_crop(image, contract)
+
+
+def test_a_narrow_image_and_a_large_input_are_no_needles() -> None:
+    strip = _noise((700, 1)).resize((7000, 10))
+    contract = _contract(resize=256, crop=224)
+    np.testing.assert_allclose(preprocess(strip, contract), _by_torchvision(strip, contract), rtol=0, atol=1e-6)
+    assert preprocess(Image.new("L", (8, 8)), _contract("gray", resize=7200, crop=8)).shape == (1, 8, 8)
