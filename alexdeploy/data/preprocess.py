@@ -6,13 +6,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
 
 _MOST_PIXELS = 50_000_000  # of an image resized by its shorter side, or padded
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats whose 32-bit mode of Pillow holds 16-bit values
 
 
@@ -44,7 +53,7 @@ def ten_crop(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
 def resize(image: Image.Image, contract: Contract) -> Image.Image:
     """Turned upright where the contract says so, in its colours (RGB for bgr), and resized; not yet cropped."""
     if contract.exif_orientation:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     image = _eight_bits(image).convert("L" if contract.color == "gray" else "RGB")
     if contract.resize is None:
         return image
@@ -56,6 +65,13 @@ def resize(image: Image.Image, contract: Contract) -> Image.Image:
     ratio = min(height / image.height, width / image.width)
     inner = (max(round(image.width * ratio), 1), max(round(image.height * ratio), 1))
     return _padded(_resampled(image, inner, contract), contract.resize, contract.letterbox)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As ``ImageOps.exif_transpose``, which also writes the other tags anew, and fails on odd ones."""
+    image.load()
+    method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

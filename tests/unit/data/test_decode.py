@@ -178,6 +178,7 @@ def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPa
 _PNG = _bytes(_noise(), "PNG")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
 def test_of_a_damaged_file_nothing_but_an_image_or_our_error_comes(kind: str) -> None:
     random = np.random.default_rng(1)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
@@ -182,6 +183,20 @@ def test_exif_orientation_is_applied_only_where_the_contract_says_so() -> None:
     turned.getexif()[0x0112] = 6  # to be shown turned by 90° clockwise
     np.testing.assert_array_equal(_pixels(turned, crop=(20, 30), exif_orientation=True), np.asarray(image))
     np.testing.assert_array_equal(_pixels(turned, crop=(30, 20)), np.asarray(turned))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_exif_orientation_is_pillows(orientation: int) -> None:
+    image, contract = _noise((40, 30)), _contract(resize=24, crop=20)
+    image.getexif()[274] = orientation
+    upright = preprocess(image, replace(contract, exif_orientation=True))
+    assert np.array_equal(upright, preprocess(ImageOps.exif_transpose(image), contract))
+
+
+def test_an_odd_exif_tag_does_not_matter() -> None:
+    image = _noise((40, 30))
+    image.getexif().update({274: 6, 271: 5.0})  # the maker as a number, which Pillow cannot write
+    assert preprocess(image, _contract(resize=24, crop=20, exif_orientation=True)).shape == (3, 20, 20)
 
 
 def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:
