@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+from io import BytesIO
 from typing import Any
 
 import cv2
@@ -194,9 +196,13 @@ def test_every_exif_orientation_is_pillows(orientation: int) -> None:
 
 
 def test_an_odd_exif_tag_does_not_matter() -> None:
-    image = _noise((40, 30))
-    image.getexif().update({274: 6, 271: 5.0})  # the maker as a number, which Pillow cannot write
-    assert preprocess(image, _contract(resize=24, crop=20, exif_orientation=True)).shape == (3, 20, 20)
+    file = BytesIO()
+    maker, upright = struct.pack("<HHII", 271, 5, 1, 38), struct.pack("<HHII", 274, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + maker + upright + struct.pack("<III", 0, 5, 1)
+    _noise((40, 30)).save(file, "JPEG", exif=exif)  # the maker is a fraction, which Pillow reads and cannot write
+    with Image.open(file) as image:
+        assert image.getexif()[271] == 5
+        assert preprocess(image, _contract(crop=(40, 30), exif_orientation=True)).shape == (3, 40, 30)
 
 
 def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:
