@@ -75,7 +75,7 @@ def command(
     with progress(f"publishing {printable(artifact.name)}"):
         done = publish(artifact, repository, name=name, version=version, image=image, backend=backend, **settings)
     if not done.answers:
-        note("note: nothing here runs this engine, so its golden answers are computed when the server is checked")
+        note("note: nothing here runs the engine, so no golden answers were stored; a check computes them")
     if as_json:
         print_json(_row(done))
         return
@@ -84,7 +84,7 @@ def command(
         click.echo(f"  {printable(done.repository / model)}")
     click.echo(f"serve it with: {_start(done)}")
     if done.served.builder:
-        note(f"note: this engine was made with {done.served.builder}; Triton must have the same version inside")
+        note(f"note: the engine was made with {done.served.builder}; the server needs that version")
 
 
 def _words(done: Published) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from alexdeploy import files
-from alexdeploy.errors import GateError, UnavailableError, UsageError
-from alexdeploy.runners.artifact import Artifact, EngineArtifact, artifact_of, open_artifact
+from alexdeploy.errors import GateError, InputWarning, UnavailableError, UsageError
+from alexdeploy.runners.artifact import Artifact, EngineArtifact, OnnxArtifact, artifact_of, open_artifact
 from alexdeploy.triton.config import (
     DECODE,
     IMAGE,
@@ -106,6 +107,7 @@ def publish(
     """
     root, opened = Path(repository).absolute(), artifact_of(Path(artifact))
     found = served(opened, backend)
+    _warn_of_slow_lrn(opened, found)
     name = _checked_name(name if name is not None else opened.path.stem)
     chosen = {"instances": instances, "max_batch": max_batch, "max_delay_us": max_delay_us}
     settings = _settings(found, _present(root / name), {key: n for key, n in chosen.items() if n is not None})
@@ -122,6 +124,13 @@ def publish(
             moves.insert(0, Path(name, str(number)))
         _put_in_place(stage, root, moves)
     return Published(root, name, number, tuple(move.parts[0] for move in moves), found, settings, answers)
+
+
+def _warn_of_slow_lrn(artifact: Artifact, found: Served) -> None:
+    nodes = artifact.model.graph if isinstance(artifact, OnnxArtifact) else ()
+    if found.backend == "onnxruntime_onnx" and any(node.op_type == "LRN" for node in nodes):
+        text = "on a CPU its LRN runs in ONNX Runtime's slow kernel; our runner, the `backend` python, replaces that"
+        warnings.warn(f"{artifact.origin}: {text}", InputWarning, stacklevel=3)
 
 
 def _checked_name(name: str) -> str:
