@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,11 @@ class Network(_Model):
         try:
             logits = self._runner.infer(np.concatenate(batches) if len(batches) > 1 else batches[0])
         except DeviceLostError as error:
-            # no call of this process can succeed any more; the server sees it end, and fails its requests
-            pb_utils.Logger.log_error(f"{self._name}: {error}")
-            os._exit(error.exit_code)
+            # No call of this process can succeed any more, and the server would go on saying that it is ready: it is
+            # told to end, so that whatever watches over it starts it again.
+            pb_utils.Logger.log_error(f"{self._name}: {error}; the server ends")
+            os.kill(os.getppid(), signal.SIGTERM)
+            raise
         return np.split(logits, np.cumsum([len(batch) for batch in batches])[:-1])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -12,11 +13,13 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
+_PATIENCE_S = 60.0
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Client:
-    """For one thread; ``url`` as ``Server`` has it."""
+    """For one thread; ``url`` as ``Server`` has it. A server waits for those that are not closed before it ends."""
 
     def __init__(self, url: str) -> None:
         scheme, _, address = url.partition("://")
@@ -45,6 +48,9 @@ class Client:
         answer = self.ask(model, {"image": as_bytes(image)})
         return answer["label"][0, 0].decode(), float(answer["probability"][0, 0])
 
+    def close(self) -> None:
+        self._client.close()
+
     def is_ready(self, model: str, version: str = "") -> bool:
         return bool(self._client.is_model_ready(model, version))
 
@@ -57,3 +63,10 @@ class Client:
 def as_bytes(*images: bytes) -> npt.NDArray[np.object_]:
     """(N, 1), as a model for encoded images takes them."""
     return np.array([[image] for image in images], np.object_)
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)

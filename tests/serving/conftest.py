@@ -12,6 +12,7 @@ from onnx import helper
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.triton.publish import publish
 from tests.helpers.graphs import conv_lrn_gemm, of_pixels
+from tests.serving.asking import Client
 from tests.serving.server import WHY_NOT, Server, running
 
 LABELS = ("ant", "bee", "cat", "dog")
@@ -61,6 +62,13 @@ def serving(triton_server: Callable[..., Server], tmp_path_factory: pytest.TempP
         delay = 3000 if name == "digits" else 0
         publish(path, repository, image=True, max_batch=MAX_BATCH, max_delay_us=delay)
     return Serving(triton_server(repository, *POLLING), repository, files)
+
+
+@pytest.fixture(params=["http", "grpc"])
+def client(serving: Serving, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """Of each protocol in turn."""
+    with contextlib.closing(Client(getattr(serving.server, request.param))) as client:
+        yield client
 
 
 def save(model: onnx.ModelProto, contract: Contract, path: Path) -> Path:

@@ -68,7 +68,7 @@ def running(
         yield server
     finally:
         process.terminate()
-        process.wait()
+        print("rc", process.wait())
 
 
 _PATHS = {

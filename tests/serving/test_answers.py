@@ -15,13 +15,6 @@ from tests.serving.asking import Client, as_bytes
 from tests.serving.conftest import LABELS, Serving
 from tests.serving.pictures import every_kind
 
-PROTOCOLS = ("http", "grpc")
-
-
-@pytest.fixture(params=PROTOCOLS)
-def client(serving: Serving, request: pytest.FixtureRequest) -> Client:
-    return Client(getattr(serving.server, request.param))
-
 
 def test_logits_are_the_runners_to_the_last_bit(serving: Serving, client: Client) -> None:
     batch = images(7)
@@ -54,7 +47,7 @@ def test_labels_of_encoded_images_are_the_classifiers(serving: Serving, client: 
     assert len({label for label, _ in expected}) > 2
 
 
-def test_many_encoded_images_in_one_request(serving: Serving, client: Client) -> None:
+def test_many_encoded_images_in_one_request(client: Client) -> None:
     files = every_kind()[:9]
     one_by_one = [client.label("digits-image", file) for file in files]
     answer = client.ask("digits-image", {"image": as_bytes(*files)})
