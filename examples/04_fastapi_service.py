@@ -85,8 +85,8 @@ def service(classifier: Classifier, stop: Callable[[DeviceLostError], None]) -> 
             name, probability = await run_sync(classify, content, limiter=limiter)
         except InputError as error:  # the client's mistake; the line holds nothing of the file
             raise HTTPException(400, str(error)) from None
-        except (AlexdeployError, MemoryError) as error:
-            LOG.error("the model failed: %s", error or "out of memory")
+        except AlexdeployError as error:
+            LOG.error("the model failed: %s", error)
             if isinstance(error, DeviceLostError):  # no later request could succeed
                 stop(error)
             raise HTTPException(503, "the model failed; the log of the service has the reason") from None

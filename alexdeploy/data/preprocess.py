@@ -89,15 +89,16 @@ def _shorter_side(image: Image.Image, side: int) -> tuple[int, int]:
     """(width, height) with a shorter side of that; the longer one is rounded down, as torchvision's ``Resize`` does."""
     width, height = image.size
     long = int(side * max(width, height) / min(width, height))
-    _check_not_huge(image, (side, long))
-    return (side, long) if width <= height else (long, side)
+    size = (side, long) if width <= height else (long, side)
+    _check_not_huge(image, size)
+    return size
 
 
 def _check_not_huge(image: Image.Image, size: tuple[int, int]) -> None:
     """Refuse a needle: 108 bytes of PNG may hold one of 1 x 60000, and 256 x 15360000 pixels take gigabytes."""
     if size[0] * size[1] > max(_MOST_PIXELS, 16 * min(size) ** 2):
         raise InputError(
-            f"{image.width}x{image.height} pixels are too narrow: they would become {min(size)}x{max(size)}; crop them"
+            f"{image.width} x {image.height} pixels become {size[0]} x {size[1]} when resized or padded; crop the image"
         )
 
 

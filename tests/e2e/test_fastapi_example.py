@@ -124,8 +124,8 @@ BAD = {
     "DDS": (encoded(Image.new("RGB", (8, 8)), "dds"), 400, "no image"),
     "AVIF": (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1SECRET", 400, "no image"),
     "cut off": (encoded(picture(0))[:-40], 400, "cut off"),
-    "too many pixels": (encoded(Image.new("1", (10_000, 10_000))), 400, "expected at most 50000000"),
-    "needle": (NEEDLE, 400, "too narrow"),
+    "too many pixels": (encoded(Image.new("1", (10_000, 10_000))), 400, "at most 50000000"),
+    "needle": (NEEDLE, 400, "1 x 60000 pixels become 256 x 15360000"),
     "too many bytes": (bytes((10 << 20) + 1), 413, "at most 10485760"),
 }
 

@@ -145,17 +145,17 @@ def test_a_tile_and_a_hundred_scans_are_read() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "^0 bytes are no image; expected one of BMP, GIF, JPEG, PNG, TIFF, WEBP$"),
+        (b"", "^0 bytes are no image; expected JPEG, PNG, WEBP, BMP, GIF, TIFF$"),
         (b"SECRET, no image at all", "^23 bytes are no image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image"),  # Ghostscript would run
         (_bytes(Image.new("RGB", (8, 8)), "DDS"), "no image"),
         (_bytes(_noise(), "PNG")[:-900], "damaged"),
         (_bytes(_noise(), "JPEG")[:-900], "damaged"),
         (_bytes(_noise(), "PNG").replace(b"IDAT", b"KEY!"), "no image"),
-        (_bytes(Image.new("1", (10_000, 10_000)), "PNG"), "^the image has 10000x10000 pixels; expected at most 50"),
+        (_bytes(Image.new("1", (10_000, 10_000)), "PNG"), "^the image has 10000 x 10000 pixels; at most 50000000 "),
         (_bytes(Image.new("1", (20_000, 20_000)), "PNG"), "too many pixels"),
-        (_tiff_with_a_tile_of(7200), "tiles of 7200x7200"),
-        (_jpeg_with_scans(101), "101 scans; expected at most 100"),
+        (_tiff_with_a_tile_of(7200), "tiles of 7200 x 7200"),
+        (_jpeg_with_scans(101), "101 scans; at most 100"),
     ],
     ids=["empty", "text", "EPS", "DDS", "cut PNG", "cut JPEG", "odd chunk", "large", "vast", "tile", "scans"],
 )
@@ -171,7 +171,7 @@ def test_no_image_or_too_much_of_one_is_refused_in_a_line_without_its_content(co
 
 def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(InputError, match="60x40 pixels; expected at most 2399"):
+    with pytest.raises(InputError, match="60 x 40 pixels; at most 2399"):
         image_from_bytes(_PNG, max_pixels=2399)
 
 

@@ -224,9 +224,9 @@ def test_pixels_of_an_unknown_range_are_refused(mode: str, kind: str) -> None:
 @pytest.mark.parametrize("fields", [{"resize": 256, "crop": 224}, {"crop": 1000}], ids=["resized", "padded"])
 def test_a_needle_is_refused_before_it_takes_gigabytes(size: tuple[int, int], fields: dict[str, Any]) -> None:
     contract, image = _contract(**fields), Image.new("L", size)
-    with pytest.raises(InputError, match=f"^{size[0]}x{size[1]} pixels are too narrow: they would become [0-9x]+;"):
+    with pytest.raises(InputError, match=f"^{size[0]} x {size[1]} pixels become [0-9x ]+ when"):
         preprocess(image, contract)
-    with pytest.raises(InputError, match="too narrow"):
+    with pytest.raises(InputError, match="pixels become"):
         ten_crop(image, contract)
 
 
