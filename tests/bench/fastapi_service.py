@@ -54,7 +54,7 @@ def photograph(seed: int) -> bytes:
     """A part of a photograph, 640 x 427, as JPEG."""
     random, file = np.random.default_rng(seed), io.BytesIO()
     image = Image.fromarray(load_sample_images().images[seed % 2])
-    left, top = random.integers(0, 300), random.integers(0, 200)
+    left, top = map(int, random.integers(0, (300, 200)))
     image.resize((640, 427), box=(left, top, left + 340, top + 227)).save(file, "JPEG", quality=90)
     return file.getvalue()
 
