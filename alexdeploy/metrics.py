@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from alexdeploy.specs import Precision
+
 FloatArray = npt.NDArray[np.floating]
+
+PARITY_TOLERANCE = 1e-5
+HALF_TOLERANCE = 2e-3  # of a graph that computes in FP16, which rounds to 5e-4
+
+
+def parity_tolerance(precision: Precision) -> float:
+    """Relative error that two runs of one graph may have."""
+    return HALF_TOLERANCE if precision.fp16 else PARITY_TOLERANCE
 
 
 def relative_error(actual: FloatArray, reference: FloatArray) -> float:
