@@ -19,7 +19,7 @@ import numpy.typing as npt
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.contract import Contract
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError, few
-from alexdeploy.metrics import parity_tolerance, relative_error
+from alexdeploy.metrics import relative_error, rerun_tolerance
 from alexdeploy.runners.artifact import Artifact, open_artifact
 from alexdeploy.runners.kserve import KServeRunner
 from alexdeploy.specs import Precision
@@ -134,7 +134,7 @@ class _Version:
 
     @property
     def tolerance(self) -> float:
-        return parity_tolerance(Precision(self.golden.about.precision))
+        return rerun_tolerance(Precision(self.golden.about.precision))
 
 
 class _Check:
@@ -150,16 +150,16 @@ class _Check:
     def model(self, name: str, only: int | None) -> None:
         """All that is published under one name, or one version of it."""
         there = versions_of(self._root / name)
-        with self._collecting():
+        with self._collecting(name):
             check_repository(self._root, name)
         running = self._running(name)
         opened = []
         for number in there if only is None else sorted({only} & {*there}):
             if number not in running:
                 has = f"the server has {few(map(str, running))}" if running else "the server has none"
-                self._find(name, number, "version", f"is not served; {has}")
+                self._find(name, number, f"is not served; {has}")
                 continue
-            with self._collecting():
+            with self._collecting(f"{name}, version {number}"):
                 version = _opened(self._root, name, number)
                 self._file(version)
                 self._answers(version)
@@ -172,7 +172,7 @@ class _Check:
             with self._runner(name) as runner:
                 return [int(version) for version in runner.versions]
         except InputError as error:
-            self._find(name, None, "model", f"is not served: {error}")
+            self._find(name, None, f"is not served: {error}")
             return []
 
     def _shared(self, version: _Version, *, newest: bool) -> None:
@@ -180,17 +180,17 @@ class _Check:
         name, folder = version.name, self._root / version.name
         image = (self._root / f"{name}{IMAGE}").exists()
         for expected in expected_configs(read_config(folder / CONFIG), version.served, image=image):
-            with self._collecting(), self._runner(expected.name) as runner:
+            with self._collecting(expected.name), self._runner(expected.name) as runner:
                 self._config(runner.config(), expected)
-        with self._collecting():
+        with self._collecting(name):
             self._class_names(version)
         if image:
-            with self._collecting():
+            with self._collecting(f"{name}{DECODE}"):
                 self._decode(version)
-            with self._collecting():
+            with self._collecting(f"{name}{LABEL}"):
                 self._label(version)
             if newest:  # the ensemble takes no other
-                with self._collecting():
+                with self._collecting(f"{name}{IMAGE}"):
                     self._image(version)
 
     def _file(self, version: _Version) -> None:
@@ -199,8 +199,8 @@ class _Check:
             self._find(
                 version.name,
                 version.number,
-                version.served.file,
-                f"is not the file that was published (sha256 {digest[:12]}…, then {published[:12]}…)",
+                f"{version.served.file} is not the file that was published (sha256 {digest[:12]}…, then "
+                f"{published[:12]}…)",
             )
 
     def _config(self, there: ModelConfig, expected: ModelConfig) -> None:
@@ -255,7 +255,7 @@ class _Check:
                 runner.config().max_batch_size,
             )
         half = version.served.contract.input_type == "float16"
-        bound = parity_tolerance(Precision.of(fp16=half))
+        bound = rerun_tolerance(Precision.of(fp16=half))
         self._numbers(
             model, None, "preprocessed images", found, version.golden.inputs, bound, "its preprocessing is another"
         )
@@ -294,7 +294,7 @@ class _Check:
         ]
         self._compare(model, None, "labels", passed=not wrong)
         for index in wrong[:1]:
-            self._find(model, None, f"golden image {index}", f"is '{found[index]}', expected '{labels[index]}'")
+            self._find(model, None, f"golden image {index} is '{found[index]}', expected '{labels[index]}'")
         bound = version.tolerance * max(1.0, 2 * size)  # an error of the logits, in their exponentials
         self._numbers(
             model, None, "probabilities", answers[:, 1].astype(np.float32), shares, bound, "it computes something else"
@@ -306,9 +306,7 @@ class _Check:
         if wrong:
             first = wrong[0]
             more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
-            self._find(
-                model, None, f"class {first}", f"is '{found[first]}', expected '{expected[first]}'{more}: {cause}"
-            )
+            self._find(model, None, f"class {first} is '{found[first]}', expected '{expected[first]}'{more}: {cause}")
 
     def _numbers(
         self,
@@ -322,28 +320,30 @@ class _Check:
     ) -> None:
         if found.shape != expected.shape:
             self._compare(model, version, what, passed=False)
-            self._find(model, version, what, f"have the shape {found.shape}, expected {expected.shape}: wrong dims")
+            self._find(model, version, f"{what} have the shape {found.shape}, expected {expected.shape}: wrong dims")
             return
         error = relative_error(found, expected)
         self._compare(model, version, what, error, passed=error <= bound)
         if not error <= bound:
             self._find(
-                model, version, what, f"differ by {error:.1e} (relative, at most {bound:.0e} is allowed): {cause}"
+                model, version, f"{what} differ by {error:.1e} (relative, at most {bound:.0e} is allowed): {cause}"
             )
 
     def _compare(self, model: str, version: int | None, what: str, error: float | None = None, *, passed: bool) -> None:
         self.compared.append(Compared(model, version, what, error, passed))
 
-    def _find(self, model: str, version: int | None, what: str, words: str) -> None:
+    def _find(self, model: str, version: int | None, words: str) -> None:
         number = f", version {version}" if version is not None else ""
-        self.findings.append(f"{model}{number}: {what} {words}")
+        self.findings.append(f"{model}{number}: {words}")
 
     @contextlib.contextmanager
-    def _collecting(self) -> Iterator[None]:
+    def _collecting(self, where: str) -> Iterator[None]:
         try:
             yield
-        except (GateError, InputError, UsageError) as error:
+        except (GateError, InputError) as error:
             self.findings.append(str(error))
+        except UsageError as error:  # images that the server, as it says itself, does not take
+            self.findings.append(f"{where}: {error}")
         except UnavailableError as error:
             self.trouble.append(error)
 
