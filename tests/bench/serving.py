@@ -153,7 +153,7 @@ class Queued:
     def __init__(self, infer: Callable[[Any], Any]) -> None:
         self._infer = infer
         self._waiting: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=self._work)
+        self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
 
     def __call__(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -220,7 +220,7 @@ def drive(candidate: Candidate, in_flight: int, seconds: float, samples: Samples
                 found[place].append((time.perf_counter() - began) * 1e3)
                 index += in_flight
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(in_flight)]
+    threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in range(in_flight)]
     for thread in threads:
         thread.start()
     start.wait()
