@@ -160,4 +160,4 @@ def _failure(error: AlexdeployError) -> Any:
 
 def _instances(config: Mapping[str, Any]) -> int:
     """How many processes of this model the server starts."""
-    return max(1, sum(group["count"] for group in config["instance_group"]))
+    return max(1, sum(int(group["count"]) for group in config["instance_group"]))

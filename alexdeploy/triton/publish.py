@@ -30,6 +30,7 @@ from alexdeploy.triton.config import (
     Settings,
     config_text,
     difference,
+    expected_configs,
     image_configs,
     network_config,
     read_config,
@@ -41,6 +42,7 @@ from alexdeploy.triton.golden import About, Golden, draw_images, likeliest, netw
 CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a URL, Triton and a file system take alike
 _VERSION = re.compile(r"[1-9][0-9]*")  # Triton reads no others
+_INT32, _INT64 = 2**31, 2**63
 _MODEL_PY = "# written by alexdeploy publish\nfrom alexdeploy.triton.backend import {} as TritonPythonModel\n"
 _CLASS_OF = {"": "Network", DECODE: "Decode", LABEL: "Label"}
 _MODELS = ("model.onnx", "model.plan", "model.engine")
@@ -167,8 +169,8 @@ def _settings(found: Served, present: ModelConfig | None, chosen: dict[str, int]
     settings = Settings(max_batch=found.max_batch) if present is None else settings_of(present)
     for key, value in chosen.items():
         least = 0 if key == "max_delay_us" else 1
-        if value < least:
-            raise UsageError(f"`{key}` {value}: expected at least {least}")
+        if not least <= value < _INT32:
+            raise UsageError(f"`{key}` {value}: expected {least} to {_INT32 - 1}")
         if present is not None and value != getattr(settings, key):
             raise UsageError(
                 f"`{key}` {value}: '{present.name}' is published with {getattr(settings, key)}, and its versions share "
@@ -193,8 +195,8 @@ def _version(folder: Path, asked: int | None) -> int:
     there = versions_of(folder)
     if asked is None:
         return max(there, default=0) + 1
-    if asked < 1:
-        raise UsageError(f"`version` {asked}: expected at least 1")
+    if not 1 <= asked < _INT64:
+        raise UsageError(f"`version` {asked}: expected 1 to {_INT64 - 1}")
     if asked in there:
         raise UsageError(
             f"`version` {asked}: '{folder.name}' has it, and a published version is not overwritten; "
@@ -229,7 +231,7 @@ def _write_network(
     inputs = network_inputs(images, found.contract)
     _write_config(folder, config, inputs[0].tobytes())
     if found.contract.labels:
-        (folder / LABELS).write_text(_labels_text(found), encoding="utf-8")
+        (folder / LABELS).write_text(labels_text(found), encoding="utf-8")
     if found.backend == "python":
         (inside / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[""]))
     labels: tuple[str, ...] = ()
@@ -237,10 +239,11 @@ def _write_network(
     try:
         with copied.runner(None if isinstance(copied, EngineArtifact) else "onnxruntime-cpu") as runner:
             runtime, logits = runner.runtime, runner.infer(inputs)
-        labels, probabilities = likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
     except (GateError, UnavailableError):
         if not isinstance(copied, EngineArtifact):  # built for the server's GPU, not for this machine
             raise
+    if logits is not None:
+        labels, probabilities = likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
     about = About(
         name=folder.name,
         version=version,
@@ -290,8 +293,8 @@ def _write_config(folder: Path, config: ModelConfig, warm_up: bytes) -> None:
         (folder / "warmup" / WARM_UP).write_bytes(warm_up)
 
 
-def _labels_text(found: Served) -> str:
-    """One name in each line, as Triton counts them."""
+def labels_text(found: Served) -> str:
+    """One class name in each line, as Triton counts them."""
     return "".join(f"{' '.join(label.split())}\n" for label in found.contract.labels)
 
 
@@ -337,14 +340,14 @@ def check_repository(folder: Path, name: str) -> None:
     if not versions:
         raise GateError(f"{folder / name}: has no version; publish one")
     for version in versions:
-        found = served(open_artifact(_model_in(folder / name / str(version))), _backend_of(config))
+        found = served(open_artifact(model_in(folder / name / str(version))), backend_of(config))
         _compare(folder, config, found, f"version {version}")
         if found.batches is not None and config.max_batch_size > found.batches.max[0]:
             raise GateError(
                 f"{name}: max_batch_size is {config.max_batch_size}, and the engine of version {version} takes at most "
                 f"{found.batches.max[0]} images; lower it, or build the engine with a profile that goes further"
             )
-        if found.contract.labels and _read(folder / name / LABELS) != _labels_text(found).encode():
+        if found.contract.labels and _read(folder / name / LABELS) != labels_text(found).encode():
             raise GateError(
                 f"{name}: {LABELS} does not hold the class names of version {version} in their order; publish it again"
             )
@@ -354,11 +357,13 @@ def _read(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _backend_of(config: ModelConfig) -> str | None:
+def backend_of(config: ModelConfig) -> str | None:
+    """Whose it is, as ``served`` takes it."""
     return "onnxruntime" if config.platform == "onnxruntime_onnx" else None
 
 
-def _model_in(folder: Path) -> Path:
+def model_in(folder: Path) -> Path:
+    """The graph or engine in a version's folder."""
     for name in _MODELS:
         path = folder / name / name if (folder / name).is_dir() else folder / name
         if path.exists():
@@ -367,12 +372,8 @@ def _model_in(folder: Path) -> Path:
 
 
 def _compare(folder: Path, config: ModelConfig, found: Served, whose: str) -> None:
-    name = config.name
-    settings = settings_of(config)
-    pairs = [(config, network_config(found, name, settings))]
-    if (folder / f"{name}{IMAGE}").exists():
-        pairs += [(read_config(folder / one.name / CONFIG), one) for one in image_configs(found, name, settings)]
-    for there, expected in pairs:
-        differs = difference(there, expected)
+    image = (folder / f"{config.name}{IMAGE}").exists()
+    for expected in expected_configs(config, found, image=image):
+        differs = difference(read_config(folder / expected.name / CONFIG), expected)
         if differs is not None:
             raise GateError(f"{expected.name}: {CONFIG}: {differs}, as {whose} demands; publish it again")

@@ -106,9 +106,15 @@ def network(backend: Any, repository: Path) -> Iterator[Any]:
 
 
 def test_a_batch_is_one_call_and_each_request_gets_its_rows(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, sizes = images(6), []
+    batch = images(6)
+    sizes: list[int] = []
     infer = network._runner.infer
-    monkeypatch.setattr(network._runner, "infer", lambda given: sizes.append(len(given)) or infer(given))
+
+    def counted(given: Any) -> Any:
+        sizes.append(len(given))
+        return infer(given)
+
+    monkeypatch.setattr(network._runner, "infer", counted)
     answers = network.execute([{"input": batch[:1]}, {"input": batch[1:4]}, {"input": batch[4:]}])
     assert sizes == [6]
     assert [len(answer.arrays[0]) for answer in answers] == [1, 3, 2]
