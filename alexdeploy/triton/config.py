@@ -255,6 +255,14 @@ def image_configs(found: Served, name: str, settings: Settings) -> Iterator[Mode
     yield ensemble
 
 
+def expected_configs(config: ModelConfig, found: Served, *, image: bool) -> Iterator[ModelConfig]:
+    """What the artifact demands of its model, and of those around it, with the operator's settings of ``config``."""
+    settings = settings_of(config)
+    yield network_config(found, config.name, settings)
+    if image:
+        yield from image_configs(found, config.name, settings)
+
+
 def _messages() -> Any:
     return require("tritonclient.grpc.model_config_pb2")
 
@@ -336,14 +344,19 @@ class Difference:
 
 
 def difference(found: ModelConfig, expected: ModelConfig) -> Difference | None:
-    """The first field that the artifact decides and that is another; what an operator may tune is not compared."""
+    """The first of ``differences``."""
+    return next(differences(found, expected), None)
+
+
+def differences(found: ModelConfig, expected: ModelConfig) -> Iterator[Difference]:
+    """Fields that the artifact decides and that are others; what an operator may tune is not compared."""
     from google.protobuf import json_format
 
     ours, theirs = (
         {name: tree[name] for name in _DEMANDED if name in tree}
         for tree in (json_format.MessageToDict(one, preserving_proto_field_name=True) for one in (found, expected))
     )
-    return next(_differences("", ours, theirs), None)
+    yield from _differences("", ours, theirs)
 
 
 def _differences(field: str, found: Any, expected: Any) -> Iterator[Difference]:

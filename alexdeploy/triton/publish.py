@@ -30,6 +30,7 @@ from alexdeploy.triton.config import (
     Settings,
     config_text,
     difference,
+    expected_configs,
     image_configs,
     network_config,
     read_config,
@@ -230,7 +231,7 @@ def _write_network(
     inputs = network_inputs(images, found.contract)
     _write_config(folder, config, inputs[0].tobytes())
     if found.contract.labels:
-        (folder / LABELS).write_text(_labels_text(found), encoding="utf-8")
+        (folder / LABELS).write_text(labels_text(found), encoding="utf-8")
     if found.backend == "python":
         (inside / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[""]))
     labels: tuple[str, ...] = ()
@@ -292,8 +293,8 @@ def _write_config(folder: Path, config: ModelConfig, warm_up: bytes) -> None:
         (folder / "warmup" / WARM_UP).write_bytes(warm_up)
 
 
-def _labels_text(found: Served) -> str:
-    """One name in each line, as Triton counts them."""
+def labels_text(found: Served) -> str:
+    """One class name in each line, as Triton counts them."""
     return "".join(f"{' '.join(label.split())}\n" for label in found.contract.labels)
 
 
@@ -339,14 +340,14 @@ def check_repository(folder: Path, name: str) -> None:
     if not versions:
         raise GateError(f"{folder / name}: has no version; publish one")
     for version in versions:
-        found = served(open_artifact(_model_in(folder / name / str(version))), _backend_of(config))
+        found = served(open_artifact(model_in(folder / name / str(version))), backend_of(config))
         _compare(folder, config, found, f"version {version}")
         if found.batches is not None and config.max_batch_size > found.batches.max[0]:
             raise GateError(
                 f"{name}: max_batch_size is {config.max_batch_size}, and the engine of version {version} takes at most "
                 f"{found.batches.max[0]} images; lower it, or build the engine with a profile that goes further"
             )
-        if found.contract.labels and _read(folder / name / LABELS) != _labels_text(found).encode():
+        if found.contract.labels and _read(folder / name / LABELS) != labels_text(found).encode():
             raise GateError(
                 f"{name}: {LABELS} does not hold the class names of version {version} in their order; publish it again"
             )
@@ -356,11 +357,13 @@ def _read(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _backend_of(config: ModelConfig) -> str | None:
+def backend_of(config: ModelConfig) -> str | None:
+    """Whose it is, as ``served`` takes it."""
     return "onnxruntime" if config.platform == "onnxruntime_onnx" else None
 
 
-def _model_in(folder: Path) -> Path:
+def model_in(folder: Path) -> Path:
+    """The graph or engine in a version's folder."""
     for name in _MODELS:
         path = folder / name / name if (folder / name).is_dir() else folder / name
         if path.exists():
@@ -369,12 +372,8 @@ def _model_in(folder: Path) -> Path:
 
 
 def _compare(folder: Path, config: ModelConfig, found: Served, whose: str) -> None:
-    name = config.name
-    settings = settings_of(config)
-    pairs = [(config, network_config(found, name, settings))]
-    if (folder / f"{name}{IMAGE}").exists():
-        pairs += [(read_config(folder / one.name / CONFIG), one) for one in image_configs(found, name, settings)]
-    for there, expected in pairs:
-        differs = difference(there, expected)
+    image = (folder / f"{config.name}{IMAGE}").exists()
+    for expected in expected_configs(config, found, image=image):
+        differs = difference(read_config(folder / expected.name / CONFIG), expected)
         if differs is not None:
             raise GateError(f"{expected.name}: {CONFIG}: {differs}, as {whose} demands; publish it again")
