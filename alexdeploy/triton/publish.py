@@ -20,6 +20,7 @@ from alexdeploy import files
 from alexdeploy.errors import GateError, InputWarning, UnavailableError, UsageError
 from alexdeploy.runners.artifact import Artifact, EngineArtifact, OnnxArtifact, artifact_of, open_artifact
 from alexdeploy.triton.config import (
+    CONFIG,
     DECODE,
     IMAGE,
     LABEL,
@@ -39,7 +40,6 @@ from alexdeploy.triton.config import (
 )
 from alexdeploy.triton.golden import About, Golden, draw_images, likeliest, network_inputs, write_golden
 
-CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a URL, Triton and a file system take alike
 _VERSION = re.compile(r"[1-9][0-9]*")  # Triton reads no others
 _MODEL_PY = "# written by alexdeploy publish\nfrom alexdeploy.triton.backend import {} as TritonPythonModel\n"

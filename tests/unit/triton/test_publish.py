@@ -267,7 +267,12 @@ def plant(path: Path, old: str, new: str) -> None:
         ("net", 'name: "logits"', 'name: "scores"', r"net: .*output\[0\].name is scores, expected logits"),
         ("net", "TYPE_FP32", "TYPE_FP16", r"net: .*input\[0\].data_type is TYPE_FP16, expected TYPE_FP32"),
         ("net", "onnxruntime-cpu", "openvino", r"net: .*parameters.runtime.* is openvino, expected onnxruntime-cpu"),
-        ("net-decode", "0.25", "0.5", "net-decode: .*parameters.contract"),
+        (
+            "net-decode",
+            "0.25",
+            "0.5",
+            r"net-decode: .*contract.std is \(0.5, 0.25, 0.25\), expected \(0.25, 0.25, 0.25\)",
+        ),
         ("net-label", "false", "true", "net-label: .*ends_in_softmax.* is true, expected false"),
         ("net-image", "network_output", "lost", "net-image: .*ensemble_scheduling"),
         ("net-image", "max_batch_size: 32", "max_batch_size: 64", "net-image: .*max_batch_size is 64, expected 32"),
