@@ -19,9 +19,10 @@ from alexdeploy import files
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.contract import Contract
 from alexdeploy.data.preprocess import preprocess
+from alexdeploy.data.received import received_image
 from alexdeploy.errors import InputError
-from alexdeploy.metrics import softmax
 from alexdeploy.optional import require
+from alexdeploy.runners import classifier
 
 FILE = "golden.safetensors"
 _KIND = "golden"
@@ -104,17 +105,23 @@ def _encoded(image: Image.Image, kind: str, rotated: bool) -> bytes:
 
 def network_inputs(images: tuple[bytes, ...], contract: Contract) -> Batch:
     """(K, *input_shape) of encoded images."""
-    return np.stack([preprocess(Image.open(io.BytesIO(image)), contract) for image in images])
+    return np.stack([preprocess(received_image(image), contract) for image in images])
 
 
 def likeliest(
     scores: Logits, contract: Contract, *, ends_in_softmax: bool
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
-    """Label and probability (K,) of each row of (K, classes); the class number where there are no names."""
-    shares = scores if ends_in_softmax else softmax(scores)
-    best = np.argmax(shares, axis=1)
-    labels = tuple(contract.labels[index] if contract.labels else str(index) for index in best)
-    return labels, shares[np.arange(len(best)), best].astype(np.float32)
+    """Label and probability (K,) of each row of (K, classes), as the model ``NAME-label`` gives them.
+
+    Raises:
+        GateError: scores that are not finite.
+    """
+    answers = []
+    for number, row in enumerate(scores):
+        (shares,) = classifier.probabilities(row[None], ends_in_softmax, "the network", f"image_{number}")
+        answers += classifier.likeliest(shares, contract.labels, 1)
+    labels, found = zip(*answers, strict=True)
+    return labels, np.array(found, np.float32)
 
 
 def write_golden(folder: Path, golden: Golden, parent: files.Parent) -> None:

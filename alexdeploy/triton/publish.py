@@ -42,6 +42,7 @@ from alexdeploy.triton.golden import About, Golden, draw_images, likeliest, netw
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a URL, Triton and a file system take alike
 _VERSION = re.compile(r"[1-9][0-9]*")  # Triton reads no others
+_INT32, _INT64 = 2**31, 2**63
 _MODEL_PY = "# written by alexdeploy publish\nfrom alexdeploy.triton.backend import {} as TritonPythonModel\n"
 _CLASS_OF = {"": "Network", DECODE: "Decode", LABEL: "Label"}
 _MODELS = ("model.onnx", "model.plan", "model.engine")
@@ -168,8 +169,8 @@ def _settings(found: Served, present: ModelConfig | None, chosen: dict[str, int]
     settings = Settings(max_batch=found.max_batch) if present is None else settings_of(present)
     for key, value in chosen.items():
         least = 0 if key == "max_delay_us" else 1
-        if value < least:
-            raise UsageError(f"`{key}` {value}: expected at least {least}")
+        if not least <= value < _INT32:
+            raise UsageError(f"`{key}` {value}: expected {least} to {_INT32 - 1}")
         if present is not None and value != getattr(settings, key):
             raise UsageError(
                 f"`{key}` {value}: '{present.name}' is published with {getattr(settings, key)}, and its versions share "
@@ -194,8 +195,8 @@ def _version(folder: Path, asked: int | None) -> int:
     there = versions_of(folder)
     if asked is None:
         return max(there, default=0) + 1
-    if asked < 1:
-        raise UsageError(f"`version` {asked}: expected at least 1")
+    if not 1 <= asked < _INT64:
+        raise UsageError(f"`version` {asked}: expected 1 to {_INT64 - 1}")
     if asked in there:
         raise UsageError(
             f"`version` {asked}: '{folder.name}' has it, and a published version is not overwritten; "
@@ -238,10 +239,11 @@ def _write_network(
     try:
         with copied.runner(None if isinstance(copied, EngineArtifact) else "onnxruntime-cpu") as runner:
             runtime, logits = runner.runtime, runner.infer(inputs)
-        labels, probabilities = likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
     except (GateError, UnavailableError):
         if not isinstance(copied, EngineArtifact):  # built for the server's GPU, not for this machine
             raise
+    if logits is not None:
+        labels, probabilities = likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
     about = About(
         name=folder.name,
         version=version,

@@ -16,8 +16,6 @@ from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.specs import Precision, Profile, TensorSpec
 from tests.helpers.graphs import conv_lrn_gemm
 
-pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
-
 CONTRACT = Contract(
     color="rgb", resize=9, crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=("ant", "bee", "cat", "dog")
 )

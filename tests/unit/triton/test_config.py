@@ -9,9 +9,7 @@ from typing import Any
 import msgspec
 import onnx
 import pytest
-from google.protobuf import text_format
 from onnx import helper
-from tritonclient.grpc import model_config_pb2
 
 from alexdeploy.errors import AlexdeployError, InputError, UsageError
 from alexdeploy.runners.artifact import artifact_of
@@ -29,6 +27,9 @@ from alexdeploy.triton.config import (
 )
 from tests.helpers.graphs import conv_lrn_gemm, of_pixels
 from tests.unit.triton.conftest import CONTRACT, save
+
+model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
+text_format = pytest.importorskip("google.protobuf.text_format")
 
 OF_A_GRAPH = f"""
 name: "ants" backend: "python" max_batch_size: 16 version_policy {{ all {{}} }}
