@@ -150,7 +150,8 @@ def _words(done: Published) -> str:
 
 def _start(done: Published) -> str:
     addresses = " ".join(f"--{kind}-address 127.0.0.1" for kind in ("http", "grpc", "metrics"))
-    return f"tritonserver --model-repository {shlex.quote(printable(done.repository))} {addresses}"
+    repository = shlex.quote(printable(done.repository))
+    return f"tritonserver --model-repository {repository} --disable-auto-complete-config {addresses}"
 
 
 def _row(done: Published) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import triton_python_backend_utils as pb_utils  # exists inside the server alone
 
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.contract import Contract
+from alexdeploy.data.decode import image_from_bytes
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.data.received import received_image
 from alexdeploy.errors import AlexdeployError, DeviceLostError, InputError, UnavailableError, UsageError
 from alexdeploy.machine import cores
 from alexdeploy.runners.artifact import load
@@ -118,7 +118,7 @@ class Decode(_Model):
         return [_answer(self._decoded, request) for request in requests]
 
     def _decoded(self, request: Any) -> Any:
-        images = map(received_image, self._tensor(request).flat)
+        images = map(image_from_bytes, self._tensor(request).flat)
         return self._response(np.stack([preprocess(image, self._contract) for image in images]))
 
 
@@ -160,4 +160,4 @@ def _failure(error: AlexdeployError) -> Any:
 
 def _instances(config: Mapping[str, Any]) -> int:
     """How many processes of this model the server starts."""
-    return max(1, sum(group["count"] for group in config["instance_group"]))
+    return max(1, sum(int(group["count"]) for group in config["instance_group"]))

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 from alexdeploy import files
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.contract import Contract
+from alexdeploy.data.decode import image_from_bytes
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.data.received import received_image
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
 from alexdeploy.runners import classifier
@@ -105,7 +105,7 @@ def _encoded(image: Image.Image, kind: str, rotated: bool) -> bytes:
 
 def network_inputs(images: tuple[bytes, ...], contract: Contract) -> Batch:
     """(K, *input_shape) of encoded images."""
-    return np.stack([preprocess(received_image(image), contract) for image in images])
+    return np.stack([preprocess(image_from_bytes(image), contract) for image in images])
 
 
 def likeliest(

@@ -48,8 +48,8 @@ from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 import alexdeploy
 from alexdeploy.bench.environment import environment
+from alexdeploy.data.decode import image_from_bytes
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.data.received import received_image
 from alexdeploy.metrics import relative_error
 from alexdeploy.triton.publish import publish
 from tests.serving.asking import as_bytes
@@ -257,7 +257,7 @@ def subject_of(path: Path, folder: Path, count: int) -> Subject:
     files = sorted(folder.rglob("*.jpg"))
     photographs = [file.read_bytes() for file in random.Random(0).sample(files, count)]
     artifact = alexdeploy.runners.artifact.open_artifact(path)  # type: ignore[attr-defined]
-    inputs = [preprocess(received_image(photo), artifact.contract)[None] for photo in photographs]
+    inputs = [preprocess(image_from_bytes(photo), artifact.contract)[None] for photo in photographs]
     with alexdeploy.load(path, runtime="onnxruntime-cpu") as runner:
         return Subject(path, photographs, inputs, runner.input.name)
 

@@ -25,11 +25,11 @@ _STUB = "triton_python_backend_stub"  # Python, as the server starts it for each
 def main() -> int:
     """The exit status is pip's."""
     stub = TRITON / "backends" / "python" / _STUB
-    if stub.exists() and (PACKAGES / "ray").is_dir():
+    if stub.exists() and (PACKAGES / "pyarrow").is_dir():
         return 0
     venv.create(FOLDER, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "nvidia-pytriton", "ray", "--editable", ".[cpu]"], cwd=ROOT, check=False)
+    done = subprocess.run([*pip, "nvidia-pytriton", "ray[data]", "--editable", ".[cpu]"], cwd=ROOT, check=False)
     if done.returncode == 0:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         shutil.copy(TRITON / "python_backend_stubs" / version / _STUB, stub)

@@ -46,7 +46,7 @@ def running(
     http, grpc, metrics = _free_ports(3)
     places = {"http-port": http, "grpc-port": grpc, "metrics-port": metrics, "model-repository": repository}
     places |= dict.fromkeys(("http-address", "grpc-address", "metrics-address"), "127.0.0.1")
-    places |= {"backend-directory": TRITON / "backends", "exit-timeout-secs": 5}
+    places |= {"backend-directory": TRITON / "backends", "exit-timeout-secs": 30}
     command = [
         str(TRITON / "bin" / "tritonserver"),
         *(f"--{name}={value}" for name, value in places.items()),
@@ -68,7 +68,7 @@ def running(
         yield server
     finally:
         process.terminate()
-        print("rc", process.wait())
+        process.wait()
 
 
 _PATHS = {

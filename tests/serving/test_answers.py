@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import urllib.request
 
 import numpy as np
 import onnxruntime as ort
@@ -61,3 +63,14 @@ def test_the_server_knows_the_class_names(serving: Serving, client: Client) -> N
         best = int(runner.infer(batch).argmax())
     (likeliest,) = client.ask("digits", {"input": batch}, classes=1)["logits"].ravel()
     assert likeliest.decode().endswith(f":{best}:{LABELS[best]}")
+
+
+def test_curl_sends_a_file_as_it_is(serving: Serving) -> None:
+    (photo, *_) = every_kind()
+    address = f"{serving.server.http}/v2/models/digits-image/infer"
+    request = urllib.request.Request(address, photo, {"Inference-Header-Content-Length": "0"})
+    with urllib.request.urlopen(request) as answer, contextlib.closing(Client(serving.server.http)) as client:
+        label, probability = client.label("digits-image", photo)
+        content = answer.read()
+    assert label.encode() in content
+    assert np.float32(probability).tobytes() in content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_version_2_takes_over_and_version_1_goes(serving: Serving) -> None:
     for path in (serving.files["moving"], newer):
         with alexdeploy.load(path, runtime="onnxruntime-cpu") as runner:
             expected.append(runner.infer(batch))
-    answers: dict[str, list[object]] = {"moving": [], "moving-image": []}
+    answers: dict[str, list[Any]] = {"moving": [], "moving-image": []}
     failures: list[Exception] = []
     stop = threading.Event()
 
@@ -67,4 +68,4 @@ def test_version_2_takes_over_and_version_1_goes(serving: Serving) -> None:
     assert set(kinds) == {"0", "1"}  # each is the answer of one of them
     assert kinds[0] == "0"
     assert kinds[-1] == "1"
-    assert len({share for _, share in answers["moving-image"]}) == 2  # type: ignore[misc]
+    assert len({share for _, share in answers["moving-image"]}) == 2
