@@ -58,6 +58,7 @@ def test_a_graph_with_the_models_around_it(model: Path, root: Path) -> None:
         *("net/1/model.onnx", "net/1/model.py", "net/1/golden.safetensors", "net/1/golden.safetensors.json"),
         *("net-decode/config.pbtxt", "net-decode/1/model.py", "net-decode/warmup/image"),
         *("net-label/config.pbtxt", "net-label/1/model.py", "net-image/config.pbtxt"),
+        *(f"{name}/1/__pycache__" for name in ("net", "net-decode", "net-label")),
     }
     assert (root / "net-image" / "1").is_dir()  # a model without a version is not loaded
     assert [*root.parent.iterdir()] == [root]
@@ -127,7 +128,7 @@ def test_another_version_changes_nothing_that_is_served(model: Path, root: Path,
     after = tree(root)
     assert {name for name in after if after[name] != before.get(name)} == {
         "net",  # the folder has one entry more
-        *("net/2", "net/2/model.onnx", "net/2/model.py"),
+        *("net/2", "net/2/model.onnx", "net/2/model.py", "net/2/__pycache__"),
         *("net/2/golden.safetensors", "net/2/golden.safetensors.json"),
     }
     assert before.keys() < after.keys()
