@@ -51,6 +51,7 @@ from alexdeploy.bench.environment import environment
 from alexdeploy.data.decode import image_from_bytes
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.metrics import relative_error
+from alexdeploy.runners.artifact import open_artifact
 from alexdeploy.triton.publish import publish
 from tests.serving.asking import as_bytes
 from tests.serving.server import Server, running
@@ -58,6 +59,7 @@ from tests.serving.server import Server, running
 MOST = 32
 IN_FLIGHT = (1, 4, 16)
 SETTINGS = ((1, 0), (1, 2000), (2, 0), (2, 2000))  # instances, microseconds that a request waits for others
+DRIVEN = 32  # photographs that are sent again and again
 MANY, MANY_IN_FLIGHT, PARTS = 10_000, 32, 5
 READY_S = 5.0
 Arrays = dict[str, npt.NDArray[Any]]
@@ -67,22 +69,21 @@ Ask = Callable[[int], Any]
 class Http:
     """One connection that sends prepared requests."""
 
-    def __init__(self, server: Server, model: str, requests: list[Arrays]) -> None:
+    def __init__(self, server: Server, prepared: list[Any]) -> None:
         self._connection = http.client.HTTPConnection(server.http.removeprefix("http://"))
-        self._path = f"/v2/models/{model}/infer"
-        self._prepared = [self._prepare(request) for request in requests]
+        self._prepared = prepared
 
-    def _prepare(self, arrays: Arrays) -> tuple[bytes, dict[str, str]]:
+    @staticmethod
+    def prepare(model: str, arrays: Arrays) -> Any:
         inputs = []
         for name, array in arrays.items():
             inputs.append(tritonclient.http.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
         body, length = tritonclient.http.InferenceServerClient.generate_request_body(inputs)
-        return bytes(body), {"Inference-Header-Content-Length": str(length)} if length else {}
+        return f"/v2/models/{model}/infer", bytes(body), {"Inference-Header-Content-Length": str(length)}
 
     def __call__(self, index: int) -> bytes:
-        body, headers = self._prepared[index % len(self._prepared)]
-        self._connection.request("POST", self._path, body, headers)
+        self._connection.request("POST", *self._prepared[index % len(self._prepared)])
         response = self._connection.getresponse()
         content = response.read()
         if response.status != 200:
@@ -105,13 +106,14 @@ class Http:
 class Grpc:
     """One channel that sends prepared requests."""
 
-    def __init__(self, server: Server, model: str, requests: list[Arrays]) -> None:
+    def __init__(self, server: Server, prepared: list[Any]) -> None:
         own = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.insecure_channel(server.grpc.removeprefix("grpc://"), own)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._prepared = [self._prepare(model, request) for request in requests]
+        self._prepared = prepared
 
-    def _prepare(self, model: str, arrays: Arrays) -> Any:
+    @staticmethod
+    def prepare(model: str, arrays: Arrays) -> Any:
         request = service_pb2.ModelInferRequest(model_name=model)
         for name, array in arrays.items():
             request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
@@ -134,7 +136,15 @@ class Grpc:
         self._channel.close()
 
 
+Client = Http | Grpc
 PROTOCOLS: dict[str, type[Http] | type[Grpc]] = {"HTTP": Http, "gRPC": Grpc}
+
+
+def opener(protocol: str, server: Server, model: str, requests: list[Arrays]) -> Callable[[], Client]:
+    """Connections that send requests which are encoded once for all of them."""
+    kind = PROTOCOLS[protocol]
+    prepared = [kind.prepare(model, request) for request in requests]
+    return lambda: kind(server, prepared)
 
 
 class Queued:
@@ -143,7 +153,7 @@ class Queued:
     def __init__(self, infer: Callable[[Any], Any]) -> None:
         self._infer = infer
         self._waiting: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=self._work)
+        self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
 
     def __call__(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -210,7 +220,7 @@ def drive(candidate: Candidate, in_flight: int, seconds: float, samples: Samples
                 found[place].append((time.perf_counter() - began) * 1e3)
                 index += in_flight
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(in_flight)]
+    threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in range(in_flight)]
     for thread in threads:
         thread.start()
     start.wait()
@@ -256,10 +266,16 @@ class Subject:
 def subject_of(path: Path, folder: Path, count: int) -> Subject:
     files = sorted(folder.rglob("*.jpg"))
     photographs = [file.read_bytes() for file in random.Random(0).sample(files, count)]
-    artifact = alexdeploy.runners.artifact.open_artifact(path)  # type: ignore[attr-defined]
-    inputs = [preprocess(image_from_bytes(photo), artifact.contract)[None] for photo in photographs]
+    contract = open_artifact(path).contract
+    inputs = [preprocess(image_from_bytes(photo), contract)[None] for photo in photographs]
     with alexdeploy.load(path, runtime="onnxruntime-cpu") as runner:
         return Subject(path, photographs, inputs, runner.input.name)
+
+
+def requests_of(subject: Subject, count: int) -> tuple[list[Arrays], list[Arrays]]:
+    """With tensors, and with encoded images."""
+    tensors: list[Arrays] = [{subject.input: array} for array in subject.inputs[:count]]
+    return tensors, [{"image": as_bytes(photo)} for photo in subject.photographs[:count]]
 
 
 def candidates(subject: Subject, server: Server, stack: ExitStack) -> dict[str, dict[str, Candidate]]:
@@ -268,7 +284,7 @@ def candidates(subject: Subject, server: Server, stack: ExitStack) -> dict[str, 
     classifier = stack.enter_context(alexdeploy.Classifier(subject.path, runtime="onnxruntime-cpu"))
     queued = Queued(runner.infer)
     stack.callback(queued.close)
-    photographs, inputs, contract = subject.photographs, subject.inputs, classifier.contract
+    photographs, inputs, contract = subject.photographs[:DRIVEN], subject.inputs[:DRIVEN], classifier.contract
 
     def classified(index: int) -> object:
         return classifier([Image.open(io.BytesIO(photographs[index % len(photographs)]))])
@@ -289,23 +305,21 @@ def candidates(subject: Subject, server: Server, stack: ExitStack) -> dict[str, 
         "in one process, a thread each": asks(classified),
         "in one process, queued": asks(decoded_and_queued),
     }
-    of_tensors: list[Arrays] = [{subject.input: array} for array in inputs]
-    of_images: list[Arrays] = [{"image": as_bytes(photo)} for photo in photographs]
+    of_tensors, of_images = requests_of(subject, DRIVEN)
     for instances, delay_us in SETTINGS:
         model = name_of(instances, delay_us)
-        for protocol, client in PROTOCOLS.items():
+        for protocol in PROTOCOLS:
             row = f"{protocol}, {instances} instance{'s' * (instances > 1)}, {delay_us} µs"
-            tensors[row] = Candidate(partial(_opened, client, server, model, of_tensors), server, model)
-            images[row] = Candidate(partial(_opened, client, server, f"{model}-image", of_images), server, model)
+            tensors[row] = Candidate(partial(_entered, opener(protocol, server, model, of_tensors)), server, model)
+            image_opener = opener(protocol, server, f"{model}-image", of_images)
+            images[row] = Candidate(partial(_entered, image_opener), server, model)
     return {"tensors": tensors, "photographs": images}
 
 
-def _opened(
-    client: type[Http] | type[Grpc], server: Server, model: str, requests: list[Arrays], stack: ExitStack
-) -> Ask:
-    opened = client(server, model, requests)
-    stack.callback(opened.close)
-    return opened
+def _entered(open_client: Callable[[], Client], stack: ExitStack) -> Ask:
+    client = open_client()
+    stack.callback(client.close)
+    return client
 
 
 @contextmanager
@@ -341,9 +355,10 @@ def answers(subject: Subject, server: Server) -> dict[str, Any]:
     plain = np.concatenate([stock.run(None, {subject.input: array})[0] for array in subject.inputs])
     found["relative to a plain session"] = relative_error(np.stack(expected), plain)
     found["top-1 of a plain session"] = int((np.stack(expected).argmax(1) == plain.argmax(1)).sum())
-    for protocol, client in PROTOCOLS.items():
-        network = client(server, name_of(1, 0), [{subject.input: array} for array in subject.inputs])
-        image = client(server, f"{name_of(1, 0)}-image", [{"image": as_bytes(p)} for p in subject.photographs])
+    of_tensors, of_images = requests_of(subject, len(labels))
+    for protocol in PROTOCOLS:
+        network = opener(protocol, server, name_of(1, 0), of_tensors)()
+        image = opener(protocol, server, f"{name_of(1, 0)}-image", of_images)()
         everyone = range(len(labels))
         found[f"{protocol}: logits bit-equal"] = sum(np.array_equal(network.logits(i), expected[i]) for i in everyone)
         found[f"{protocol}: label and probability equal"] = sum(image.label(i) == labels[i] for i in everyone)
@@ -356,14 +371,13 @@ def many(subject: Subject, server: Server, count: int) -> dict[str, Any]:
     """``count`` requests over HTTP at 32 in flight, each answer compared, and memory after each fifth of them."""
     with alexdeploy.load(subject.path, runtime="onnxruntime-cpu") as runner:
         expected = np.concatenate([runner.infer(array) for array in subject.inputs])
-    model = name_of(2, 0)
-    requests: list[Arrays] = [{subject.input: array} for array in subject.inputs]
+    open_client = opener("HTTP", server, name_of(2, 0), requests_of(subject, len(expected))[0])
     wrong: list[int] = []
     answered: list[int] = []
     memory_mb = [memory(server)]
 
     def work(indices: range) -> None:
-        client = Http(server, model, requests)
+        client = open_client()
         for index in indices:
             row = client.logits(index)
             nearest = np.abs(expected - row).max(axis=1)
@@ -389,7 +403,7 @@ def many(subject: Subject, server: Server, count: int) -> dict[str, Any]:
 def huge(server: Server) -> dict[str, Any]:
     """A body of 1 GB where an image is expected."""
     before = memory(server)
-    client = Http(server, f"{name_of(1, 0)}-image", [{"image": as_bytes(bytes(1 << 30))}])
+    client = opener("HTTP", server, f"{name_of(1, 0)}-image", [{"image": as_bytes(bytes(1 << 30))}])()
     began = time.perf_counter()
     try:
         client(0)
@@ -459,7 +473,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEG files")
     parser.add_argument("--count", type=int, default=200, help="photographs")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0 leaves the rates out")
     parser.add_argument("--many", type=int, default=MANY, help="requests at 32 in flight")
     parser.add_argument("--out", type=Path, default=Path("serving"), help="writes OUT.md and OUT.json")
     options = parser.parse_args()
@@ -470,7 +484,7 @@ def main() -> None:
             reports[path.name] = {
                 "ready_s": ready_s,
                 "answers": answers(subject, server),
-                "rates": measure(subject, server, options.seconds, options.rounds),
+                "rates": measure(subject, server, options.seconds, options.rounds) if options.rounds else {},
                 "many": many(subject, server, options.many),
                 "huge": huge(server),
             }
