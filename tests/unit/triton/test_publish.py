@@ -24,6 +24,7 @@ from tests.helpers.graphs import conv_lrn_gemm, run
 from tests.unit.triton.conftest import CONTRACT, save
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:.*slow kernel")  # tests/cli/test_publish.py wants it
 
 IMAGE_MODELS = ("net-decode", "net-label", "net-image")
 
