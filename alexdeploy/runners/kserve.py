@@ -389,5 +389,5 @@ def _parsed(url: str) -> tuple[str, str]:
         or parts.query
         or parts.fragment
     ):
-        raise UsageError(f"`url` '{url}': expected where a server listens, such as {_EXAMPLES}")
+        raise UsageError(f"'{url}': expected where a server listens, such as {_EXAMPLES}")
     return parts.scheme, parts.netloc + path

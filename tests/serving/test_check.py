@@ -95,19 +95,19 @@ def test_a_sound_server(check: Check, serving: Serving, protocol: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "others"),
     [
-        ("dims", "dims: configuration on the server: output[0].dims is [5], expected [4]", []),
+        ("dims", "dims: on the server output[0].dims is [5], expected [4]", []),
         ("file", "file, version 1: logits, together differ by ", ["file, version 1: logits, one by one differ by "]),
         ("missing", "missing, version 2: is not served; the server has 1", []),
         ("labels", "labels: class 1 is 'cat', expected 'bee', and 1 more differ: labels.txt ", []),
         ("classes", "classes: class 0 is 'bee', expected 'ant', and 3 more differ: labels.txt ", []),
         (
             "order",
-            "order-label: contract on the server: labels: class 1 is 'cat', expected 'bee'",
+            "order-label: on the server contract.labels[1] is 'cat', expected 'bee'",
             ["order-label: class 1 is 'cat', expected 'bee', and 1 more differ: the class names in its contract "],
         ),
         (
             "mean",
-            "mean-decode: contract on the server: mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5)",
+            "mean-decode: on the server contract.mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5)",
             ["mean-decode: preprocessed images differ by ", "mean-image: probabilities differ by "],
         ),
     ],
@@ -137,6 +137,11 @@ def test_every_model_at_once(check: Check, planted: Planted) -> None:
     ("fault", "error"),
     [
         ("dims", "dims: config.pbtxt: output[0].dims is [5], expected [4], as version 1 demands; publish it again"),
+        (
+            "mean",
+            "mean-decode: config.pbtxt: contract.mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5), as version 1 "
+            "demands; publish it again",
+        ),
         ("labels", "labels: labels.txt does not hold the class names of version 1 in their order; publish it again"),
         ("file", "file, version 1: model.onnx is not the file that was published (sha256 "),
     ],
