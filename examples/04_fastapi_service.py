@@ -33,10 +33,10 @@ from alexdeploy.data.decode import image_from_bytes
 from alexdeploy.errors import AlexdeployError, DeviceLostError, InputError
 
 MAX_BYTES = 10 << 20
-MAX_PIXELS = 50_000_000  # a small file can unpack to a huge image; each thread holds at most one
+MAX_PIXELS = 50_000_000  # a small file can unpack to a huge image; at this size one takes 0.4 GB in each thread
 THREADS = 4  # that decode and classify
 WAITING = 64  # requests that wait for a thread; more would only wait longer than their clients do
-CONNECTIONS = 256  # each holds at most MAX_BYTES
+CONNECTIONS = 256  # each holds at most MAX_BYTES; uvicorn answers 503 on more, to probes as well
 SECONDS = 20  # that a client may take for a request, and a running request when the service ends
 
 REQUESTS = Counter("requests", "Requests answered, by HTTP status", ["status"])

@@ -78,7 +78,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit pixels as 8-bit ones; Pillow's own conversion would clip them to white."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format in _SIXTEEN_BITS):
-        return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.int32)
+        values += 128  # in place: a large image takes hundreds of megabytes
+        values //= 257
+        return Image.fromarray(values.astype(np.uint8))
     if mode in ("I", "F"):
         kind = "32-bit integers" if mode == "I" else "floats"
         raise InputError(f"its pixels are {kind}, whose range is not known; store it with 8 or 16 bits")

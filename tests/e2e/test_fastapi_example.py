@@ -26,7 +26,7 @@ from alexdeploy.contract import METADATA_KEY, Contract
 from tests.helpers.docs import ROOT
 from tests.helpers.graphs import conv_lrn_gemm, run
 
-EXAMPLE = ROOT / "examples" / "04_fastapi_service.py"
+EXAMPLE = str(ROOT / "examples" / "04_fastapi_service.py")
 LABELS = ("ant", "bee", "cat", "dog")
 CONTRACT = Contract(color="rgb", resize=256, crop=8, mean=(0.5,) * 3, std=(0.25,) * 3, labels=LABELS)
 # the example with other limits or another model, in a process of its own

@@ -142,6 +142,7 @@ def test_a_tile_and_a_hundred_scans_are_read() -> None:
     assert image_from_bytes(_jpeg_with_scans(100)).getextrema() == (77, 77)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
