@@ -7,7 +7,7 @@ Triton notices none of them. So each version's golden answers are asked for, and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,7 @@ class _Check:
     def _running(self, name: str) -> list[int]:
         try:
             with self._runner(name) as runner:
-                return [int(version) for version in runner.versions]
+                return [int(version) for version in runner.versions if version.isdecimal()]
         except InputError as error:
             self._find(name, None, f"is not served: {error}")
             return []
@@ -224,7 +224,8 @@ class _Check:
         labels = labels_text(version.served).splitlines()
         if not labels or len(version.served.output.shape) != 2:
             return
-        [texts] = runner.ask({runner.input.name: version.golden.inputs[:1]}, top=len(labels)).values()
+        answer = runner.ask({runner.input.name: version.golden.inputs[:1]}, top=len(labels))
+        texts = _named(answer, version.name, version.served.output.name)
         names = {}
         for text in texts.flat:  # value:index:label
             _, index, label = [*text.decode(errors="replace").split(":", 2), "", ""][:3]
@@ -244,15 +245,16 @@ class _Check:
 
     def _label(self, version: _Version, runner: KServeRunner, most: int) -> None:
         model, classes, dtype = f"{version.name}{LABEL}", version.logits.shape[1], runner.input.dtype
-        ask = partial(_labels, runner)
+        ask = partial(_labels, runner, model)
         each = _in_batches(ask, np.eye(classes, dtype=dtype), most)  # one of every class
         labels = version.served.contract.labels or tuple(map(str, range(classes)))
         self._names(model, list(each[:, 0]), labels, "the class names in its contract are in another order")
         self._probabilities(model, _in_batches(ask, version.logits.astype(dtype), most), version)
 
     def _image(self, version: _Version, runner: KServeRunner, most: int) -> None:
-        answers = _in_batches(partial(_labels, runner), _as_bytes(version.golden.images), most)
-        self._probabilities(f"{version.name}{IMAGE}", answers, version)
+        model = f"{version.name}{IMAGE}"
+        answers = _in_batches(partial(_labels, runner, model), _as_bytes(version.golden.images), most)
+        self._probabilities(model, answers, version)
 
     def _probabilities(self, model: str, answers: npt.NDArray[np.object_], version: _Version) -> None:
         """Labels and probabilities, (K, 2), of the golden images."""
@@ -352,8 +354,17 @@ def _as_bytes(images: Sequence[bytes]) -> npt.NDArray[np.object_]:
     return np.array([[image] for image in images], object)
 
 
-def _labels(runner: KServeRunner, inputs: Batch) -> npt.NDArray[np.object_]:
+def _labels(runner: KServeRunner, model: str, inputs: Batch) -> npt.NDArray[np.object_]:
     """(N, 2): label and probability."""
     answer = runner.ask({runner.input.name: inputs})
-    labels = [label.decode(errors="replace") for label in answer["label"].flat]
-    return np.array([*zip(labels, answer["probability"].flat, strict=True)], object).reshape(len(labels), 2)
+    labels, shares = (_named(answer, model, name) for name in ("label", "probability"))
+    if not labels.size == shares.size == len(inputs):
+        raise GateError(f"{model}: gives {labels.size} labels and {shares.size} probabilities to {len(inputs)} images")
+    texts = [label.decode(errors="replace") for label in labels.flat]
+    return np.array([*zip(texts, shares.flat, strict=True)], object)
+
+
+def _named(answer: Mapping[str, npt.NDArray[Any]], model: str, output: str) -> npt.NDArray[Any]:
+    if output not in answer:
+        raise GateError(f"{model}: gives {', '.join(answer)}, expected {output}")
+    return answer[output]

@@ -47,6 +47,8 @@ def planted(triton_server: Callable[..., Server], tmp_path_factory: pytest.TempP
         ("labels/labels.txt", "bee\ncat", "cat\nbee"),
         ("order-label/config.pbtxt", r"\"bee\",\"cat\"", r"\"cat\",\"bee\""),
         ("mean-decode/config.pbtxt", r"\"mean\":[0.5,", r"\"mean\":[0.4,"),
+        ("mean-label/config.pbtxt", 'name: "label"', 'name: "name"'),
+        ("mean-image/config.pbtxt", 'key: "label"', 'key: "name"'),
     ):
         path = changed / name
         assert path.read_text().count(old) == 1
@@ -108,7 +110,12 @@ def test_a_sound_server(check: Check, serving: Serving, protocol: str) -> None:
         (
             "mean",
             "mean-decode: on the server contract.mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5)",
-            ["mean-decode: preprocessed images differ by ", "mean-image: probabilities differ by "],
+            [
+                "mean-decode: preprocessed images differ by ",
+                "mean-label: on the server output[0].name is name, expected label",  # a second fault
+                "mean-label: gives name, probability, expected label",
+                "mean-image: probabilities differ by ",
+            ],
         ),
     ],
 )

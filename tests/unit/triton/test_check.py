@@ -67,7 +67,7 @@ class Client:
             for row in logits
             for index in np.argsort(-row)[:top]
         ]
-        return {"logits": np.array(texts, object).reshape(len(logits), top)}
+        return {self.config().output[0].name: np.array(texts, object).reshape(len(logits), top)}
 
 
 @pytest.fixture
