@@ -6,7 +6,7 @@
 
 POST / takes an image and answers with its label. GET /health: it runs. GET /ready: it takes requests. GET /metrics: for
 Prometheus. It listens on this machine only: put a reverse proxy with TLS and a rate limit in front of it. Requests are
-not joined to batches; Triton does that, see docs/guide/embed.md.
+not joined to batches; Triton does that, see docs/guide/serve.md.
 """
 
 from __future__ import annotations
