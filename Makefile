@@ -68,7 +68,7 @@ $(ONNXRUNTIME_GPU): $(READY)
 	-$(BIN)/python -m tests.simulated_cuda.install_onnxruntime_gpu
 	touch $(ONNXRUNTIME_GPU)
 
-# Triton's server and Ray (830 MB), in an environment of its own; without it the tests on them are skipped
+# Triton's server and Ray (1.1 GB), in an environment of its own; without it the tests on them are skipped
 $(SERVING): $(READY)
 	-$(BIN)/python -m tests.serving.install
 	touch $(SERVING)

@@ -35,11 +35,12 @@ _TOLD = {  # what a server tells of a model → gRPC's method in tritonclient, a
     "config": ("get_model_config", "ModelConfig"),
     "stats": ("get_inference_statistics", "ModelStatisticsResponse"),
 }
-# what a server says of a request; everything else is trouble of the server or on the way to it
+# what gRPC calls a request that is not as it should be, and no answer; everything else is trouble of the server
 _REFUSALS = frozenset(
     f"StatusCode.{name}"
     for name in ("INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "UNIMPLEMENTED")
 )
+_SILENCE = frozenset(f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"))
 _BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # and these, though they are 4xx
 _LONGEST = 300  # characters of other people's words
 
@@ -214,6 +215,9 @@ class _Asked:
             f"as {_EXAMPLES}"
         )
 
+    def failed(self, words: str) -> UnavailableError:
+        return UnavailableError(f"{self.url}: fails on a request to '{self}': {_line(words)}; see the server's log")
+
     def odd(self, what: str) -> UnavailableError:
         return UnavailableError(f"{self.url}: '{self}' {_line(what)}; expected a server of KServe's protocol v2")
 
@@ -296,7 +300,7 @@ class _Http:
             words = _words(content) or answer.reason
             if refuses and answer.status not in _BUSY:
                 raise self._asked.refused(words)
-            raise self._asked.no_answer(f"{answer.status}: {words}")
+            raise self._asked.failed(f"{answer.status}: {words}")
         return answer, content
 
     def _connection(self) -> HTTPConnection:
@@ -342,7 +346,8 @@ class _Grpc:
         except require("tritonclient.utils").InferenceServerException as error:
             if error.status() in _REFUSALS:
                 raise self._asked.refused(error.message()) from error
-            raise self._asked.no_answer(f"{error.status()}: {error.message()}") from error
+            words = f"{error.status()}: {error.message()}"
+            raise (self._asked.no_answer if error.status() in _SILENCE else self._asked.failed)(words) from error
         except ValueError as error:  # closed meanwhile, by another thread
             raise self._asked.no_answer(in_a_line(error)) from error
 
@@ -389,5 +394,5 @@ def _parsed(url: str) -> tuple[str, str]:
         or parts.query
         or parts.fragment
     ):
-        raise UsageError(f"`url` '{url}': expected where a server listens, such as {_EXAMPLES}")
+        raise UsageError(f"'{url}': expected where a server listens, such as {_EXAMPLES}")
     return parts.scheme, parts.netloc + path

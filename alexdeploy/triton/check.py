@@ -7,7 +7,7 @@ Triton notices none of them. So each version's golden answers are asked for, and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from alexdeploy.arrays import Batch, Logits
-from alexdeploy.contract import Contract
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError, few
 from alexdeploy.metrics import relative_error, rerun_tolerance
 from alexdeploy.runners.artifact import Artifact, open_artifact
@@ -25,6 +24,7 @@ from alexdeploy.runners.kserve import KServeRunner
 from alexdeploy.specs import Precision
 from alexdeploy.triton import golden
 from alexdeploy.triton.config import (
+    CONFIG,
     DECODE,
     IMAGE,
     LABEL,
@@ -36,15 +36,12 @@ from alexdeploy.triton.config import (
     served,
 )
 from alexdeploy.triton.publish import (
-    CONFIG,
     backend_of,
     check_repository,
     labels_text,
     model_in,
     versions_of,
 )
-
-_CONTRACT = "parameters.contract.string_value"
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,12 @@ def check_server(
     """
     root = Path(repository)
     names = [name] if name is not None else _published(root)
-    if not any(versions_of(root / one) for one in names):
-        raise InputError(f"{root}: holds no {name or 'model'} that was published; name the folder and the model")
-    if version is not None and all(version not in versions_of(root / one) for one in names):
-        there = few(str(number) for one in names for number in versions_of(root / one))
-        raise UsageError(f"`version` {version}: {root} has {there}")
+    there = {number for one in names for number in versions_of(root / one)}
+    if not there:
+        known = few(_published(root)) or "no model"
+        raise InputError(f"{root}: was not written by publish, or not as '{name}'; it has {known}")
+    if version is not None and version not in there:
+        raise UsageError(f"`version` {version}: {root} has {few(map(str, sorted(there)))}")
     check = _Check(root, url, timeout_s)
     for one in names:
         check.model(one, version)
@@ -170,28 +168,24 @@ class _Check:
     def _running(self, name: str) -> list[int]:
         try:
             with self._runner(name) as runner:
-                return [int(version) for version in runner.versions]
+                return [int(version) for version in runner.versions if version.isdecimal()]
         except InputError as error:
             self._find(name, None, f"is not served: {error}")
             return []
 
     def _shared(self, version: _Version, *, newest: bool) -> None:
         """What all versions of a model share, judged by the newest."""
-        name, folder = version.name, self._root / version.name
-        image = (self._root / f"{name}{IMAGE}").exists()
-        for expected in expected_configs(read_config(folder / CONFIG), version.served, image=image):
+        name = version.name
+        config = read_config(self._root / name / CONFIG)
+        compare = {name: self._class_names, f"{name}{DECODE}": self._decode, f"{name}{LABEL}": self._label}
+        if newest:  # the ensemble takes no other
+            compare[f"{name}{IMAGE}"] = self._image
+        for expected in expected_configs(config, version.served, image=(self._root / f"{name}{IMAGE}").exists()):
             with self._collecting(expected.name), self._runner(expected.name) as runner:
-                self._config(runner.config(), expected)
-        with self._collecting(name):
-            self._class_names(version)
-        if image:
-            with self._collecting(f"{name}{DECODE}"):
-                self._decode(version)
-            with self._collecting(f"{name}{LABEL}"):
-                self._label(version)
-            if newest:  # the ensemble takes no other
-                with self._collecting(f"{name}{IMAGE}"):
-                    self._image(version)
+                there = runner.config()
+                self._config(there, expected)
+                if expected.name in compare:
+                    compare[expected.name](version, runner, there.max_batch_size)
 
     def _file(self, version: _Version) -> None:
         digest, published = version.artifact.digest, version.golden.about.artifact_sha256
@@ -206,15 +200,9 @@ class _Check:
     def _config(self, there: ModelConfig, expected: ModelConfig) -> None:
         if not expected.default_model_filename:
             there.ClearField("default_model_filename")  # the server fills it in
-        found = []
-        for differs in differences(there, expected):
-            if differs.field == _CONTRACT:
-                pair = (config.parameters["contract"].string_value for config in (there, expected))
-                found += [f"contract on the server: {words}" for words in _contract_differences(*pair)]
-            else:
-                found.append(f"configuration on the server: {differs}")
+        found = [f"{expected.name}: on the server {differs}" for differs in differences(there, expected)]
         self._compare(expected.name, None, "configuration", passed=not found)
-        self.findings += [f"{expected.name}: {words}" for words in found]
+        self.findings += found
 
     def _answers(self, version: _Version) -> None:
         inputs = version.golden.inputs
@@ -232,12 +220,12 @@ class _Check:
                 "another model, or one that was changed",
             )
 
-    def _class_names(self, version: _Version) -> None:
+    def _class_names(self, version: _Version, runner: KServeRunner, _: int) -> None:
         labels = labels_text(version.served).splitlines()
         if not labels or len(version.served.output.shape) != 2:
             return
-        with self._runner(version.name, version=str(version.number)) as runner:
-            [texts] = runner.ask({runner.input.name: version.golden.inputs[:1]}, top=len(labels)).values()
+        answer = runner.ask({runner.input.name: version.golden.inputs[:1]}, top=len(labels))
+        texts = _named(answer, version.name, version.served.output.name)
         names = {}
         for text in texts.flat:  # value:index:label
             _, index, label = [*text.decode(errors="replace").split(":", 2), "", ""][:3]
@@ -245,37 +233,27 @@ class _Check:
         found = [names.get(str(index), "") for index in range(len(labels))]
         self._names(version.name, found, labels, "labels.txt is in another order, or was changed")
 
-    def _decode(self, version: _Version) -> None:
-        model = f"{version.name}{DECODE}"
-        with self._runner(model) as runner:
-            output = runner.outputs[0].name
-            found = _in_batches(
-                lambda images: runner.ask({"image": images})[output],
-                _as_bytes(version.golden.images),
-                runner.config().max_batch_size,
-            )
-        half = version.served.contract.input_type == "float16"
-        bound = rerun_tolerance(Precision.of(fp16=half))
+    def _decode(self, version: _Version, runner: KServeRunner, most: int) -> None:
+        name = runner.outputs[0].name
+        images = _as_bytes(version.golden.images)
+        found = _in_batches(lambda batch: runner.ask({runner.input.name: batch})[name], images, most)
+        bound = rerun_tolerance(Precision.of(fp16=version.served.contract.input_type == "float16"))
+        cause = "its preprocessing is another"
         self._numbers(
-            model, None, "preprocessed images", found, version.golden.inputs, bound, "its preprocessing is another"
+            f"{version.name}{DECODE}", None, "preprocessed images", found, version.golden.inputs, bound, cause
         )
 
-    def _label(self, version: _Version) -> None:
-        model, classes = f"{version.name}{LABEL}", version.logits.shape[1]
-        with self._runner(model) as runner:
-            ask = partial(_labels, runner)
-            most = runner.config().max_batch_size
-            each = _in_batches(ask, np.eye(classes, dtype=runner.input.dtype), most)  # one of every class
-            answers = _in_batches(ask, version.logits.astype(runner.input.dtype), most)
+    def _label(self, version: _Version, runner: KServeRunner, most: int) -> None:
+        model, classes, dtype = f"{version.name}{LABEL}", version.logits.shape[1], runner.input.dtype
+        ask = partial(_labels, runner, model)
+        each = _in_batches(ask, np.eye(classes, dtype=dtype), most)  # one of every class
         labels = version.served.contract.labels or tuple(map(str, range(classes)))
         self._names(model, list(each[:, 0]), labels, "the class names in its contract are in another order")
-        self._probabilities(model, answers, version)
+        self._probabilities(model, _in_batches(ask, version.logits.astype(dtype), most), version)
 
-    def _image(self, version: _Version) -> None:
+    def _image(self, version: _Version, runner: KServeRunner, most: int) -> None:
         model = f"{version.name}{IMAGE}"
-        with self._runner(model) as runner:
-            images = _as_bytes(version.golden.images)
-            answers = _in_batches(partial(_labels, runner), images, runner.config().max_batch_size)
+        answers = _in_batches(partial(_labels, runner, model), _as_bytes(version.golden.images), most)
         self._probabilities(model, answers, version)
 
     def _probabilities(self, model: str, answers: npt.NDArray[np.object_], version: _Version) -> None:
@@ -376,19 +354,17 @@ def _as_bytes(images: Sequence[bytes]) -> npt.NDArray[np.object_]:
     return np.array([[image] for image in images], object)
 
 
-def _labels(runner: KServeRunner, inputs: Batch) -> npt.NDArray[np.object_]:
+def _labels(runner: KServeRunner, model: str, inputs: Batch) -> npt.NDArray[np.object_]:
     """(N, 2): label and probability."""
     answer = runner.ask({runner.input.name: inputs})
-    labels = [label.decode(errors="replace") for label in answer["label"].flat]
-    return np.array([*zip(labels, answer["probability"].flat, strict=True)], object).reshape(len(labels), 2)
+    labels, shares = (_named(answer, model, name) for name in ("label", "probability"))
+    if not labels.size == shares.size == len(inputs):
+        raise GateError(f"{model}: gives {labels.size} labels and {shares.size} probabilities to {len(inputs)} images")
+    texts = [label.decode(errors="replace") for label in labels.flat]
+    return np.array([*zip(texts, shares.flat, strict=True)], object)
 
 
-def _contract_differences(found: str, expected: str) -> Iterator[str]:
-    there, ours = (Contract.from_json(text, "contract on the server") for text in (found, expected))
-    for field in Contract.__struct_fields__:
-        one, other = getattr(there, field), getattr(ours, field)
-        if one != other and field == "labels" and len(one) == len(other):
-            index = next(index for index, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
-            yield f"labels: class {index} is '{one[index]}', expected '{other[index]}'"
-        elif one != other:
-            yield f"{field} is {one}, expected {other}"
+def _named(answer: Mapping[str, npt.NDArray[Any]], model: str, output: str) -> npt.NDArray[Any]:
+    if output not in answer:
+        raise GateError(f"{model}: gives {', '.join(answer)}, expected {output}")
+    return answer[output]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from alexdeploy.contract import Contract
@@ -25,11 +26,12 @@ Backend = Literal["python", "onnxruntime_onnx", "tensorrt_plan"]
 """The backend ``python``, or the platform of another backend, as Triton calls them."""
 DECODE, LABEL, IMAGE = "-decode", "-label", "-image"  # names of the models beside a network's
 WARM_UP = "image"  # the file in each model's folder warmup/
-LABELS = "labels.txt"
+LABELS, CONFIG = "labels.txt", "config.pbtxt"
 DEFAULT_MAX_BATCH = 32
 KIND_GPU, KIND_CPU, STRING = "KIND_GPU", "KIND_CPU", "TYPE_STRING"
 _BYTES, _LABEL, _PROBABILITY, _LOGITS = "image", "label", "probability", "logits"
 _IN, _OUT = "network_input", "network_output"  # of the ensemble, between its steps
+_CONTRACT = "parameters.contract.string_value"
 _LONGEST = 80  # characters of a value in a message
 _DEMANDED = (  # fields that the artifact decides, and no operator
     *("name", "platform", "backend", "max_batch_size", "input", "output", "default_model_filename"),
@@ -366,8 +368,22 @@ def _differences(field: str, found: Any, expected: Any) -> Iterator[Difference]:
     elif _nested(found) and _nested(expected) and len(found) == len(expected):
         for index, pair in enumerate(zip(found, expected, strict=True)):
             yield from _differences(f"{field}[{index}]", *pair)
+    elif found != expected and field == _CONTRACT and found and expected:
+        yield from _contract_differences(found, expected)
     elif found != expected:
         yield Difference(field, _shown(found), _shown(expected))
+
+
+def _contract_differences(found: str, expected: str) -> Iterator[Difference]:
+    there, ours = (msgspec.structs.asdict(Contract.from_json(text, CONFIG)) for text in (found, expected))
+    for field in ours:
+        one, other = there[field], ours[field]
+        if field == "labels" and len(one) == len(other):
+            for index, pair in enumerate(zip(one, other, strict=True)):
+                if pair[0] != pair[1]:
+                    yield Difference(f"contract.labels[{index}]", *map(repr, pair))
+        elif one != other:
+            yield Difference(f"contract.{field}", _shown(one), _shown(other))
 
 
 def _nested(value: Any) -> bool:

@@ -20,6 +20,7 @@ from alexdeploy import files
 from alexdeploy.errors import GateError, InputWarning, UnavailableError, UsageError
 from alexdeploy.runners.artifact import Artifact, EngineArtifact, OnnxArtifact, artifact_of, open_artifact
 from alexdeploy.triton.config import (
+    CONFIG,
     DECODE,
     IMAGE,
     LABEL,
@@ -39,7 +40,6 @@ from alexdeploy.triton.config import (
 )
 from alexdeploy.triton.golden import About, Golden, draw_images, likeliest, network_inputs, write_golden
 
-CONFIG = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a URL, Triton and a file system take alike
 _VERSION = re.compile(r"[1-9][0-9]*")  # Triton reads no others
 _INT32, _INT64 = 2**31, 2**63
@@ -233,7 +233,7 @@ def _write_network(
     if found.contract.labels:
         (folder / LABELS).write_text(labels_text(found), encoding="utf-8")
     if found.backend == "python":
-        (inside / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[""]))
+        _write_model_py(inside, "")
     labels: tuple[str, ...] = ()
     runtime, logits, probabilities = "", None, None
     try:
@@ -304,7 +304,14 @@ def _write_image_model(folder: Path, config: ModelConfig, kind: str) -> None:
     image = draw_images()[0]
     _write_config(folder, config, struct.pack("<I", len(image)) + image)  # as an element of TYPE_STRING lies in memory
     if kind in _CLASS_OF:
-        (folder / "1" / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]))
+        _write_model_py(folder / "1", kind)
+
+
+def _write_model_py(folder: Path, kind: str) -> None:
+    (folder / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]))
+    # where Python would keep its bytecode: a server that polls takes a folder in which that appears for a changed one,
+    # and loads its model again
+    (folder / "__pycache__").touch()
 
 
 def _put_in_place(stage: Path, root: Path, moves: Sequence[Path]) -> None:

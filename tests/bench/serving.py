@@ -488,13 +488,13 @@ def main() -> None:
                 "many": many(subject, server, options.many),
                 "huge": huge(server),
             }
+        print(markdown(path.name, reports[path.name]), flush=True)
     place = environment()
     head = f"{time.strftime('%Y-%m-%d')}: {place['cpu']}, {place['cores']} cores, load {os.getloadavg()[0]:.1f}.\n\n"
     text = head + "\n".join(markdown(name, report) for name, report in reports.items())
     options.out.with_suffix(".md").write_text(text)
     result = {"environment": place, "reports": reports}
     options.out.with_suffix(".json").write_text(json.dumps(result, default=asdict, indent=1))
-    print(text)
 
 
 if __name__ == "__main__":

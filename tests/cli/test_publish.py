@@ -78,3 +78,27 @@ def test_what_is_not_served(run: Run, checkpoint: Path, bad: Path, engine: Path,
     alone = out / "alone.engine"
     shutil.copy(engine, alone)
     assert run("publish", alone, "--triton", out).code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ((), 2, "error: name the ARTIFACT to publish, or with --check the server"),
+        (("net.onnx", "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing; it takes --triton, "),
+        (("--image", "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing"),
+        (("--max-batch", 4, "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing"),
+        (("--check", "ftp://127.0.0.1:9"), 2, "error: 'ftp://127.0.0.1:9': expected where a server listens"),
+        (("--check", "http://127.0.0.1:9"), 4, "error: http://127.0.0.1:9: no answer about 'net' ("),
+        (("--check", "grpc://127.0.0.1:9"), 4, "error: grpc://127.0.0.1:9: no answer about 'net' ("),
+        (("--check", "http://127.0.0.1:9", "--version", 7), 2, "error: --version 7: "),
+        (("--check", "http://127.0.0.1:9", "--name", "other"), 3, "error: "),
+    ],
+)
+def test_a_check_that_cannot_be_made_is_one_line(
+    run: Run, model: Path, out: Path, arguments: tuple[object, ...], code: int, text: str
+) -> None:
+    assert run("publish", model, "--triton", out).code == 0
+    found = run("publish", *arguments, "--triton", out)
+    assert (found.code, found.out) == (code, "")
+    assert found.err.startswith(text)
+    assert found.err.count("\n") == 1

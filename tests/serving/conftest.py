@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,15 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     """``triton_server(repository, *options)`` starts a server that lives as long as the tests."""
     if WHY_NOT is not None:
         pytest.skip(WHY_NOT)
-    with contextlib.ExitStack() as stack:
-        yield lambda repository, *options: stack.enter_context(
-            running(repository, tmp_path_factory.mktemp("server") / "log", *options)
-        )
+    started: list[contextlib.ExitStack] = []
+
+    def start(repository: Path, *options: str) -> Server:
+        started.append(contextlib.ExitStack())
+        return started[-1].enter_context(running(repository, tmp_path_factory.mktemp("server") / "log", *options))
+
+    yield start
+    with ThreadPoolExecutor() as pool:  # a server takes seconds to end
+        list(pool.map(contextlib.ExitStack.close, started))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ FOLDER = Path(os.environ.get("SERVING", Path(sys.prefix, "serving")))
 PYTHON = FOLDER / "bin" / "python"
 PACKAGES = FOLDER / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 TRITON = PACKAGES / "pytriton" / "tritonserver"
+_WANTED = ("nvidia-pytriton", "ray[data]", "pyarrow<26")  # later ones want NumPy 2, and do not say so to pip
 _STUB = "triton_python_backend_stub"  # Python, as the server starts it for each instance of a model
 
 
@@ -29,8 +30,8 @@ def main() -> int:
         return 0
     venv.create(FOLDER, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "nvidia-pytriton", "ray[data]", "--editable", ".[cpu]"], cwd=ROOT, check=False)
-    if done.returncode == 0:
+    done = subprocess.run([*pip, *_WANTED, "--editable", ".[cpu]"], cwd=ROOT, check=False)
+    if done.returncode == 0 and not stub.exists():
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         shutil.copy(TRITON / "python_backend_stubs" / version / _STUB, stub)
     return done.returncode

@@ -47,6 +47,8 @@ def planted(triton_server: Callable[..., Server], tmp_path_factory: pytest.TempP
         ("labels/labels.txt", "bee\ncat", "cat\nbee"),
         ("order-label/config.pbtxt", r"\"bee\",\"cat\"", r"\"cat\",\"bee\""),
         ("mean-decode/config.pbtxt", r"\"mean\":[0.5,", r"\"mean\":[0.4,"),
+        ("mean-label/config.pbtxt", 'name: "label"', 'name: "name"'),
+        ("mean-image/config.pbtxt", 'key: "label"', 'key: "name"'),
     ):
         path = changed / name
         assert path.read_text().count(old) == 1
@@ -95,20 +97,25 @@ def test_a_sound_server(check: Check, serving: Serving, protocol: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "others"),
     [
-        ("dims", "dims: configuration on the server: output[0].dims is [5], expected [4]", []),
+        ("dims", "dims: on the server output[0].dims is [5], expected [4]", []),
         ("file", "file, version 1: logits, together differ by ", ["file, version 1: logits, one by one differ by "]),
         ("missing", "missing, version 2: is not served; the server has 1", []),
         ("labels", "labels: class 1 is 'cat', expected 'bee', and 1 more differ: labels.txt ", []),
         ("classes", "classes: class 0 is 'bee', expected 'ant', and 3 more differ: labels.txt ", []),
         (
             "order",
-            "order-label: contract on the server: labels: class 1 is 'cat', expected 'bee'",
+            "order-label: on the server contract.labels[1] is 'cat', expected 'bee'",
             ["order-label: class 1 is 'cat', expected 'bee', and 1 more differ: the class names in its contract "],
         ),
         (
             "mean",
-            "mean-decode: contract on the server: mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5)",
-            ["mean-decode: preprocessed images differ by ", "mean-image: probabilities differ by "],
+            "mean-decode: on the server contract.mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5)",
+            [
+                "mean-decode: preprocessed images differ by ",
+                "mean-label: on the server output[0].name is name, expected label",  # a second fault
+                "mean-label: gives name, probability, expected label",
+                "mean-image: probabilities differ by ",
+            ],
         ),
     ],
 )
@@ -137,6 +144,11 @@ def test_every_model_at_once(check: Check, planted: Planted) -> None:
     ("fault", "error"),
     [
         ("dims", "dims: config.pbtxt: output[0].dims is [5], expected [4], as version 1 demands; publish it again"),
+        (
+            "mean",
+            "mean-decode: config.pbtxt: contract.mean is (0.4, 0.5, 0.5), expected (0.5, 0.5, 0.5), as version 1 "
+            "demands; publish it again",
+        ),
         ("labels", "labels: labels.txt does not hold the class names of version 1 in their order; publish it again"),
         ("file", "file, version 1: model.onnx is not the file that was published (sha256 "),
     ],

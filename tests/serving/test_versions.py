@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 from typing import Any
 
@@ -52,7 +51,7 @@ def test_version_2_takes_over_and_version_1_goes(serving: Serving) -> None:
         assert client.is_ready("moving", "1")
         np.testing.assert_array_equal(client.ask("moving", {"input": batch}, "1")["logits"], expected[0])
         np.testing.assert_array_equal(client.ask("moving", {"input": batch}, "2")["logits"], expected[1])
-        shutil.rmtree(serving.repository / "moving" / "1")
+        (serving.repository / "moving" / "1").rename(serving.repository.parent / "retired")
         wait_until(lambda: not client.is_ready("moving", "1"))
         seen = {model: len(found) for model, found in answers.items()}
         with pytest.raises(InferenceServerException):
@@ -69,3 +68,11 @@ def test_version_2_takes_over_and_version_1_goes(serving: Serving) -> None:
     assert kinds[0] == "0"
     assert kinds[-1] == "1"
     assert len({share for _, share in answers["moving-image"]}) == 2
+
+
+def test_a_server_that_polls_loads_what_did_not_change_once(serving: Serving) -> None:
+    with contextlib.closing(Client(serving.server.http)) as client:
+        publish(serving.files["digits"], serving.repository, name="late")
+        wait_until(lambda: client.is_ready("late"))  # so it has looked at the repository since the others were ready
+    loaded = [line for line in serving.server.log.read_text().splitlines() if "loading: digits:1" in line]
+    assert len(loaded) == 1

@@ -256,6 +256,14 @@ def test_something_else_answers(content: bytes) -> None:
         KServeRunner(address, "double", timeout_s=5)
 
 
+def test_a_server_that_fails_says_why() -> None:
+    content = b'{"error": "the model\\nis gone"}'
+    answer = b"HTTP/1.1 500 Oh\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+    why = "fails on a request to 'double': 500: the model is gone; see the server's log"
+    with answered_with(answer) as address, pytest.raises(UnavailableError, match=why):
+        KServeRunner(address, "double", timeout_s=5)
+
+
 @pytest.mark.parametrize(
     "url",
     [

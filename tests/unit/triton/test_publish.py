@@ -59,6 +59,7 @@ def test_a_graph_with_the_models_around_it(model: Path, root: Path) -> None:
         *("net/1/model.onnx", "net/1/model.py", "net/1/golden.safetensors", "net/1/golden.safetensors.json"),
         *("net-decode/config.pbtxt", "net-decode/1/model.py", "net-decode/warmup/image"),
         *("net-label/config.pbtxt", "net-label/1/model.py", "net-image/config.pbtxt"),
+        *(f"{name}/1/__pycache__" for name in ("net", "net-decode", "net-label")),
     }
     assert (root / "net-image" / "1").is_dir()  # a model without a version is not loaded
     assert [*root.parent.iterdir()] == [root]
@@ -128,7 +129,7 @@ def test_another_version_changes_nothing_that_is_served(model: Path, root: Path,
     after = tree(root)
     assert {name for name in after if after[name] != before.get(name)} == {
         "net",  # the folder has one entry more
-        *("net/2", "net/2/model.onnx", "net/2/model.py"),
+        *("net/2", "net/2/model.onnx", "net/2/model.py", "net/2/__pycache__"),
         *("net/2/golden.safetensors", "net/2/golden.safetensors.json"),
     }
     assert before.keys() < after.keys()
@@ -272,7 +273,12 @@ def plant(path: Path, old: str, new: str) -> None:
         ("net", 'name: "logits"', 'name: "scores"', r"net: .*output\[0\].name is scores, expected logits"),
         ("net", "TYPE_FP32", "TYPE_FP16", r"net: .*input\[0\].data_type is TYPE_FP16, expected TYPE_FP32"),
         ("net", "onnxruntime-cpu", "openvino", r"net: .*parameters.runtime.* is openvino, expected onnxruntime-cpu"),
-        ("net-decode", "0.25", "0.5", "net-decode: .*parameters.contract"),
+        (
+            "net-decode",
+            "0.25",
+            "0.5",
+            r"net-decode: .*contract.std is \(0.5, 0.25, 0.25\), expected \(0.25, 0.25, 0.25\)",
+        ),
         ("net-label", "false", "true", "net-label: .*ends_in_softmax.* is true, expected false"),
         ("net-image", "network_output", "lost", "net-image: .*ensemble_scheduling"),
         ("net-image", "max_batch_size: 32", "max_batch_size: 64", "net-image: .*max_batch_size is 64, expected 32"),
