@@ -8,16 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from alexdeploy.arrays import Batch, Logits
-from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.machine import saturates_int8
-from alexdeploy.runners.base import Runner, check_input, frozen_pieces, logits_among, one_row_each
+from alexdeploy.runners.base import CLOSED, Runner, check_input, frozen_pieces, logits_among, one_row_each
 from alexdeploy.specs import TensorSpec
 
 
@@ -42,8 +42,8 @@ class OpenVinoRunner(Runner):
         self._core, self._precision, self._whole = ov.Core(), precision, whole
         self._origin = str(model) if isinstance(model, Path) else "the model"
         try:
-            self._model = self._core.read_model(model)
-            self._compiled = self._compile("LATENCY")
+            self._model: Any = self._core.read_model(model)
+            self._opened: ov.CompiledModel | None = self._compile("LATENCY")
         except RuntimeError as error:
             raise InputError(f"{self._origin}: OpenVINO cannot load it: {error}") from error
         self.input = check_input([_spec(value) for value in self._compiled.inputs], self._origin)
@@ -61,6 +61,18 @@ class OpenVinoRunner(Runner):
         self._queue: ov.AsyncInferQueue | None = None
         self._queue_lock = threading.Lock()
 
+    @property
+    def _compiled(self) -> ov.CompiledModel:
+        compiled = self._opened
+        if compiled is None:
+            raise UsageError(CLOSED)
+        return compiled
+
+    def close(self) -> None:
+        with self._queue_lock:
+            self._model = self._opened = self._queue = None
+            self._own = threading.local()
+
     def infer(self, batch: Batch) -> Logits:
         self.check_batch(batch)
         size = self.frozen_batch
@@ -77,17 +89,25 @@ class OpenVinoRunner(Runner):
             return partial(self.infer, batch)
         request = self._compiled.create_infer_request()
         request.set_input_tensor(ov.Tensor(batch.copy()))
-        return partial(request.infer, share_outputs=True)
+        return partial(self._run_request, request)
+
+    def _run_request(self, request: ov.InferRequest) -> object:
+        if self._opened is None:
+            raise UsageError(CLOSED)
+        return request.infer(share_outputs=True)
 
     def _request(self) -> ov.InferRequest:
         """The one of this thread."""
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
-        request: ov.InferRequest = self._own.request
+        own, compiled = self._own, self._compiled
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request: ov.InferRequest = own.request
         return request
 
     def _in_pieces(self, batch: Batch) -> npt.NDArray[np.floating]:
         with self._queue_lock:
+            if self._opened is None:
+                raise UsageError(CLOSED)
             if self._queue is None:
                 self._queue = ov.AsyncInferQueue(self._compile("THROUGHPUT"))
             pieces = np.array_split(batch, -(-len(batch) // self._whole))
