@@ -8,7 +8,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,7 +250,7 @@ class OnnxArtifact(Artifact):
         if runtime == "onnxruntime-cpu":
             from alexdeploy.runners.fast_lrn import open_with_fast_lrn
 
-            return open_with_fast_lrn(self.source, self.origin, lambda: self.model, partial(runner, **options))
+            return open_with_fast_lrn(self.source, self.origin, lambda: self.model, runner, options)
         precision = () if runtime == "openvino" else (self.precision,)
         opened: Runner = runner(self.source, *precision, **options)
         return opened

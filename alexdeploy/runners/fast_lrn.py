@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,13 @@ Weights = Mapping[str, npt.NDArray[np.generic]]
 
 
 def open_with_fast_lrn(
-    source: Path | bytes, origin: str, read: Callable[[], ir.Model], runner: Callable[..., OnnxRuntimeRunner]
+    source: Path | bytes,
+    origin: str,
+    read: Callable[[], ir.Model],
+    runner: type[OnnxRuntimeRunner],
+    options: Mapping[str, Any],
 ) -> OnnxRuntimeRunner:
-    """What ``runner`` makes of the graph that ``read`` gives; without the ``onnx`` libraries, of the file as it is.
+    """A runner of the graph that ``read`` gives; without the ``onnx`` libraries, of the file as it is.
 
     Raises:
         InputError: the file was replaced meanwhile.
@@ -38,9 +42,9 @@ def open_with_fast_lrn(
         model = read()
     except UnavailableError as missing:
         warn_of_slow_lrn(source, origin, missing)
-        return runner(source)
+        return runner(source, **options)
     graph, weights = with_fast_lrn(model, file, origin)
-    opened = runner(graph, weights, folder=file.parent if file else None)
+    opened = runner(graph, weights, folder=file.parent if file else None, **options)
     if file and before and not os.path.samestat(before, file.stat()):
         opened.close()
         raise InputError(f"{origin}: was replaced while it was being loaded; load it again")

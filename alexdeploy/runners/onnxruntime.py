@@ -94,6 +94,7 @@ class OnnxRuntimeRunner(Runner):
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()
         }
+        self._opened: ort.InferenceSession | None = None
         self._open(options)
 
     @property
@@ -124,7 +125,7 @@ class OnnxRuntimeRunner(Runner):
 
     def _open(self, options: ort.SessionOptions) -> None:
         """Start the session and read what goes in and out."""
-        self._opened: ort.InferenceSession | None = self._start(options)
+        self._opened = self._start(options)
         self.input = check_input([_spec(value) for value in self._session.get_inputs()], self._origin)
         outputs = [_spec(value) for value in self._session.get_outputs()]
         self.output_names = [output.name for output in outputs]
