@@ -135,6 +135,16 @@ def model_bytes(model: ir.Model) -> bytes:
         raise InputError(f"the model does not fit one ONNX file of 2 GiB: {_one_line(error)}") from error
 
 
+def release_weights(*models: ir.Model) -> None:
+    """Let go of the weights, and so of the file that they are mapped from; the models are of no more use.
+
+    A graph refers to itself, so that without this its file stays mapped until Python collects such garbage.
+    """
+    for model in models:
+        for value in model.graph.initializers.values():
+            value.const_value = None
+
+
 def split_weights(model: ir.Model, origin: Path | None = None) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
     """The model as a protobuf without its large weights, and those by name; nothing is copied.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -105,6 +104,9 @@ class Artifact(ABC):
     def ends_in_softmax(self) -> bool:
         """True if the file gives probabilities in place of logits; False where it does not tell."""
         return False
+
+    def release(self) -> None:  # noqa: B027 (most hold no file open)
+        """Let go of what was read of the file. It is read again when something of it is next needed."""
 
     @abstractmethod
     def layers(self) -> list[Layer] | None:
@@ -246,29 +248,19 @@ class OnnxArtifact(Artifact):
 
     def _open(self, runtime: Runtime, runner: type[Any], options: dict[str, Any]) -> Runner:
         if runtime == "onnxruntime-cpu":
-            return self._open_with_fast_lrn(runner, options)
+            from alexdeploy.runners.fast_lrn import open_with_fast_lrn
+
+            return open_with_fast_lrn(self.source, self.origin, lambda: self.model, runner, options)
         precision = () if runtime == "openvino" else (self.precision,)
         opened: Runner = runner(self.source, *precision, **options)
         return opened
 
-    def _open_with_fast_lrn(self, runner: type[Any], options: dict[str, Any]) -> Runner:
-        """Where the ``onnx`` libraries are not installed, the file as it is."""
-        from alexdeploy.runners.fast_lrn import warn_of_slow_lrn, with_fast_lrn
+    def release(self) -> None:
+        model = self.__dict__.pop("model", None)
+        if model is not None:
+            from alexdeploy.graph.model import release_weights
 
-        file = self.source.resolve() if isinstance(self.source, Path) else None  # ONNX Runtime leaves no folder
-        before = file.stat() if file else None
-        try:
-            model = self.model
-        except UnavailableError as missing:
-            warn_of_slow_lrn(self.source, self.origin, missing)
-            opened: Runner = runner(self.source, **options)
-            return opened
-        graph, weights = with_fast_lrn(model, file, self.origin)
-        opened = runner(graph, weights, folder=file.parent if file else None, **options)
-        if file and before and not os.path.samestat(before, file.stat()):
-            opened.close()
-            raise InputError(f"{self.origin}: was replaced while it was being loaded; load it again")
-        return opened
+            release_weights(model)
 
 
 class EngineArtifact(Artifact):
@@ -372,7 +364,12 @@ def load(
         ...     runner.infer(numpy.zeros((3, 1, 28, 28), numpy.float32)).shape
         (3, 10)
     """
-    return artifact_of(source, runtime, trust=trust).runner(runtime, **options)
+    artifact = artifact_of(source, runtime, trust=trust)
+    try:
+        return artifact.runner(runtime, **options)
+    finally:
+        if artifact is not source:
+            artifact.release()
 
 
 def artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = None, *, trust: bool = False) -> Artifact:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _Self = TypeVar("_Self", bound="Runner")
 
 IMAGE_TYPES = ("float32", "float16", "uint8")
+CLOSED = "the runner is closed; load the file again"
 
 
 class Runner(ABC):
@@ -45,7 +46,7 @@ class Runner(ABC):
         """(N, *input) of the input's type → (N, classes) float32; the caller owns both arrays.
 
         Raises:
-            UsageError: wrong shape or dtype.
+            UsageError: wrong shape or dtype, or the runner is closed.
         """
 
     def device_call(self, batch: Batch) -> Callable[[], object]:
@@ -72,8 +73,11 @@ class Runner(ABC):
         """
         return None
 
-    def close(self) -> None:  # noqa: B027 (PyTorch and ONNX Runtime free with the object)
-        """Release what the runtime holds; the runner is unusable afterwards. Calling it twice is fine."""
+    def close(self) -> None:  # noqa: B027 (there may be nothing to release)
+        """Release what the runtime holds, at once or when the calls under way have ended. Calling it twice is fine.
+
+        Every later call is a UsageError.
+        """
 
     def __enter__(self: _Self) -> _Self:
         return self

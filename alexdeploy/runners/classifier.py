@@ -57,6 +57,8 @@ class Classifier:
         opened = open_artifact(artifact)
         self.contract, self._ends_in_softmax = opened.contract, opened.ends_in_softmax
         self.runner = opened.runner(runtime, **options)
+        if opened is not artifact:
+            opened.release()
         self._origin = opened.origin
         self._ten_crop = ten_crop
         self.seen = Seen()

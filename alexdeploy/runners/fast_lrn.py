@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.errors import InputWarning
+from alexdeploy.errors import InputError, InputWarning, UnavailableError
 from alexdeploy.metrics import relative_error
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
@@ -23,6 +24,33 @@ _LRN_NODE = b"\x22\x03LRN"  # how NodeProto.op_type is stored: field 4, three by
 Weights = Mapping[str, npt.NDArray[np.generic]]
 
 
+def open_with_fast_lrn(
+    source: Path | bytes,
+    origin: str,
+    read: Callable[[], ir.Model],
+    runner: type[OnnxRuntimeRunner],
+    options: Mapping[str, Any],
+) -> OnnxRuntimeRunner:
+    """A runner of the graph that ``read`` gives; without the ``onnx`` libraries, of the file as it is.
+
+    Raises:
+        InputError: the file was replaced meanwhile.
+    """
+    file = source.resolve() if isinstance(source, Path) else None  # ONNX Runtime leaves no folder
+    before = file.stat() if file else None
+    try:
+        model = read()
+    except UnavailableError as missing:
+        warn_of_slow_lrn(source, origin, missing)
+        return runner(source, **options)
+    graph, weights = with_fast_lrn(model, file, origin)
+    opened = runner(graph, weights, folder=file.parent if file else None, **options)
+    if file and before and not os.path.samestat(before, file.stat()):
+        opened.close()
+        raise InputError(f"{origin}: was replaced while it was being loaded; load it again")
+    return opened
+
+
 def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[bytes, Weights]:
     """The graph with its LRN lowered and without its large weights, and those that do not lie in ``source``.
 
@@ -30,11 +58,14 @@ def with_fast_lrn(model: ir.Model, source: Path | None, origin: str) -> tuple[by
     """
     from alexdeploy.graph.emulate import for_cpu
     from alexdeploy.graph.lrn.lower import lower_lrn
-    from alexdeploy.graph.model import split_weights
+    from alexdeploy.graph.model import release_weights, split_weights
 
-    model = for_cpu(model)  # before the LRN is lowered, whose sums stay in FP32
-    lowered = lower_lrn(model)
-    return split_weights(lowered if _is_proven(model, lowered, origin) else model, source)
+    floats = for_cpu(model)  # before the LRN is lowered, whose sums stay in FP32
+    lowered = lower_lrn(floats)
+    try:
+        return split_weights(lowered if _is_proven(floats, lowered, origin) else floats, source)
+    finally:
+        release_weights(*(ours for ours in (floats, lowered) if ours is not model))
 
 
 def warn_of_slow_lrn(source: Path | bytes, origin: str, cause: Exception) -> None:

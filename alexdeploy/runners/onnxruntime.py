@@ -16,8 +16,9 @@ import onnxruntime as ort
 
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.faults import Watch
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, UsageError
 from alexdeploy.runners.base import (
+    CLOSED,
     PROFILE_RUNS,
     PROFILE_WARMUP,
     Runner,
@@ -87,14 +88,28 @@ class OnnxRuntimeRunner(Runner):
         options: ort.SessionOptions,
         provider_options: Mapping[str, str],
     ) -> None:
-        self._model, self._provider_options = model, dict(provider_options)
+        self._model: Path | bytes | None = model
+        self._origin, self._provider_options = _origin(model), dict(provider_options)
         self._watch = Watch(self._in_words)  # ONNX Runtime's exceptions have no common public base
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()
         }
+        self._opened: ort.InferenceSession | None = None
         self._open(options)
 
+    @property
+    def _session(self) -> ort.InferenceSession:
+        session = self._opened
+        if session is None:
+            raise UsageError(CLOSED)
+        return session
+
+    def close(self) -> None:
+        self._opened, self._model, self._weights = None, None, {}
+
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        if self._model is None:
+            raise UsageError(CLOSED)
         source = str(self._model) if isinstance(self._model, Path) else self._model
         if self._folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
@@ -106,12 +121,12 @@ class OnnxRuntimeRunner(Runner):
                 source, options, providers=[(self._provider, self._provider_options)], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{_origin(self._model)}: ONNX Runtime cannot load it: {error}") from error
+            raise InputError(f"{self._origin}: ONNX Runtime cannot load it: {error}") from error
 
     def _open(self, options: ort.SessionOptions) -> None:
         """Start the session and read what goes in and out."""
-        self._session = self._start(options)
-        self.input = check_input([_spec(value) for value in self._session.get_inputs()], _origin(self._model))
+        self._opened = self._start(options)
+        self.input = check_input([_spec(value) for value in self._session.get_inputs()], self._origin)
         outputs = [_spec(value) for value in self._session.get_outputs()]
         self.output_names = [output.name for output in outputs]
         self._outputs, logits = outputs, find_logits(outputs)
@@ -120,7 +135,7 @@ class OnnxRuntimeRunner(Runner):
     @cached_property
     def _logits(self) -> list[str]:
         """The name of the output that ``infer`` returns."""
-        return [logits_among(self._outputs, _origin(self._model)).name]
+        return [logits_among(self._outputs, self._origin).name]
 
     def run(self, batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
         """All outputs by name."""
@@ -142,13 +157,14 @@ class OnnxRuntimeRunner(Runner):
             return call()
 
     def _bound(self, batch: Batch) -> Callable[[], object]:
-        binding = self._session.io_binding()
+        session = self._session
+        binding = session.io_binding()
         images = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), self._device, self._ordinal)
         binding.bind_ortvalue_input(self.input.name, images)
         binding.bind_output(self._logits[0], self._device, self._ordinal)
-        return partial(self._run_bound, binding)
+        return partial(self._run_bound, binding, session)
 
-    def _run_bound(self, binding: Any) -> object:
+    def _run_bound(self, binding: Any, bound_to: ort.InferenceSession) -> object:  # noqa: ARG002 (it must outlive it)
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return binding.get_outputs()

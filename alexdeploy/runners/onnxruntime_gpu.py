@@ -90,6 +90,10 @@ class CudaRunner(OnnxRuntimeRunner):
         graphs = chosen.get("enable_cuda_graph") == "1"
         self._graphs = GraphCalls(self._session, (self._device, self._ordinal)) if graphs else None
 
+    def close(self) -> None:
+        super().close()
+        self._graphs = None
+
     def _bound(self, batch: Batch) -> Callable[[], object]:
         return self._graphs.call_on(batch, self._logits[0]) if self._graphs else super()._bound(batch)
 

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from alexdeploy.arrays import Batch, Logits
-from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.machine import saturates_int8
-from alexdeploy.runners.base import Runner, check_input, frozen_pieces, logits_among, one_row_each
+from alexdeploy.runners.base import CLOSED, Runner, check_input, frozen_pieces, logits_among, one_row_each
 from alexdeploy.specs import TensorSpec
 
 
@@ -39,11 +39,12 @@ class OpenVinoRunner(Runner):
     runtime = "openvino"
 
     def __init__(self, model: Path | bytes, *, precision: Literal["f32", "bf16"] = "f32", whole: int = 32) -> None:
-        self._core, self._precision, self._whole = ov.Core(), precision, whole
+        self._core: Any = ov.Core()
+        self._precision, self._whole = precision, whole
         self._origin = str(model) if isinstance(model, Path) else "the model"
         try:
-            self._model = self._core.read_model(model)
-            self._compiled = self._compile("LATENCY")
+            self._model: Any = self._core.read_model(model)
+            self._opened: ov.CompiledModel | None = self._compile("LATENCY")
         except RuntimeError as error:
             raise InputError(f"{self._origin}: OpenVINO cannot load it: {error}") from error
         self.input = check_input([_spec(value) for value in self._compiled.inputs], self._origin)
@@ -58,8 +59,20 @@ class OpenVinoRunner(Runner):
                 stacklevel=2,
             )
         self._own = threading.local()
-        self._queue: ov.AsyncInferQueue | None = None
-        self._queue_lock = threading.Lock()
+        self._streams: list[ov.InferRequest] = []
+        self._streams_lock = threading.Lock()
+
+    @property
+    def _compiled(self) -> ov.CompiledModel:
+        compiled = self._opened
+        if compiled is None:
+            raise UsageError(CLOSED)
+        return compiled
+
+    def close(self) -> None:
+        with self._streams_lock:
+            self._core = self._model = self._opened = None
+            self._streams, self._own = [], threading.local()
 
     def infer(self, batch: Batch) -> Logits:
         self.check_batch(batch)
@@ -77,28 +90,45 @@ class OpenVinoRunner(Runner):
             return partial(self.infer, batch)
         request = self._compiled.create_infer_request()
         request.set_input_tensor(ov.Tensor(batch.copy()))
-        return partial(request.infer, share_outputs=True)
+        return partial(self._run_request, request)
+
+    def _run_request(self, request: ov.InferRequest) -> object:
+        if self._opened is None:
+            raise UsageError(CLOSED)
+        return request.infer(share_outputs=True)
 
     def _request(self) -> ov.InferRequest:
         """The one of this thread."""
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
-        request: ov.InferRequest = self._own.request
+        own, compiled = self._own, self._compiled
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request: ov.InferRequest = own.request
         return request
 
     def _in_pieces(self, batch: Batch) -> npt.NDArray[np.floating]:
-        with self._queue_lock:
-            if self._queue is None:
-                self._queue = ov.AsyncInferQueue(self._compile("THROUGHPUT"))
+        with self._streams_lock:
+            if self._opened is None:
+                raise UsageError(CLOSED)
+            if not self._streams:
+                compiled = self._compile("THROUGHPUT")
+                count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+                self._streams = [compiled.create_infer_request() for _ in range(count)]
             pieces = np.array_split(batch, -(-len(batch) // self._whole))
-            parts: dict[int, npt.NDArray[np.floating]] = {}
-            self._queue.set_callback(
-                lambda request, i: parts.__setitem__(i, request.get_output_tensor(self._logits).data.copy())
-            )
+            # no callback: were it the last to refer to the runner, it would end OpenVINO's threads from one of them
+            parts = []
             for index, piece in enumerate(pieces):
-                self._queue.start_async({0: piece}, index)
-            self._queue.wait_all()
-        return np.concatenate([parts[index] for index in range(len(pieces))])
+                request = self._streams[index % len(self._streams)]
+                if index >= len(self._streams):
+                    parts.append(self._result(request))
+                request.start_async({0: piece})
+            waiting = range(max(len(pieces) - len(self._streams), 0), len(pieces))
+            parts += [self._result(self._streams[index % len(self._streams)]) for index in waiting]
+        return np.concatenate(parts)
+
+    def _result(self, request: ov.InferRequest) -> npt.NDArray[np.floating]:
+        request.wait()
+        logits: npt.NDArray[np.floating] = request.get_output_tensor(self._logits).data.copy()
+        return logits
 
     def _compile(self, hint: str) -> ov.CompiledModel:
         settings = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": self._precision}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from alexdeploy.errors import AlexdeployError, DeviceLostError, UsageError
+from alexdeploy.runners.base import CLOSED
 
 _T = TypeVar("_T")
 
@@ -84,7 +85,7 @@ class Pool(Generic[_T]):
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._lost or self._free or self._made < self._limit)
             if self._closed:
-                raise UsageError("the runner is closed; load the file again")
+                raise UsageError(CLOSED)
             if self._lost:
                 raise DeviceLostError(self._lost)
             if self._free:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ import torch
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.faults import Watch
 from alexdeploy.cuda.wheels import why_too_old
-from alexdeploy.errors import InputWarning, UnavailableError
-from alexdeploy.runners.base import Runner
+from alexdeploy.errors import InputWarning, UnavailableError, UsageError
+from alexdeploy.runners.base import CLOSED, Runner
 from alexdeploy.specs import TensorSpec
 from alexdeploy.zoo.checkpoint import Checkpoint
 
@@ -24,7 +25,8 @@ from alexdeploy.zoo.checkpoint import Checkpoint
 class PyTorchRunner(Runner):
     """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does.
 
-    On a GPU it computes FP32 without TF32, as our engines do, whatever the application has set for its own calls.
+    On a GPU it computes FP32 without TF32, as our engines do, whatever the application has set for its own calls. A
+    process that was forked from the one that loaded it is refused: PyTorch would wait for threads that it has not.
 
     ``ordinal``: number of the CUDA device; None for the first, where there is one, else the CPU.
 
@@ -46,7 +48,8 @@ class PyTorchRunner(Runner):
             warnings.warn(f"PyTorch runs on the CPU: {reason}", InputWarning, stacklevel=2)
         self.device = torch.device(f"cuda:{ordinal or 0}" if reason is None and torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
-        self._model = checkpoint.model.to(self.device)
+        self._model: torch.nn.Module | None = checkpoint.model.to(self.device)
+        self._process = os.getpid()
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")
         self.classes = checkpoint.classes
         self._watch = Watch(_in_words, RuntimeError)
@@ -62,6 +65,17 @@ class PyTorchRunner(Runner):
         with self._watch.calls():
             return partial(self._watched_run, self._on_device(batch))
 
+    def close(self) -> None:
+        self._model = None
+
+    def check_batch(self, batch: Batch) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                "the checkpoint was loaded before this process was forked; load it in each process (gunicorn without "
+                "preload, multiprocessing with 'spawn'), or use its ONNX file"
+            )
+        super().check_batch(batch)
+
     def _watched_run(self, images: torch.Tensor) -> torch.Tensor:
         with self._watch.calls():
             return self._run(images)
@@ -71,8 +85,11 @@ class PyTorchRunner(Runner):
         return torch.from_numpy(np.require(batch, requirements=("C", "W"))).to(self.device)
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
+        model = self._model
+        if model is None:
+            raise UsageError(CLOSED)
         with torch.inference_mode(), _WITHOUT_TF32.held() if self.on_gpu else contextlib.nullcontext():
-            logits: torch.Tensor = self._model(images)
+            logits: torch.Tensor = model(images)
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return logits

@@ -24,6 +24,7 @@ from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import AlexdeployError, InputError, UsageError
 from alexdeploy.machine import tf32_is_forbidden
 from alexdeploy.runners.base import (
+    CLOSED,
     PROFILE_RUNS,
     PROFILE_WARMUP,
     Runner,
@@ -246,7 +247,7 @@ class _Held:
 
     def new_execution(self) -> Execution:
         if self.engine is None:
-            raise UsageError("the runner is closed; load the file again")
+            raise UsageError(CLOSED)
         with contextlib.ExitStack() as on_failure:
             with self._device.current():  # which may fail at its end, too
                 execution = Execution(self._device, self.engine, graphs=self._graphs)

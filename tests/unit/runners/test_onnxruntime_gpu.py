@@ -231,7 +231,7 @@ def test_threads_take_turns_at_a_graph() -> None:
 def test_what_fails_while_running_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = OnTheCpu(MODEL, Precision.FP32)
     text = "x.cc:154 T=void] CUDA failure 2: out of memory ; GPU=0 ; hostname=vm ; file=x.cc ; line=1"
-    monkeypatch.setattr(runner, "_session", SimpleNamespace(run=lambda *_: (_ for _ in ()).throw(RuntimeError(text))))
+    monkeypatch.setattr(runner, "_opened", SimpleNamespace(run=lambda *_: (_ for _ in ()).throw(RuntimeError(text))))
     with pytest.raises(UnavailableError, match=r"^CPUExecutionProvider: CUDA failure 2: out of memory$"):
         runner.infer(images(2))
 
@@ -259,7 +259,7 @@ def test_a_call_on_the_device_tells_of_a_fault_and_the_next_one_is_refused_at_on
 ) -> None:
     runner = OnTheCpu(MODEL, Precision.FP32, options)
     session: Any = Failing(runner._session)
-    monkeypatch.setattr(runner, "_session", session)
+    monkeypatch.setattr(runner, "_opened", session)
     if runner._graphs:
         monkeypatch.setattr(runner._graphs, "_session", session)
     call = runner.device_call(images(2))
