@@ -58,13 +58,15 @@ class Slice:
     """What one target did under one load for a while.
 
     Attributes:
-        requests: those that count; each was sent.
+        requests: those that count.
+        sent: all of them, those too that went before it began.
         seconds: that ``completed`` answers took.
         completed: answers within ``seconds``.
         unsent: arrivals that were due and for which no sender became free.
     """
 
     requests: list[Request]
+    sent: int
     seconds: float
     completed: int
     unsent: int = 0
@@ -98,8 +100,8 @@ def keep_in_flight(pool: Executor, ask: Ask, images: Batch, in_flight: int, seco
     ends = [request.ended_s - opened for request in requests if request.error is None and request.ended_s > opened]
     within = sum(end <= seconds for end in ends)
     if within or not ends:
-        return Slice(counted, seconds, within)
-    return Slice(counted, max(ends), len(ends))  # even the first answer took longer than the slice
+        return Slice(counted, len(requests), seconds, within)
+    return Slice(counted, len(requests), max(ends), len(ends))  # even the first answer took longer than the slice
 
 
 def send_when_due(pool: Executor, ask: Ask, images: Batch, due: Sequence[float], seconds: float) -> Slice:
@@ -123,7 +125,7 @@ def send_when_due(pool: Executor, ask: Ask, images: Batch, due: Sequence[float],
 
     requests = _gather(pool, send, range(SENDERS), stopped.set)
     ends = [request.ended_s for request in requests if request.error is None]
-    return Slice(requests, max(seconds, *ends, 0.0), len(ends), pending.qsize())
+    return Slice(requests, len(requests), max(seconds, *ends, 0.0), len(ends), pending.qsize())
 
 
 class _Window:

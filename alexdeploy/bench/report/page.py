@@ -10,6 +10,7 @@ from alexdeploy.bench.report.columns import CompactTable, compact_table
 from alexdeploy.bench.report.gpu import GPU_TITLE, commands, gpu_columns
 from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells, notes
 from alexdeploy.bench.results import BenchReport
+from alexdeploy.columns import Column
 
 _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 pixels and a forge have room
 
@@ -17,12 +18,11 @@ _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 
 def write_markdown(report: BenchReport, path: Path) -> None:
     """The compact table, the notes, and the table of every figure."""
     compact = compact_table(report, _MARKDOWN)
-    columns = [column.cells for column in compact.columns]
     text = [True] * TEXT_COLUMNS + [False] * (len(HEADERS) - TEXT_COLUMNS)
     lines = [
         f"# Bench on {report.dataset}: {report.judged_on}",
         "",
-        *_table([c.header for c in compact.columns], [c.text for c in compact.columns], [*zip(*columns, strict=True)]),
+        *markdown_table(compact.columns),
         "",
         *(f"- {letter}: {name}" for letter, name in compact.legend.items()),
         *_gpu(report, compact),
@@ -39,10 +39,13 @@ def write_markdown(report: BenchReport, path: Path) -> None:
 def _gpu(report: BenchReport, compact: CompactTable) -> Iterator[str]:
     columns = gpu_columns(report, compact.legend)
     if columns:
-        rows = [*zip(*(column.cells for column in columns), strict=True)]
-        yield from (f"{GPU_TITLE}:", "")
-        yield from _table([c.header for c in columns], [c.text for c in columns], rows)
-        yield ""
+        yield from (f"{GPU_TITLE}:", "", *markdown_table(columns), "")
+
+
+def markdown_table(columns: Sequence[Column]) -> list[str]:
+    """The lines of a table."""
+    rows = zip(*(column.cells for column in columns), strict=True)
+    return [*_table([column.header for column in columns], [column.text for column in columns], rows)]
 
 
 def _table(headers: Sequence[str], text: Sequence[bool], rows: Iterable[Sequence[str]]) -> Iterator[str]:
