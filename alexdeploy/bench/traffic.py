@@ -21,7 +21,7 @@ from alexdeploy.arrays import Batch, Logits
 from alexdeploy.errors import AlexdeployError, DeviceLostError
 
 SENDERS = 64  # arrivals that can be in flight; more wait here
-_GIVE_UP = 2.0  # times the length of a slice, after which no more is sent
+_PATIENCE_S = 0.5  # or the length of a slice: for so long after it what is late is still sent
 
 Ask = Callable[[Batch], Logits]
 
@@ -89,9 +89,9 @@ def keep_in_flight(pool: Executor, ask: Ask, images: Batch, in_flight: int, seco
     def send(first: int) -> Iterator[Request]:
         for image in count(first, in_flight):
             yield _request(ask, images, image % len(images), _now(), started)
-            if image == first:
+            if image == first:  # and the thread that opens the window sends one more at least
                 window.one_has_begun()
-            if window.is_over():
+            elif window.is_over():
                 return
 
     requests = _gather(pool, send, range(in_flight), window.stop)
@@ -107,15 +107,16 @@ def keep_in_flight(pool: Executor, ask: Ask, images: Batch, in_flight: int, seco
 def send_when_due(pool: Executor, ask: Ask, images: Batch, due: Sequence[float], seconds: float) -> Slice:
     """Requests at the given times, from ``SENDERS`` threads; what waits too long for one of them is not sent.
 
-    Ends at the latest one request after twice ``seconds``.
+    Ends at the latest one request after twice ``seconds``, or half a second more.
     """
     pending: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
     for each in enumerate(due):
         pending.put(each)
     started, stopped = _now(), threading.Event()
+    gives_up = started + seconds + max(seconds, _PATIENCE_S)
 
     def send(_: int) -> Iterator[Request]:
-        while not stopped.is_set() and _now() - started < _GIVE_UP * seconds:
+        while not stopped.is_set() and _now() < gives_up:
             try:
                 number, when = pending.get_nowait()
             except queue.Empty:

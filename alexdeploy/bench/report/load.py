@@ -52,8 +52,8 @@ def load_notes(report: LoadReport) -> list[str]:
     counted = any(row.served for row in report.rows)
     lines = [
         where_line(report.environment, cpu_words(report.environment), report.seconds),
-        f"server: {report.url}, model '{report.model}', {report.protocol}, one image per request; what the Python client "
-        "costs is part of its figures.",
+        f"server: {report.url}, model '{report.model}', {report.protocol}, one image per request; what the Python "
+        "client costs is part of its figures.",
         f"Here, on {report.runtime}: queued is one worker that runs what waits, up to {report.max_batch} images "
         "together; shared is the runner called by every thread.",
         f"Answers: {report.images} images were compared before, {percent(report.agreement)} agree, largest relative "
@@ -66,7 +66,7 @@ def load_notes(report: LoadReport) -> list[str]:
     ]
     if report.same_machine:
         lines.append("Server and client share this machine: the server would have its cores for itself elsewhere.")
-    return lines + [*_warnings(report)]
+    return [*lines, *_warnings(report)]
 
 
 def _warnings(report: LoadReport) -> Iterator[str]:
