@@ -9,7 +9,7 @@ from alexdeploy import files
 from alexdeploy.bench.intervals import Estimate, Ratio
 from alexdeploy.bench.load_results import LoadReport, LoadRow
 from alexdeploy.bench.report.gpu import milliseconds
-from alexdeploy.bench.report.page import markdown_table
+from alexdeploy.bench.report.page import markdown_table, write_page
 from alexdeploy.bench.report.table import cpu_words, percent, ratio_text, where_line
 from alexdeploy.bench.traffic import SENDERS
 from alexdeploy.columns import Column
@@ -90,6 +90,16 @@ def write_markdown(report: LoadReport, path: Path) -> None:
         *(f"- {note}" for note in load_notes(report)),
     ]
     files.write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def write_html(report: LoadReport, path: Path) -> None:
+    """Both tables, the notes and the environment, on a page that needs nothing else.
+
+    Raises:
+        UnavailableError: Jinja2 is not installed.
+    """
+    tables = [("", load_columns(report)), (RATIO_TITLE, ratio_columns(report))]
+    write_page(path, "load.html.j2", report=report, title=load_title(report), tables=tables, notes=load_notes(report))
 
 
 def load_title(report: LoadReport) -> str:

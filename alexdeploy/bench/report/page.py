@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from alexdeploy import files
 from alexdeploy.bench.report.columns import CompactTable, compact_table
@@ -11,6 +12,7 @@ from alexdeploy.bench.report.gpu import GPU_TITLE, commands, gpu_columns
 from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells, notes
 from alexdeploy.bench.results import BenchReport
 from alexdeploy.columns import Column
+from alexdeploy.optional import require
 
 _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 pixels and a forge have room
 
@@ -62,12 +64,11 @@ def write_html(report: BenchReport, path: Path) -> None:
         UnavailableError: Jinja2 or Matplotlib is not installed.
     """
     from alexdeploy.bench.report.charts import figures
-    from alexdeploy.optional import require
 
-    environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
     compact = compact_table(report, _PAGE)
-    page = template.render(
+    write_page(
+        path,
+        "page.html.j2",
         report=report,
         compact=compact,
         gpu=gpu_columns(report, {}),  # on a phone the legend is hidden
@@ -79,4 +80,16 @@ def write_html(report: BenchReport, path: Path) -> None:
         notes=notes(report),
         figures=figures(report),
     )
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill the template of that name, a file in this folder, which also gets our ``style``.
+
+    Raises:
+        UnavailableError: Jinja2 is not installed.
+    """
+    environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    here = Path(__file__).parent
+    style = (here / "page.css").read_text()
+    page = environment.from_string((here / template).read_text()).render(style=style, **values)
     files.write_bytes(path, page.encode())
