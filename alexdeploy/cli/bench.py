@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
-from click.core import ParameterSource
 
-from alexdeploy.cli.options import FILE, DataChoice, data_options, device_option, json_option, option_group
+from alexdeploy.cli.load import Serving, numbers, put_under_load, serving_options
+from alexdeploy.cli.options import (
+    FILE,
+    DataChoice,
+    ReportFiles,
+    data_options,
+    device_option,
+    json_option,
+    option_group,
+    report_options,
+)
 from alexdeploy.cli.output import (
     note,
     note_data,
@@ -24,38 +31,13 @@ from alexdeploy.cli.output import (
 )
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UnavailableError, UsageError
-from alexdeploy.files import check_output
 from alexdeploy.machine import forbid_tf32
 from alexdeploy.specs import Runtime, cuda_ordinal
 
 if TYPE_CHECKING:
-    from alexdeploy.bench.load_results import LoadReport
     from alexdeploy.bench.results import BenchReport
 
 _MAX_DROP = 1.0
-
-
-@dataclass(frozen=True)
-class ReportFiles:
-    """Files to write beside the terminal, and the width of the table."""
-
-    html: Path | None
-    markdown: Path | None
-    wide: bool
-
-    def check(self, *inputs: Path) -> None:
-        """Fail early where a file could not be written, or would overwrite one of ``inputs``."""
-        for path in filter(None, (self.html, self.markdown)):
-            check_output(path, *inputs)
-
-
-report_options = option_group(
-    "shown",
-    ReportFiles,
-    click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file."),
-    click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown."),
-    click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is."),
-)
 
 
 @dataclass(frozen=True)
@@ -64,53 +46,6 @@ class _Where:
 
     runtimes: tuple[str, ...]
     device: str | None
-
-
-@dataclass(frozen=True)
-class _Serving:
-    """What is asked of servers: a bound for LoadGen, or a running one and its loads."""
-
-    server_ms: float | None
-    server: str | None
-    model: str | None
-    in_flight: str | None
-    rates: str | None
-
-    def check(self) -> None:
-        """Loads need a server.
-
-        Raises:
-            UsageError: they have none.
-        """
-        for name in ("model", "in_flight", "rates"):
-            if self.server is None and getattr(self, name) is not None:
-                raise UsageError(f"`{name}` is of a load report; add `server` with the URL, or leave it out")
-
-
-serving_options = option_group(
-    "serving",
-    _Serving,
-    click.option(
-        "--server-ms",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="BOUND",
-        help="Also find the rate of single images, arriving at random, whose p99 stays within BOUND (MLPerf's "
-        "LoadGen).",
-    ),
-    click.option(
-        "--server",
-        metavar="URL",
-        help="Instead put a running server (KServe v2, such as Triton) under load, beside ARTIFACT in this process: "
-        "http://host:8000 or grpc://host:8001.",
-    ),
-    click.option("--model", metavar="NAME", help="With --server: its name there.  [default: ARTIFACT without suffix]"),
-    click.option(
-        "--in-flight",
-        metavar="N[,N...]",
-        help="With --server: requests kept in flight.  [default: 1,4,16, or none with --rates]",
-    ),
-    click.option("--rates", metavar="R[,R...]", help="With --server: images per second, arriving at random (Poisson)."),
-)
 
 
 @click.command("bench")
@@ -157,7 +92,7 @@ def command(
     where: _Where,
     max_drop: float | None,
     seconds: float,
-    serving: _Serving,
+    serving: Serving,
     shown: ReportFiles,
     baseline: Path | None,
     as_json: bool,
@@ -179,14 +114,14 @@ def command(
              alexdeploy bench model.onnx --data digits --server http://127.0.0.1:8000 --in-flight 1,16 --rates 100
     """
     if serving.server is not None:
-        _put_under_load(serving, artifacts, data, where, seconds, shown, as_json=as_json)
+        put_under_load(serving, artifacts, data, where.runtimes, where.device, seconds, shown, as_json=as_json)
         return
     serving.check()
     from alexdeploy.bench.baseline import changes, check_comparable, load_report
     from alexdeploy.bench.run import run_bench
     from alexdeploy.optional import require
 
-    sizes = _batches(batch)
+    sizes = numbers(int, "batch", batch)
     shown.check(*artifacts, *([baseline] if baseline else []))
     runtimes = where.runtimes
     auto = "auto" in runtimes
@@ -227,83 +162,6 @@ def command(
         sys.exit(GateError.exit_code)
 
 
-def _put_under_load(
-    serving: _Serving,
-    artifacts: tuple[Path, ...],
-    data: DataChoice,
-    where: _Where,
-    seconds: float,
-    shown: ReportFiles,
-    *,
-    as_json: bool,
-) -> None:
-    """``bench --server``: exit 5 where a request failed."""
-    context = click.get_current_context()
-    for name in ("batch", "max_drop", "server_ms", "baseline", "wide"):
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(f"`{name}` is not for a load report; leave it out, or `server`")
-    if len(artifacts) != 1 or len(where.runtimes) > 1 or "auto" in where.runtimes:
-        raise UsageError("`server` takes one ARTIFACT, the one that is served, and at most one `runtime` by name")
-    in_flight = _numbers(int, "in-flight", serving.in_flight or ("" if serving.rates else "1,4,16"))
-    rates = _numbers(float, "rates", serving.rates or "")
-    shown.check(*artifacts)
-    from alexdeploy.bench.load import run_load
-    from alexdeploy.optional import require
-
-    with progress("loading SciPy and the client"):
-        for module in ("scipy", "tritonclient", *(("jinja2",) if shown.html else ())):
-            require(module)
-    dataset = data.open("val")
-    note_data(dataset)
-    with progress(f"opening {artifacts[0].name}") as bar:
-        report = run_load(
-            artifacts[0],
-            dataset,
-            serving.server or "",
-            model=serving.model,
-            in_flight=in_flight,
-            rates=rates,
-            runtime=next(iter(where.runtimes), None),
-            device=where.device,
-            seconds=seconds,
-            progress=bar,
-        )
-    note_skipped(dataset)
-    _show_load(report, shown, as_json=as_json)
-    failed = [row for row in report.rows if row.status == "failed"]
-    if failed:
-        note(f"error: {len(failed)} of {len(report.rows)} loads had failed requests, see above; mend the server")
-        sys.exit(GateError.exit_code)
-
-
-def _show_load(report: LoadReport, files: ReportFiles, *, as_json: bool) -> None:
-    from textwrap import fill
-
-    from alexdeploy.bench.report.load import (
-        RATIO_TITLE,
-        load_columns,
-        load_notes,
-        load_title,
-        ratio_columns,
-        write_html,
-        write_markdown,
-    )
-
-    if files.html is not None:
-        write_html(report, files.html)
-    if files.markdown is not None:
-        write_markdown(report, files.markdown)
-    if as_json:
-        print_json(report)
-        return
-    print_columns(load_columns(report), title=load_title(report))
-    ratios = ratio_columns(report)
-    if ratios:
-        print_columns(ratios, title=RATIO_TITLE)
-    for line in load_notes(report):
-        note(fill(line, terminal_width(), subsequent_indent="  "))
-
-
 def show_report(report: BenchReport, files: ReportFiles, *, as_json: bool) -> None:
     """Write the files asked for and print the table, or all of it as JSON."""
     if files.html is not None:
@@ -318,25 +176,6 @@ def show_report(report: BenchReport, files: ReportFiles, *, as_json: bool) -> No
         print_json(report)
         return
     show_bench(report, wide=files.wide)
-
-
-def _batches(text: str) -> list[int]:
-    return _numbers(int, "batch", text)
-
-
-_Number = TypeVar("_Number", int, float)
-
-
-def _numbers(kind: Callable[[str], _Number], option: str, text: str) -> list[_Number]:
-    """``1,8`` → [1, 8], each once; none of an empty text."""
-    try:
-        numbers = [kind(part) for part in text.split(",")] if text else []
-    except ValueError:
-        numbers = [kind("0")]
-    if not all(number > 0 and isfinite(number) for number in numbers):
-        expected = "whole numbers >= 1, such as 1,8" if kind is int else "numbers > 0, such as 50,100"
-        raise UsageError(f"--{option} '{text}': expected {expected}")
-    return list(dict.fromkeys(numbers))
 
 
 def show_bench(report: BenchReport, *, wide: bool = False) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from alexdeploy.cli.bench import ReportFiles, report_options, show_report
-from alexdeploy.cli.options import FILE, json_option
+from alexdeploy.cli.bench import show_report
+from alexdeploy.cli.options import FILE, ReportFiles, json_option, report_options
 
 
 @click.command("report")

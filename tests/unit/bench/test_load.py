@@ -178,7 +178,7 @@ def test_what_waits_runs_together_up_to_the_largest_batch_and_each_gets_its_own(
 def test_who_waits_for_a_runner_that_fails_is_told() -> None:
     class Failing(Counting):
         def infer(self, batch: Floats) -> Floats:
-            raise UnavailableError("out of memory")
+            raise UnavailableError(f"out of memory for {len(batch)} image")
 
     with QueuedRunner(Failing(), 4) as queued, pytest.raises(UnavailableError, match="out of memory"):
         queued.infer(IMAGES[:1])
@@ -247,9 +247,9 @@ def test_requests_without_an_answer_are_counted(load: Load) -> None:
 
 def test_an_error_of_ours_is_no_failed_request() -> None:
     def broken(image: Floats) -> Floats:
-        raise TypeError("a bug")
+        raise TypeError(f"a bug with {image.size} value")
 
-    with pytest.raises(TypeError, match="a bug"):
+    with pytest.raises(TypeError, match="a bug with 1 value"):
         rows(Load(in_flight=4), ask=broken)
 
 
