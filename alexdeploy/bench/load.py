@@ -17,10 +17,10 @@ from alexdeploy.bench.candidates import for_batches
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.load_results import LoadReport, Target
 from alexdeploy.bench.load_rounds import Expected, take_rounds
-from alexdeploy.bench.traffic import Ask, Load
+from alexdeploy.bench.traffic import SENDERS, Ask, Load
 from alexdeploy.bench.waiting import QueuedRunner
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import GateError, InputError
+from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.files import printable
 from alexdeploy.metrics import agreement, relative_error, same_file_bound
 from alexdeploy.runners.artifact import open_artifact
@@ -28,8 +28,8 @@ from alexdeploy.runners.base import Runner
 from alexdeploy.runners.kserve import KServeRunner
 from alexdeploy.specs import Progress, Runtime, cuda_ordinal
 
-IN_FLIGHT = (1, 4, 16)
-_IMAGES = 64
+IMAGES = 64
+_MOST_IN_FLIGHT = 1024
 _REFUSED = "nothing was timed; alexdeploy publish with `check` says more"
 
 
@@ -39,8 +39,8 @@ def run_load(
     url: str,
     *,
     model: str | None = None,
-    in_flight: Sequence[int] = IN_FLIGHT,
-    rates: Sequence[float] = (),
+    in_flight: Sequence[int],
+    rates: Sequence[float],
     runtime: Runtime | None = None,
     device: str | None = None,
     seconds: float,
@@ -61,20 +61,26 @@ def run_load(
         progress: called with what is being done and the share of it that is.
 
     Raises:
+        UsageError: no load, or one beyond 1,024 in flight.
         UnavailableError: no server, or nothing here runs the artifact.
         InputError: an unusable file, or no such model on the server.
         GateError: the server answers something else than the runner.
     """
+    loads = [*(Load(in_flight=count) for count in in_flight), *(Load(rate_per_s=rate) for rate in rates)]
+    if not loads:
+        raise UsageError("no load was given; expected `in_flight`, such as 1 and 16, or `rates`")
+    if max(in_flight, default=1) > _MOST_IN_FLIGHT:
+        raise UsageError(f"`in_flight` {max(in_flight)}: expected at most {_MOST_IN_FLIGHT}, each is a thread here")
     started = time.perf_counter()
     artifact = open_artifact(path)
     name = model or path.stem
-    chosen = dataset.subset(_IMAGES)
-    images = next((inputs[artifact.contract] for inputs, _ in chosen.batches_for([artifact.contract], _IMAGES)), None)
+    chosen = dataset.subset(IMAGES)
+    images = next((inputs[artifact.contract] for inputs, _ in chosen.batches_for([artifact.contract], IMAGES)), None)
     if images is None:
         raise InputError(f"{dataset.name}: no image that can be read")
     here = environment(cuda_ordinal(device))
     with KServeRunner(url, name) as server:
-        max_batch = server.config().max_batch_size or max(*in_flight, 1)
+        max_batch = _max_batch(server) or max(in_flight, default=SENDERS)
         options = for_batches(runtime, (1, max_batch)) if runtime is not None else {}
         with artifact.runner(runtime, device=device, **options) as runner:
             progress("answers", 0.0)
@@ -83,7 +89,7 @@ def run_load(
                 targets: dict[Target, Ask] = {"server": server.infer, "queued": queued.infer, "shared": runner.infer}
                 rows, rounds = take_rounds(
                     targets,
-                    [*(Load(in_flight=count) for count in in_flight), *(Load(rate_per_s=rate) for rate in rates)],
+                    loads,
                     compared.expected,
                     seconds=max(seconds - (time.perf_counter() - started), 1e-3),
                     one_image_s=compared.one_image_s,
@@ -110,6 +116,14 @@ def run_load(
         seconds=round(time.perf_counter() - started, 1),
         rows=rows,
     )
+
+
+def _max_batch(server: KServeRunner) -> int:
+    """The largest batch of its configuration; 0 where that does not say, or where the server tells none."""
+    try:
+        return int(server.config().max_batch_size)
+    except InputError:  # not Triton
+        return 0
 
 
 def is_loopback(url: str) -> bool:

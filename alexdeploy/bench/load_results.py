@@ -45,8 +45,9 @@ class LoadRow:
         unsent: arrivals that were due while no sender was free, until the slice was given up.
         images_per_s: answers per second, the mean over the rounds; None where it failed.
         p50_ms, p90_ms, p99_ms: latency; of arrivals counted from when they were due. None but for ``ok``.
-        rate_ratio: images/s over those of ``queued``; None for that itself, and where one of the two is not ``ok``.
-        p99_ratio: the p99 of ``queued`` over this one's, so that above 1 is faster here, too.
+        p99_ratio: the p99 of ``queued`` over this one's: above 1 is faster. None for ``queued`` itself, and where
+            one of the two is not ``ok``.
+        rate_ratio: images/s over those of ``queued``, likewise; None for arrivals, all of which both answered.
         served: None for what is no server, or for one without counters.
         samples_ms: the latency of every answer that counts, a list per round.
         rates_per_s: images per second, round by round.
@@ -63,8 +64,8 @@ class LoadRow:
     p50_ms: Estimate | None = None
     p90_ms: Estimate | None = None
     p99_ms: Estimate | None = None
-    rate_ratio: Ratio | None = None
     p99_ratio: Ratio | None = None
+    rate_ratio: Ratio | None = None
     served: Served | None = None
     samples_ms: list[list[float]] = field(default_factory=list)
     rates_per_s: list[float] = field(default_factory=list)

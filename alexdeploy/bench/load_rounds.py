@@ -69,11 +69,12 @@ class _Series:
     counted: list[Counters] = field(default_factory=list)
     requests: int = 0
     failures: int = 0
-    problem: str = ""
+    problem: str = ""  # of the first
 
     def add(self, slice_: Slice, expected: Expected) -> None:
-        problems = [problem for request in slice_.requests if (problem := _problem(request, expected))]
-        self.requests += slice_.sent
+        sent = [*slice_.early, *slice_.requests]
+        problems = [problem for request in sent if (problem := _problem(request, expected))]
+        self.requests += len(sent)
         self.failures += len(problems)
         self.problem = self.problem or next(iter(problems), "")
         due = np.array([request.due_s for request in slice_.requests])
@@ -221,11 +222,11 @@ def _latencies(one: _Series) -> dict[str, Any]:
 def _ratios(one: _Series, reference: _Series | None) -> dict[str, Any]:
     if reference is None or reference.failures or _is_overloaded(reference):
         return {}
-    mine, theirs = ([1 / np.array([taken.images_per_s]) for taken in each.taken] for each in (one, reference))
-    return {
-        "rate_ratio": paired_ratio(mine, theirs),
-        "p99_ratio": percentile_ratio(_samples(one), _samples(reference), 99),
-    }
+    ratios = {"p99_ratio": percentile_ratio(_samples(one), _samples(reference), 99)}
+    if one.load.rate_per_s is None:  # else both answered what arrived
+        mine, theirs = ([1 / np.array([taken.images_per_s]) for taken in each.taken] for each in (one, reference))
+        ratios["rate_ratio"] = paired_ratio(mine, theirs)
+    return ratios
 
 
 def _samples(one: _Series) -> list[npt.NDArray[np.float64]]:

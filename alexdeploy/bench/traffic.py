@@ -59,14 +59,14 @@ class Slice:
 
     Attributes:
         requests: those that count.
-        sent: all of them, those too that went before it began.
+        early: those that were sent before it began.
         seconds: that ``completed`` answers took.
         completed: answers within ``seconds``.
         unsent: arrivals that were due and for which no sender became free.
     """
 
     requests: list[Request]
-    sent: int
+    early: list[Request]
     seconds: float
     completed: int
     unsent: int = 0
@@ -81,7 +81,7 @@ def arrivals(rate_per_s: float, seconds: float, seed: Sequence[int]) -> npt.NDAr
 def keep_in_flight(pool: Executor, ask: Ask, images: Batch, in_flight: int, seconds: float) -> Slice:
     """As many threads, each of which sends its next image when the last is answered.
 
-    What was sent before every thread had its first answer does not count, unless it failed.
+    What was sent before every thread had its first answer does not count.
     """
     started = _now()
     window = _Window(in_flight, seconds)
@@ -96,12 +96,13 @@ def keep_in_flight(pool: Executor, ask: Ask, images: Batch, in_flight: int, seco
 
     requests = _gather(pool, send, range(in_flight), window.stop)
     opened = window.opens - started
-    counted = [request for request in requests if request.due_s >= opened or request.error is not None]
+    counted = [request for request in requests if request.due_s >= opened]
+    early = [request for request in requests if request.due_s < opened]
     ends = [request.ended_s - opened for request in requests if request.error is None and request.ended_s > opened]
     within = sum(end <= seconds for end in ends)
     if within or not ends:
-        return Slice(counted, len(requests), seconds, within)
-    return Slice(counted, len(requests), max(ends), len(ends))  # even the first answer took longer than the slice
+        return Slice(counted, early, seconds, within)
+    return Slice(counted, early, max(ends), len(ends))  # even the first answer took longer than the slice
 
 
 def send_when_due(pool: Executor, ask: Ask, images: Batch, due: Sequence[float], seconds: float) -> Slice:
@@ -126,7 +127,7 @@ def send_when_due(pool: Executor, ask: Ask, images: Batch, due: Sequence[float],
 
     requests = _gather(pool, send, range(SENDERS), stopped.set)
     ends = [request.ended_s for request in requests if request.error is None]
-    return Slice(requests, len(requests), max(seconds, *ends, 0.0), len(ends), pending.qsize())
+    return Slice(requests, [], max(seconds, *ends, 0.0), len(ends), pending.qsize())
 
 
 class _Window:

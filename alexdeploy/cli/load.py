@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -26,6 +26,7 @@ from alexdeploy.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from alexdeploy.bench.load_results import LoadReport
+    from alexdeploy.specs import Runtime
 
 _IN_FLIGHT = "1,4,16"
 
@@ -110,18 +111,19 @@ def put_under_load(
             raise UsageError(f"`{name}` is not for a load report; leave it out, or `server`")
     if len(artifacts) != 1 or len(runtimes) > 1 or "auto" in runtimes:
         raise UsageError("`server` takes one ARTIFACT, the one that is served, and at most one `runtime` by name")
+    runtime = cast("Runtime | None", next(iter(runtimes), None))  # one of the choices
     rates = numbers(float, "rates", serving.rates) if serving.rates is not None else []
     in_flight = _IN_FLIGHT if serving.in_flight is None else serving.in_flight
     closed = numbers(int, "in-flight", in_flight) if serving.in_flight is not None or not rates else []
     shown.check(*artifacts)
-    from alexdeploy.bench.load import run_load
+    from alexdeploy.bench.load import IMAGES, run_load
     from alexdeploy.optional import require
 
     with progress("loading SciPy and the client"):
         for module in ("scipy", "tritonclient", *(("jinja2",) if shown.html else ())):
             require(module)
     dataset = data.open("val")
-    note_data(dataset)
+    note_data(dataset, IMAGES)
     with progress(f"opening {artifacts[0].name}") as bar:
         report = run_load(
             artifacts[0],
@@ -130,20 +132,21 @@ def put_under_load(
             model=serving.model,
             in_flight=closed,
             rates=rates,
-            runtime=next(iter(runtimes), None),
+            runtime=runtime,
             device=device,
             seconds=seconds,
             progress=bar,
         )
     note_skipped(dataset)
-    _show_load(report, shown, as_json=as_json)
+    show_load(report, shown, as_json=as_json)
     failed = [row for row in report.rows if row.status == "failed"]
     if failed:
         note(f"error: {len(failed)} of {len(report.rows)} loads had failed requests, see above; mend the server")
         sys.exit(GateError.exit_code)
 
 
-def _show_load(report: LoadReport, files: ReportFiles, *, as_json: bool) -> None:
+def show_load(report: LoadReport, files: ReportFiles, *, as_json: bool) -> None:
+    """Write the files asked for and print the tables, or all of it as JSON."""
     from textwrap import fill
 
     from alexdeploy.bench.report.load import (

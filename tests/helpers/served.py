@@ -75,8 +75,8 @@ class _ModelHandler(_Handler):
             served.requests += 1
             logits = served.answer(batch)
         data = logits.tobytes()
-        output = {"name": "logits", "datatype": "FP32", "shape": list(logits.shape)}
-        output["parameters"] = {"binary_data_size": len(data)}
+        size_of = {"binary_data_size": len(data)}
+        output = {"name": "logits", "datatype": "FP32", "shape": list(logits.shape), "parameters": size_of}
         return json.dumps({"model_name": model, "outputs": [output]}).encode(), data
 
 

@@ -14,7 +14,7 @@ from alexdeploy.bench.report.table import cpu_words, percent, ratio_text, where_
 from alexdeploy.bench.traffic import SENDERS
 from alexdeploy.columns import Column
 
-RATIO_TITLE = "Against the queued runner here: above 1 is better"
+RATIO_TITLE = "Against the queued runner here (above 1 is better)"
 _FOREIGN = 0.01  # of our requests
 
 
@@ -36,7 +36,7 @@ def load_columns(report: LoadReport) -> list[Column]:
 
 def ratio_columns(report: LoadReport) -> list[Column]:
     """A line for each load and target beside the queued runner; no columns where none could be compared."""
-    rows = [row for row in report.rows if row.rate_ratio is not None]
+    rows = [row for row in report.rows if row.p99_ratio is not None]
     if not rows:
         return []
     return [
