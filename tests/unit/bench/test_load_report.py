@@ -38,7 +38,7 @@ def served(path: Path) -> Iterator[Served]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_rounds, "_LEAST_REQUESTS", 1)
-    monkeypatch.setattr(load_rounds, "_LEAST_ARRIVALS", 20)
+    monkeypatch.setattr(load_rounds, "_LEAST_ARRIVALS", 5)
 
 
 def under_load(served: Served, path: Path, **options: object) -> LoadReport:
