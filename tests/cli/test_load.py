@@ -31,6 +31,7 @@ def served(model: Path) -> Iterator[Served]:
 def _quick(monkeypatch: Patch) -> None:
     monkeypatch.setattr(load_rounds, "_LEAST_REQUESTS", 1)
     monkeypatch.setattr(load_rounds, "_LEAST_ARRIVALS", 5)
+    monkeypatch.setattr(traffic, "SENDERS", 8)
     monkeypatch.setattr(traffic, "_PATIENCE_S", 0)
 
 

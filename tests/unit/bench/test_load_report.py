@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from alexdeploy.bench import load_rounds
+from alexdeploy.bench import load_rounds, traffic
 from alexdeploy.bench.baseline import load_saved
 from alexdeploy.bench.load import is_loopback, run_load
 from alexdeploy.bench.load_results import LoadReport
@@ -39,6 +39,7 @@ def served(path: Path) -> Iterator[Served]:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_rounds, "_LEAST_REQUESTS", 1)
     monkeypatch.setattr(load_rounds, "_LEAST_ARRIVALS", 5)
+    monkeypatch.setattr(traffic, "SENDERS", 8)
 
 
 def under_load(served: Served, path: Path, **options: object) -> LoadReport:
