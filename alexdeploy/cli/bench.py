@@ -107,6 +107,9 @@ def command(
     The candidates take turns in random order, round by round, and a difference is named only where the samples
     support it. --json holds every raw sample.
 
+    --server puts a running server under load instead: requests in flight, or arriving at random, beside the same file
+    in this process. Exit 5 where it answers something else, or not.
+
     \b
     Example: alexdeploy bench alexnet-mnist.safetensors model.onnx int8.onnx --data digits --html report.html
              alexdeploy bench model.onnx int8.onnx --data digits --runtime auto --max-drop 0.5
