@@ -146,6 +146,15 @@ def test_other_clients_and_missing_counters_are_told(served: Served, path: Path)
     assert "The server has no counters: batch and queue are not known." in load_notes(report)
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.5, False), (2.0, False), (2.5, True), (None, False)])
+def test_a_machine_that_is_busy_with_other_work_is_told(
+    load: float | None, warned: bool, served: Served, path: Path
+) -> None:
+    report = under_load(served, path, in_flight=[1], seconds=0.01)
+    busy = dataclasses.replace(report, environment={**report.environment, "load": load, "cores": 2})
+    assert any("WARNING: load 2.5 on 2 cores" in note for note in load_notes(busy)) == warned
+
+
 def test_what_cannot_be_asked_is_refused(served: Served, path: Path) -> None:
     with pytest.raises(UsageError, match="no load was given"):
         under_load(served, path, in_flight=[])
