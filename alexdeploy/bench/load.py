@@ -66,11 +66,7 @@ def run_load(
         InputError: an unusable file, or no such model on the server.
         GateError: the server answers something else than the runner.
     """
-    loads = [*(Load(in_flight=count) for count in in_flight), *(Load(rate_per_s=rate) for rate in rates)]
-    if not loads:
-        raise UsageError("no load was given; expected `in_flight`, such as 1 and 16, or `rates`")
-    if max(in_flight, default=1) > _MOST_IN_FLIGHT:
-        raise UsageError(f"`in_flight` {max(in_flight)}: expected at most {_MOST_IN_FLIGHT}, each is a thread here")
+    loads = _loads(in_flight, rates)
     started = time.perf_counter()
     artifact = open_artifact(path)
     name = model or path.stem
@@ -116,6 +112,15 @@ def run_load(
         seconds=round(time.perf_counter() - started, 1),
         rows=rows,
     )
+
+
+def _loads(in_flight: Sequence[int], rates: Sequence[float]) -> list[Load]:
+    loads = [*(Load(in_flight=count) for count in in_flight), *(Load(rate_per_s=rate) for rate in rates)]
+    if not loads:
+        raise UsageError("no load was given; expected `in_flight`, such as 1 and 16, or `rates`")
+    if max(in_flight, default=1) > _MOST_IN_FLIGHT:
+        raise UsageError(f"`in_flight` {max(in_flight)}: expected at most {_MOST_IN_FLIGHT}, each is a thread here")
+    return loads
 
 
 def _max_batch(server: KServeRunner) -> int:

@@ -73,8 +73,8 @@ def _warnings(report: LoadReport) -> Iterator[str]:
     load, cores = report.environment["load"], report.environment["cores"]
     if load is not None and load > cores:
         yield (
-            f"WARNING: load {load} on {cores} cores before it began: other work takes turns with this, and a thread that "
-            "often waits gets its turn sooner than one that only computes, so the targets are not treated alike."
+            f"WARNING: load {load} on {cores} cores before it began: other work takes turns with this, and a thread "
+            "that often waits gets its turn sooner than one that only computes, so the targets are not treated alike."
         )
     for row in report.rows:
         if row.reason is not None:
