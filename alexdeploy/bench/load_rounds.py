@@ -118,7 +118,7 @@ def take_rounds(
         while True:
             share = min((time.perf_counter() - started) / seconds, rounds / MIN_ROUNDS)
             progress("load", min(share, 1.0))
-            if share >= 1.0:
+            if share >= 1.0 or all(one.failures for one in series):
                 break
             for index in random.permutation(len(series)):
                 one = series[index]

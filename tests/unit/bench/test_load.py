@@ -247,6 +247,16 @@ def test_requests_without_an_answer_are_counted(load: Load) -> None:
     assert f"{len(lost)} of {row.requests} requests failed, the first: connection reset" == row.reason
 
 
+def test_where_nothing_answers_it_ends_at_once() -> None:
+    def gone(image: Floats) -> Floats:
+        raise UnavailableError(f"no answer to {image.size} value")
+
+    targets: dict[Target, traffic.Ask] = dict.fromkeys(("server", "queued"), gone)
+    found, rounds = take_rounds(targets, [Load(in_flight=1)], EXPECTED, seconds=1e6, one_image_s=1e-5)
+    assert rounds == 1
+    assert [(row.status, row.images_per_s) for row in found] == [("failed", None)] * 2
+
+
 def test_an_error_of_ours_is_no_failed_request() -> None:
     def broken(image: Floats) -> Floats:
         raise TypeError(f"a bug with {image.size} value")
