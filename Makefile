@@ -4,13 +4,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYCUDA := .venv/.pycuda
 ONNXRUNTIME_GPU := .venv/.onnxruntime-gpu
+SERVING := .venv/.serving
 
 .PHONY: demo test check docs gpu-check clean
 
 demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
 
-test: $(READY) $(PYCUDA) $(ONNXRUNTIME_GPU) check
+test: $(READY) $(PYCUDA) $(ONNXRUNTIME_GPU) $(SERVING) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
@@ -66,6 +67,11 @@ $(PYCUDA): $(READY)
 $(ONNXRUNTIME_GPU): $(READY)
 	-$(BIN)/python -m tests.simulated_cuda.install_onnxruntime_gpu
 	touch $(ONNXRUNTIME_GPU)
+
+# Triton's server and Ray (1.1 GB), in an environment of its own; without it the tests on them are skipped
+$(SERVING): $(READY)
+	-$(BIN)/python -m tests.serving.install
+	touch $(SERVING)
 
 clean:
 	rm -rf .venv .venv-*/ gpu-check demo dist .mypy_cache .ruff_cache .pytest_cache

@@ -5,7 +5,8 @@ run the result. Each is imported when it is first used, so importing this packag
 
 The rooms, and what each loads: ``zoo`` and ``train`` (torch) · ``data`` (Pillow) · ``export`` (torch, onnx,
 onnxruntime) · ``graph`` (onnx) · ``quantize`` (onnx, onnxruntime) · ``engine`` (tensorrt or tensorrt-rtx) · ``cuda``
-(PyCUDA or cuda-python) · ``runners`` (one runtime each) · ``bench``.
+(PyCUDA or cuda-python) · ``runners`` (one runtime each) · ``bench`` ·
+``triton`` (tritonclient).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from alexdeploy.runners.classifier import Classifier
     from alexdeploy.runners.predict import predict
     from alexdeploy.train.loop import train_network
+    from alexdeploy.triton.publish import publish
 
 __all__ = [
     "Classifier",
@@ -49,6 +51,7 @@ __all__ = [
     "load_contract",
     "load_dataset",
     "predict",
+    "publish",
     "quantize_onnx",
     "run_bench",
     "save_ranges",
@@ -70,6 +73,7 @@ _HOME = {
     "load_contract": "recipe",
     "load_dataset": "data.sources",
     "predict": "runners.predict",
+    "publish": "triton.publish",
     "quantize_onnx": "quantize.quantize",
     "run_bench": "bench.run",
     "save_ranges": "quantize.rangefile",

@@ -35,7 +35,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
     """Content of ``<file>.json``.
 
     Attributes:
-        kind: ``checkpoint``, ``onnx``, ``ranges`` or ``engine``.
+        kind: ``checkpoint``, ``onnx``, ``ranges``, ``engine`` or ``golden``.
         sha256: of the file itself.
         parents: what it was made from.
         options: the settings that shaped it.

@@ -9,6 +9,19 @@ from alexdeploy.specs import Precision
 
 FloatArray = npt.NDArray[np.floating]
 
+PARITY_TOLERANCE = 1e-5
+HALF_TOLERANCE = 2e-3  # of a graph that computes in FP16, which rounds to 5e-4
+# of bfloat16, which rounds to 4e-3, and of Q/DQ: where a value lies halfway between two levels, its last bit decides
+# which one it gets (alexnet-half in INT8: 5e-3 when its inputs move by 1e-5, 0 when they move by 1e-6)
+COARSE_TOLERANCE = 2e-2
+
+
+def rerun_tolerance(precision: Precision) -> float:
+    """Relative error that two runs of one file may have, on machines of different kinds."""
+    if precision.quantized or precision.bf16:
+        return COARSE_TOLERANCE
+    return HALF_TOLERANCE if precision.fp16 else PARITY_TOLERANCE
+
 
 def relative_error(actual: FloatArray, reference: FloatArray) -> float:
     """max|actual - reference| / max|reference| (0 for two all-zero arrays); inf when a value is not finite."""

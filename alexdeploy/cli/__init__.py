@@ -32,6 +32,7 @@ COMMANDS = (
     "report",
     "compare",
     "predict",
+    "publish",
     "inspect",
     "run",
     "doctor",

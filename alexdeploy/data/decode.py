@@ -1,18 +1,24 @@
-"""Opening image files with Pillow."""
+"""Opening images with Pillow: files of the user, and bytes from clients that nobody trusts."""
 
 from __future__ import annotations
 
 import importlib
+import io
 from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from alexdeploy.contract import Contract
+from alexdeploy.errors import InputError, UnavailableError
 
 _HEIF = frozenset({".heic", ".heif"})
 _AVERAGING = frozenset({"pillow", "torchvision"})  # resamplings that see every pixel of the image they shrink
+# what clients send. Pillow reads more: its EPS reader starts Ghostscript, others are old and little tried
+_FROM_CLIENTS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_MOST_SCANS = 100  # of a JPEG, as libtiff has it: each costs a pass over all pixels, and 75 bytes are one
 _STILL = 2  # times the size that is wanted, at least, after reduced decoding
 
 
@@ -29,6 +35,47 @@ def open_image(path: Path) -> Image.Image:
             raise
         _register_heif()
         return Image.open(path)
+
+
+def image_from_bytes(content: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
+    """The image that a client sent, decoded; of several frames the first.
+
+    Args:
+        content: an encoded image: JPEG, PNG, WebP, BMP, GIF or TIFF.
+        max_pixels: more are refused before they are decoded; a small file can unpack to a huge image.
+
+    Raises:
+        InputError: no image of these formats, one that is damaged, or too much work. The line holds nothing of the
+            content, so that a log may keep it.
+        UnavailableError: this machine has no memory for it.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FROM_CLIENTS)
+        if not (found := _too_much(image, content, max_pixels)):
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise InputError(f"{len(content)} bytes are no image; expected {', '.join(_FROM_CLIENTS)}") from None
+    except Image.DecompressionBombError:  # Pillow's own bound, where ours is wider
+        found = f"too many pixels; at most {Image.MAX_IMAGE_PIXELS} are taken"
+    except MemoryError:
+        raise UnavailableError(f"no memory for an image of {len(content)} bytes; lower `max_pixels`") from None
+    except Exception:  # decoders raise anything, and quote the file
+        raise InputError("the image is damaged or cut off, or of a rare kind; store it as PNG or JPEG again") from None
+    raise InputError(f"the image has {found}; make it smaller")
+
+
+def _too_much(image: Image.Image, content: bytes, max_pixels: int) -> str:
+    """What would take too much memory or time to decode, in words; empty where nothing does."""
+    if image.width * image.height > max_pixels:
+        return f"{image.width} x {image.height} pixels; at most {max_pixels} are taken"
+    if isinstance(image, JpegImageFile) and (scans := content.count(b"\xff\xda")) > _MOST_SCANS:
+        return f"{scans} scans; at most {_MOST_SCANS} are taken"
+    if isinstance(image, TiffImageFile):  # a tile may be far larger than the image
+        width, height = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
+        if width * height > max_pixels:
+            return f"tiles of {width} x {height} pixels; at most {max_pixels} are taken"
+    return ""
 
 
 def decode_reduced(image: Image.Image, contract: Contract) -> None:

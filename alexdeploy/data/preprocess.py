@@ -6,12 +6,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
 
+_MOST_PIXELS = 50_000_000  # of an image resized by its shorter side, or padded
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 _SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats whose 32-bit mode of Pillow holds 16-bit values
 
 
@@ -19,7 +29,8 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
     """One decoded image → the contract's ``input_shape`` and ``input_type``.
 
     Raises:
-        InputError: pixels whose range is not known (32-bit integers and floats).
+        InputError: pixels whose range is not known (32-bit integers and floats); an image so narrow that it would
+            become huge when its shorter side is resized or padded.
         UnavailableError: the library that the contract's resampling names is not installed.
     """
     return to_input(center_crop(resize(image, contract), contract.size), contract)
@@ -42,7 +53,7 @@ def ten_crop(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
 def resize(image: Image.Image, contract: Contract) -> Image.Image:
     """Turned upright where the contract says so, in its colours (RGB for bgr), and resized; not yet cropped."""
     if contract.exif_orientation:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     image = _eight_bits(image).convert("L" if contract.color == "gray" else "RGB")
     if contract.resize is None:
         return image
@@ -56,11 +67,21 @@ def resize(image: Image.Image, contract: Contract) -> Image.Image:
     return _padded(_resampled(image, inner, contract), contract.resize, contract.letterbox)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As ``ImageOps.exif_transpose``, which also writes the other tags anew, and fails on odd ones."""
+    image.load()
+    method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit pixels as 8-bit ones; Pillow's own conversion would clip them to white."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format in _SIXTEEN_BITS):
-        return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.int32)
+        values += 128  # in place: a large image takes hundreds of megabytes
+        values //= 257
+        return Image.fromarray(values.astype(np.uint8))
     if mode in ("I", "F"):
         kind = "32-bit integers" if mode == "I" else "floats"
         raise InputError(f"its pixels are {kind}, whose range is not known; store it with 8 or 16 bits")
@@ -71,7 +92,17 @@ def _shorter_side(image: Image.Image, side: int) -> tuple[int, int]:
     """(width, height) with a shorter side of that; the longer one is rounded down, as torchvision's ``Resize`` does."""
     width, height = image.size
     long = int(side * max(width, height) / min(width, height))
-    return (side, long) if width <= height else (long, side)
+    size = (side, long) if width <= height else (long, side)
+    _check_not_huge(image, size)
+    return size
+
+
+def _check_not_huge(image: Image.Image, size: tuple[int, int]) -> None:
+    """Refuse a needle: 108 bytes of PNG may hold one of 1 x 60000, and 256 x 15360000 pixels take gigabytes."""
+    if size[0] * size[1] > max(_MOST_PIXELS, 16 * min(size) ** 2):
+        raise InputError(
+            f"{image.width} x {image.height} pixels become {size[0]} x {size[1]} when resized or padded; crop the image"
+        )
 
 
 def _resampled(image: Image.Image, size: tuple[int, int], contract: Contract) -> Image.Image:
@@ -105,6 +136,7 @@ def _padded(image: Image.Image, size: tuple[int, int], value: int = 0) -> Image.
     pad_x, pad_y = max(size[1] - image.width, 0), max(size[0] - image.height, 0)
     if not pad_x and not pad_y:
         return image
+    _check_not_huge(image, (image.width + pad_x, image.height + pad_y))
     fill = value if image.mode == "L" else (value,) * 3
     return ImageOps.expand(image, (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2), fill)
 

@@ -21,9 +21,7 @@ from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
 from alexdeploy.errors import InputError, few
 from alexdeploy.export.parity import (
-    HALF_TOLERANCE,
     PARITY_BATCHES,
-    PARITY_TOLERANCE,
     Parity,
     distance,
     in_batches,
@@ -46,7 +44,7 @@ from alexdeploy.graph.model import (
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
 from alexdeploy.graph.uint8_input import with_uint8_input
-from alexdeploy.metrics import softmax
+from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, softmax
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
 from alexdeploy.specs import Progress
 

@@ -22,13 +22,13 @@ from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
 from alexdeploy.errors import InputError, UsageError, in_a_line
-from alexdeploy.export.parity import PARITY_TOLERANCE, Parity, distance, in_batches, noise
+from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.export.tuned import check_tuned_parity, with_learned_qdq
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
 from alexdeploy.graph.uint8_input import with_uint8_input
-from alexdeploy.metrics import relative_error
+from alexdeploy.metrics import PARITY_TOLERANCE, relative_error
 from alexdeploy.specs import Progress
 from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.fake_quantize import layer_ranges, without_rounding

@@ -12,12 +12,10 @@ import onnx_ir as ir
 from alexdeploy.arrays import Batch
 from alexdeploy.errors import GateError
 from alexdeploy.graph.model import model_bytes
-from alexdeploy.metrics import relative_error
+from alexdeploy.metrics import PARITY_TOLERANCE, relative_error
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 PARITY_BATCHES = (1, 2, 5)
-PARITY_TOLERANCE = 1e-5
-HALF_TOLERANCE = 2e-3  # of a graph that computes in FP16, which rounds to 5e-4
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from alexdeploy.arrays import Batch
+from alexdeploy.arrays import Batch, Logits
 from alexdeploy.data import preprocess
 from alexdeploy.data.dataset import UNREADABLE, Seen
 from alexdeploy.data.decode import open_image
@@ -138,16 +138,34 @@ class Classifier:
     ) -> Iterator[tuple[int, list[tuple[str, float]]]]:
         logits = self.runner.infer(np.concatenate([batch for _, _, batch in pending]))
         for (index, name, _), scores in zip(pending, logits.reshape(len(pending), self._crops, -1), strict=True):
-            if not np.isfinite(scores).all():
-                kind = "NaN" if np.isnan(scores).any() else "infinite"
-                raise GateError(
-                    f"{self._origin}: its logits are {kind} for image '{name}'; check its weights, and whether FP16 "
-                    "holds its values"
-                )
-            shares = (scores if self._ends_in_softmax else softmax(scores)).mean(axis=0)
-            best = np.argsort(-shares, kind="stable")[:top]
-            labels = self.contract.labels
-            yield index, [(labels[i] if labels else str(i), float(shares[i])) for i in best]
+            shares = probabilities(scores, self._ends_in_softmax, self._origin, name)
+            yield index, likeliest(shares.mean(axis=0), self.contract.labels, top)
+
+
+def probabilities(scores: Logits, ends_in_softmax: bool, origin: str, image: str) -> Logits:
+    """(N, classes) of what a network gave for an image; softmax, unless it ends in one.
+
+    Args:
+        scores: (N, classes) float32.
+        ends_in_softmax: they are probabilities already.
+        origin: what a message calls the network.
+        image: what a message calls the image.
+
+    Raises:
+        GateError: not finite.
+    """
+    if not np.isfinite(scores).all():
+        kind = "NaN" if np.isnan(scores).any() else "infinite"
+        raise GateError(
+            f"{origin}: its logits are {kind} for image '{image}'; check its weights, and whether FP16 holds its values"
+        )
+    return scores if ends_in_softmax else softmax(scores)
+
+
+def likeliest(shares: Logits, labels: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """(label, probability) of the ``top`` likeliest of (classes,), best first; numbers without names."""
+    best = np.argsort(-shares, kind="stable")[:top]
+    return [(labels[i] if labels else str(i), float(shares[i])) for i in best]
 
 
 def _each(images: Iterable[AnyImage]) -> Iterator[AnyImage]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from types import MappingProxyType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from weakref import WeakSet
 
 import numpy as np
@@ -24,12 +29,20 @@ _T = TypeVar("_T")
 
 _SCHEMES = ("http", "https", "grpc", "grpcs")
 _EXAMPLES = "http://127.0.0.1:8000 or grpc://127.0.0.1:8001"
-# what a server says of a request; everything else is trouble of the server or on the way to it
+_HEAD = "Inference-Header-Content-Length"  # bytes of JSON before the tensors
+_TOLD = {  # what a server tells of a model → gRPC's method in tritonclient, and the message
+    "": ("get_model_metadata", "ModelMetadataResponse"),
+    "config": ("get_model_config", "ModelConfig"),
+    "stats": ("get_inference_statistics", "ModelStatisticsResponse"),
+}
+# what gRPC calls a request that is not as it should be, and no answer; everything else is trouble of the server
 _REFUSALS = frozenset(
     f"StatusCode.{name}"
     for name in ("INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION", "UNIMPLEMENTED")
 )
-_BUSY = frozenset({"408", "429"})
+_SILENCE = frozenset(f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"))
+_BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)  # and these, though they are 4xx
+_LONGEST = 300  # characters of other people's words
 
 
 @dataclass(frozen=True)
@@ -82,24 +95,16 @@ class KServeRunner(Runner):
     tf32 = None
 
     def __init__(self, url: str, model: str, *, version: str = "", timeout_s: float = 30.0) -> None:
-        self.url, self.model, self.version = url, model, version
-        self._scheme, self._address = _parsed(url)
-        self._timeout_s = timeout_s
-        self._closed = False
-        self._lock, self._own = threading.Lock(), threading.local()
-        self._clients: WeakSet[Any] = WeakSet()  # that of a thread goes with the thread
-        self._of_grpc = self._scheme.startswith("grpc")
-        self.runtime = "kserve-grpc" if self._of_grpc else "kserve-http"
-        self._library = require("tritonclient.grpc" if self._of_grpc else "tritonclient.http")
-        self._messages = require("tritonclient.grpc.service_pb2")
-        if self._of_grpc:
-            self._shared = self._library.InferenceServerClient(self._address, ssl=self._scheme == "grpcs")
+        scheme, address = _parsed(url)
+        self.runtime = f"kserve-{scheme[:4]}"
+        self._asked = _Asked(url, model, version)
+        self._wire = (_Grpc if scheme.startswith("grpc") else _Http)(scheme, address, self._asked, timeout_s)
         try:
-            found = self._asked("get_model_metadata", self._messages.ModelMetadataResponse)
+            found = self._wire.told("")
             self.inputs = [self._spec(tensor) for tensor in found.inputs]
             self.outputs = [self._spec(tensor) for tensor in found.outputs]
             if not self.inputs or not self.outputs:
-                raise self._odd(f"says that '{model}' has {len(self.inputs)} inputs and {len(self.outputs)} outputs")
+                raise self._asked.odd(f"has {len(self.inputs)} inputs and {len(self.outputs)} outputs")
         except BaseException:
             self.close()
             raise
@@ -138,17 +143,14 @@ class KServeRunner(Runner):
         Raises:
             InputError: the server is not Triton and tells none.
         """
-        if self._of_grpc:
-            return self._called("get_model_config", self.model, self.version).config
-        return self._asked("get_model_config", require("tritonclient.grpc.model_config_pb2").ModelConfig)
+        return self._wire.told("config")
 
     def counters(self) -> Counters | None:
         """What the server has counted; None where it does not count."""
         try:
-            found = self._asked("get_inference_statistics", self._messages.ModelStatisticsResponse)
+            models = self._wire.told("stats").model_stats  # one of each version
         except InputError:
             return None
-        models = found.model_stats  # one of each version
         spent = [one.inference_stats for one in models]
         return Counters(
             inferences=sum(one.inference_count for one in models),
@@ -160,118 +162,220 @@ class KServeRunner(Runner):
         )
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            clients = list(self._clients)
-            self._clients.clear()
-        if self._of_grpc:
-            clients.append(self._shared)
-        for client in clients:
-            client.close()
+        self._wire.close()
 
     @cached_property
     def _logits(self) -> TensorSpec:
-        origin = f"{self.url}: model '{self.model}'"
+        origin = f"{self._asked.url}: model '{self._asked.model}'"
         check_input(self.inputs, origin)
         return logits_among(self.outputs, origin)
 
     def _request(
         self, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[TensorSpec], top: int
     ) -> dict[str, npt.NDArray[Any]]:
-        given = [self._input(name, array) for name, array in inputs.items()]
-        wanted = [self._library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
-        answer = self._called("infer", self.model, given, model_version=self.version, outputs=wanted)
-        found = {output.name: self._read(lambda name=output.name: answer.as_numpy(name)) for output in outputs}
+        library = self._wire.library
+        given = [self._tensor(name, array) for name, array in inputs.items()]
+        wanted = [library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
+        answer = self._wire.infer(given, wanted)
+        found = {output.name: self._asked.read(partial(answer.as_numpy, output.name)) for output in outputs}
         missing = next((name for name, array in found.items() if array is None), None)
         if missing is not None:
-            raise self._odd(f"gave no '{missing}'")
+            raise self._asked.odd(f"gave no '{missing}'")
         return found
 
-    def _input(self, name: str, array: npt.NDArray[Any]) -> Any:
+    def _tensor(self, name: str, array: npt.NDArray[Any]) -> Any:
         kind = require("tritonclient.utils").np_to_triton_dtype(array.dtype)
         if kind is None:
             raise UsageError(f"'{name}' is an array of type {array.dtype}, which the protocol does not have")
-        tensor = self._library.InferInput(name, list(array.shape), kind)
+        tensor = self._wire.library.InferInput(name, list(array.shape), kind)
         tensor.set_data_from_numpy(np.ascontiguousarray(array))
         return tensor
-
-    def _asked(self, method: str, kind: Any) -> Any:
-        """A message of that kind about this model; gRPC gives just that, HTTP its JSON."""
-        answer = self._called(method, self.model, self.version)
-        if self._of_grpc:
-            return answer
-        from google.protobuf import json_format  # comes with tritonclient
-
-        # a newer server may tell more than this tritonclient knows
-        return self._read(lambda: json_format.ParseDict(answer, kind(), ignore_unknown_fields=True))
-
-    def _called(self, method: str, *args: Any, **options: Any) -> Any:
-        if self._of_grpc:
-            options["client_timeout"] = self._timeout_s
-        client, refused = self._client(), require("tritonclient.utils").InferenceServerException
-        try:
-            return getattr(client, method)(*args, **options)
-        except refused as error:
-            raise self._in_words(error.status(), " ".join(str(error.message()).split())[:300]) from error
-        except Exception as error:  # of sockets, TLS, HTTP and JSON, which have no common base
-            self._drop(client)
-            raise self._no_answer(in_a_line(error)) from error
-
-    def _read(self, read: Callable[[], _T]) -> _T:
-        try:
-            return read()
-        except Exception as error:  # of JSON that has another form, or of tensors of another size than they say
-            raise self._odd(f"gave something else: {in_a_line(error)}") from error
-
-    def _client(self) -> Any:
-        """The one of this thread; of gRPC one serves all."""
-        if self._closed:
-            raise UsageError(f"{self.runtime}: the runner was closed; open another")
-        if self._of_grpc:
-            return self._shared
-        client = getattr(self._own, "client", None)
-        if client is None:
-            client = self._library.InferenceServerClient(
-                self._address,
-                connection_timeout=self._timeout_s,
-                network_timeout=self._timeout_s,
-                ssl=self._scheme == "https",
-            )
-            self._own.client = client
-            with self._lock:
-                self._clients.add(client)
-        return client
-
-    def _drop(self, client: Any) -> None:
-        """After a failure half-way an HTTP client may wait for ever for its only connection."""
-        if not self._of_grpc:
-            self._own.client = None
-            client.close()
-
-    def _in_words(self, status: str | None, words: str) -> InputError | UnavailableError:
-        refused = status in _REFUSALS or (str(status).startswith("4") and status not in _BUSY)
-        if refused:
-            return InputError(f"{self.url}: refuses a request to '{self._name}': {words}")
-        return self._no_answer(f"{status}: {words}")
-
-    def _no_answer(self, why: str) -> UnavailableError:
-        return UnavailableError(
-            f"{self.url}: no answer about '{self._name}' ({why}); start the server, or name where it listens, such as "
-            f"{_EXAMPLES}"
-        )
-
-    def _odd(self, what: str) -> UnavailableError:
-        return UnavailableError(f"{self.url}: '{self._name}' {what}; expected a server of KServe's protocol v2")
-
-    @property
-    def _name(self) -> str:
-        return f"{self.model}, version {self.version}" if self.version else self.model
 
     def _spec(self, tensor: Any) -> TensorSpec:
         dtype = require("tritonclient.utils").triton_to_np_dtype(tensor.datatype)
         if dtype is None:
-            raise self._odd(f"has '{tensor.name}' of type '{tensor.datatype}'")
+            raise self._asked.odd(f"has '{tensor.name}' of type '{tensor.datatype}'")
         return TensorSpec(tensor.name, tuple(tensor.shape), np.dtype(dtype).name)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Whom a request is for, and what is said when it fails."""
+
+    url: str
+    model: str
+    version: str
+
+    def refused(self, words: str) -> InputError:
+        return InputError(f"{self.url}: refuses a request to '{self}': {_line(words)}")
+
+    def no_answer(self, why: str) -> UnavailableError:
+        return UnavailableError(
+            f"{self.url}: no answer about '{self}' ({_line(why)}); start the server, or name where it listens, such "
+            f"as {_EXAMPLES}"
+        )
+
+    def failed(self, words: str) -> UnavailableError:
+        return UnavailableError(f"{self.url}: fails on a request to '{self}': {_line(words)}; see the server's log")
+
+    def odd(self, what: str) -> UnavailableError:
+        return UnavailableError(f"{self.url}: '{self}' {_line(what)}; expected a server of KServe's protocol v2")
+
+    def closed(self) -> UsageError:
+        return UsageError(f"{self.url}: this runner was closed; open another")
+
+    def read(self, read: Callable[[], _T]) -> _T:
+        """What a server gave, by a library that trusts it."""
+        try:
+            return read()
+        except Exception as error:  # of JSON that has another form, or of tensors of another size than they say
+            raise self.odd(f"gave something else: {in_a_line(error)}") from error
+
+    def __str__(self) -> str:
+        return f"{self.model}, version {self.version}" if self.version else self.model
+
+
+class _Http:
+    """The protocol over HTTP, by tritonclient's bodies on the standard library's connections, one of each thread.
+
+    tritonclient's own HTTP client leaves the four file descriptors of a gevent loop behind with each thread that ends.
+    """
+
+    def __init__(self, scheme: str, address: str, asked: _Asked, timeout_s: float) -> None:
+        self.library = require("tritonclient.http")
+        self._asked, self._timeout_s = asked, timeout_s
+        self._kind = HTTPSConnection if scheme == "https" else HTTPConnection
+        self._host, _, folder = address.partition("/")
+        version = f"/versions/{quote(asked.version, safe='')}" if asked.version else ""
+        self._path = f"{folder and '/' + folder}/v2/models/{quote(asked.model, safe='')}{version}"
+        self._lock, self._own = threading.Lock(), threading.local()
+        self._connections: WeakSet[HTTPConnection] | None = WeakSet()  # that of a thread goes with the thread
+
+    def told(self, what: str) -> Any:
+        """The message that gRPC would give of the model itself, its ``config`` or its ``stats``."""
+        from google.protobuf import json_format  # comes with tritonclient
+
+        _, content = self._exchanged("GET", f"/{what}" if what else "")
+        # a newer server may tell more than this tritonclient knows
+        return self._asked.read(
+            lambda: json_format.ParseDict(json.loads(content), _message(what), ignore_unknown_fields=True)
+        )
+
+    def infer(self, given: list[Any], wanted: list[Any]) -> Any:
+        """Tritonclient's ``InferResult``."""
+        client = self.library.InferenceServerClient
+        body, size = client.generate_request_body(given, outputs=wanted)
+        headers = {} if size is None else {_HEAD: str(size)}
+        answer, content = self._exchanged("POST", "/infer", body, headers)
+        head = answer.getheader(_HEAD)
+        return self._asked.read(
+            lambda: client.parse_response_body(content, header_length=None if head is None else int(head))
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            connections, self._connections = self._connections, None
+        for connection in connections or ():
+            connection.close()
+
+    def _exchanged(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[HTTPResponse, bytes]:
+        connection = self._connection()
+        used = connection.sock is not None
+        send = partial(_exchange, connection, method, self._path + path, body, headers)
+        try:
+            try:
+                answer, content = send()
+            except ConnectionError:
+                connection.close()
+                if not used:
+                    raise
+                answer, content = send()  # the server had closed it while nothing was asked
+        except (OSError, HTTPException, ValueError) as error:
+            connection.close()
+            raise self._asked.no_answer(in_a_line(error)) from error
+        if answer.status != HTTPStatus.OK:
+            refuses = HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            words = _words(content) or answer.reason
+            if refuses and answer.status not in _BUSY:
+                raise self._asked.refused(words)
+            raise self._asked.failed(f"{answer.status}: {words}")
+        return answer, content
+
+    def _connection(self) -> HTTPConnection:
+        found: HTTPConnection | None = getattr(self._own, "connection", None)
+        with self._lock:
+            if self._connections is None:
+                raise self._asked.closed()
+            if found is None:
+                found = self._own.connection = self._kind(self._host, timeout=self._timeout_s)
+                self._connections.add(found)
+        return found
+
+
+class _Grpc:
+    """The protocol over gRPC; one client serves all threads."""
+
+    def __init__(self, scheme: str, address: str, asked: _Asked, timeout_s: float) -> None:
+        self.library = require("tritonclient.grpc")
+        self._asked, self._timeout_s = asked, timeout_s
+        self._client = self.library.InferenceServerClient(address, ssl=scheme == "grpcs")
+
+    def told(self, what: str) -> Any:
+        """The message of the model itself, its ``config`` or its ``stats``."""
+        method, _ = _TOLD[what]
+        answer = self._called(method, self._asked.model, self._asked.version)
+        return answer.config if what == "config" else answer
+
+    def infer(self, given: list[Any], wanted: list[Any]) -> Any:
+        """Tritonclient's ``InferResult``."""
+        return self._called("infer", self._asked.model, given, model_version=self._asked.version, outputs=wanted)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def _called(self, method: str, *args: Any, **options: Any) -> Any:
+        client = self._client
+        if client is None:
+            raise self._asked.closed()
+        try:
+            return getattr(client, method)(*args, **options, client_timeout=self._timeout_s)
+        except require("tritonclient.utils").InferenceServerException as error:
+            if error.status() in _REFUSALS:
+                raise self._asked.refused(error.message()) from error
+            words = f"{error.status()}: {error.message()}"
+            raise (self._asked.no_answer if error.status() in _SILENCE else self._asked.failed)(words) from error
+        except ValueError as error:  # closed meanwhile, by another thread
+            raise self._asked.no_answer(in_a_line(error)) from error
+
+
+def _message(what: str) -> Any:
+    _, name = _TOLD[what]
+    module = require(f"tritonclient.grpc.{'model_config_pb2' if what == 'config' else 'service_pb2'}")
+    return getattr(module, name)()
+
+
+def _exchange(
+    connection: HTTPConnection, method: str, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[HTTPResponse, bytes]:
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    return answer, answer.read()
+
+
+def _words(content: bytes) -> str:
+    """What a server says of a failure; the protocol's is {"error": …}."""
+    text = content.decode(errors="replace")
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(text)["error"])
+    return text
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST]
 
 
 def _parsed(url: str) -> tuple[str, str]:
@@ -290,5 +394,5 @@ def _parsed(url: str) -> tuple[str, str]:
         or parts.query
         or parts.fragment
     ):
-        raise UsageError(f"`url` '{url}': expected where a server listens, such as {_EXAMPLES}")
+        raise UsageError(f"'{url}': expected where a server listens, such as {_EXAMPLES}")
     return parts.scheme, parts.netloc + path

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
-import io
 import json
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,104 +122,6 @@ def test_a_budget_that_cannot_be_met(out: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: even with conv")
     assert len(result.stderr.splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def address(out: Path) -> Iterator[str]:
-    """Where the web service listens."""
-    command = [sys.executable, str(EXAMPLES / "04_http_service.py"), str(out / "model.onnx"), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
-        assert service.stdout is not None
-        line = service.stdout.readline()
-        try:
-            yield line.removeprefix("listening on http://").strip()
-        finally:
-            service.kill()
-
-
-def test_a_service_whose_gpu_is_lost_ends_so_that_it_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    import runpy
-    import threading
-
-    from alexdeploy.errors import DeviceLostError
-
-    class Lost:
-        def __enter__(self) -> Lost:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def __call__(self, _: list[Image.Image]) -> Any:
-            raise DeviceLostError("CUDA: an illegal memory access was encountered")
-
-    names = runpy.run_path(str(EXAMPLES / "04_http_service.py"))
-    listening = threading.Event()
-    found: list[str] = []
-    main = names["main"].__globals__
-    monkeypatch.setitem(main, "Classifier", lambda model: Lost())
-
-    def note(text: str, **_: object) -> None:
-        found.append(text.split("//")[1])
-        listening.set()
-
-    monkeypatch.setitem(main, "print", note)
-
-    def ask() -> None:
-        listening.wait(10)
-        with pytest.raises(urllib.error.HTTPError, match="503"):
-            urllib.request.urlopen(f"http://{found[0]}", encoded(digit(0)), timeout=10)
-
-    client = threading.Thread(target=ask)
-    client.start()
-    with pytest.raises(DeviceLostError):
-        names["main"]("model.engine", "0")
-    client.join()
-
-
-def encoded(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "png")
-    return file.getvalue()
-
-
-def test_http_service(out: Path, address: str) -> None:
-    pictures = [digit(index) for index in range(8)]
-
-    def ask(picture: Image.Image) -> Any:
-        with urllib.request.urlopen(f"http://{address}", encoded(picture), timeout=30) as answer:
-            return json.load(answer)
-
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, pictures * 5))
-    scores = np.exp(logits(out / "model.onnx", pictures))
-    scores /= scores.sum(axis=1, keepdims=True)
-    for answer, row in zip(answers, [*scores] * 5, strict=True):
-        assert answer["label"] == str(row.argmax())
-        assert answer["probability"] == pytest.approx(row.max(), rel=1e-3)
-    with urllib.request.urlopen(f"http://{address}", timeout=30) as answer:
-        assert json.load(answer) == {"classes": [str(number) for number in range(10)]}
-
-
-@pytest.mark.parametrize(
-    ("length", "body", "status", "reason"),
-    [
-        ("12", b"not an image", 400, "cannot identify image"),
-        (None, encoded(Image.new("L", (9, 9)))[:-30], 400, ""),
-        (None, encoded(Image.new("1", (10_000, 10_000))), 400, "at most 50000000"),
-        ("10485761", b"", 413, "at most 10485760"),
-        ("many", b"", 411, "Content-Length"),
-    ],
-    ids=["no image", "cut off", "too many pixels", "too many bytes", "no length"],
-)
-def test_http_service_refuses(address: str, length: str | None, body: bytes, status: int, reason: str) -> None:
-    client = http.client.HTTPConnection(address, timeout=30)
-    client.putrequest("POST", "/")
-    client.putheader("Content-Length", length or str(len(body)))
-    client.endheaders(body)
-    answer = client.getresponse()
-    assert answer.status == status
-    assert reason in json.load(answer)["error"]
 
 
 def test_zero_copy_torch(out: Path, tmp_path: Path) -> None:

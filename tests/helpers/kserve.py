@@ -168,8 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             kind, shape, content = outputs[wanted["name"]]
             if count := wanted["parameters"].get("classification"):
                 kind, shape, content = classes(content, count)
-            size = {"binary_data_size": len(content)}
-            described.append({"name": wanted["name"], "datatype": kind, "shape": shape, "parameters": size})
+            held = {"binary_data_size": len(content)}
+            described.append({"name": wanted["name"], "datatype": kind, "shape": shape, "parameters": held})
             data += content
         return json.dumps({"model_name": model, "outputs": described}).encode(), data
 

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("pipeline", "tuning"),
     ("doctor",),
-    ("train", "export", "quantize", "bench", "compare", "inspect"),
+    ("train", "export", "quantize", "bench", "compare", "inspect", "triton"),
     ("runners",),
     ("engine",),
     ("graph", "data", "zoo", "cuda"),

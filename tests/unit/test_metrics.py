@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alexdeploy.metrics import agreement, relative_error, topk_accuracy
+from alexdeploy.metrics import agreement, relative_error, rerun_tolerance, topk_accuracy
+from alexdeploy.specs import Precision
 
 LOGITS = np.array([[9, 5, 1, 0], [0, 1, 5, 9], [5, 9, 1, 0], [1, 0, 9, 5]], dtype=np.float32)
 LABELS = np.array([0, 2, 2, 3])
@@ -33,3 +34,12 @@ def test_agreement_is_the_share_of_rows_with_the_same_top_class() -> None:
 @pytest.mark.parametrize(("k", "expected"), [(1, 0.25), (2, 0.75), (3, 1.0), (5, 1.0)])
 def test_top_k_accuracy_counts_labels_among_the_k_largest(k: int, expected: float) -> None:
     assert topk_accuracy(LOGITS, LABELS, k) == expected
+
+
+def test_what_two_runs_may_differ_by_grows_with_the_steps_between_numbers() -> None:
+    found = {precision: rerun_tolerance(precision) for precision in Precision}
+    steps = {Precision.FP32: 2**-24, Precision.FP16: 2**-11, Precision.BF16: 2**-8, Precision.INT8: 1 / 127}
+    assert all(found[precision] > step for precision, step in steps.items())
+    assert found[Precision.FP32] < found[Precision.FP16] < found[Precision.BF16] == found[Precision.INT8]
+    assert found[Precision.INT8_FP16] == found[Precision.INT8]
+    assert max(found.values()) < 0.05  # far less than what another network differs by

@@ -1,7 +1,9 @@
-"""Decoding at reduced size, held against Pillow's full decoding and a resize of its own."""
+"""Decoding at reduced size, held against Pillow's full decoding and a resize of its own; bytes from clients."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -11,8 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from alexdeploy.contract import Contract
-from alexdeploy.data.decode import decode_reduced
+from alexdeploy.data.decode import decode_reduced, image_from_bytes
 from alexdeploy.data.preprocess import resize
+from alexdeploy.errors import InputError
 
 
 def _contract(**options: Any) -> Contract:
@@ -94,3 +97,100 @@ def test_a_png_is_read_in_full() -> None:
     image = _plain((1200, 1040), "PNG")
     decode_reduced(image, _contract())
     assert image.size == (1200, 1040)
+
+
+def _bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_bytes_of_a_client_are_the_image(kind: str) -> None:
+    content = _bytes(_noise(), kind)
+    image = image_from_bytes(content)
+    assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(Image.open(BytesIO(content)).convert("RGB")))
+
+
+def test_the_exif_orientation_stays() -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    assert image_from_bytes(_bytes(_noise(), "JPEG", exif=exif)).getexif()[274] == 6
+
+
+def _tiff_with_a_tile_of(side: int) -> bytes:
+    """16 x 16 gray pixels in one deflated tile."""
+    packed = zlib.compress(bytes(side * side))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed
+
+
+def _jpeg_with_scans(count: int) -> bytes:
+    """A progressive JPEG of 6 scans whose last one is repeated."""
+    content = _bytes(Image.new("L", (64, 64), 77), "JPEG", progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (count - content.count(b"\xff\xda")) + content[-2:]
+
+
+def test_a_tile_and_a_hundred_scans_are_read() -> None:
+    assert image_from_bytes(_tiff_with_a_tile_of(1024)).getextrema() == (0, 0)
+    assert image_from_bytes(_jpeg_with_scans(100)).getextrema() == (77, 77)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "^0 bytes are no image; expected JPEG, PNG, WEBP, BMP, GIF, TIFF$"),
+        (b"SECRET, no image at all", "^23 bytes are no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image"),  # Ghostscript would run
+        (_bytes(Image.new("RGB", (8, 8)), "DDS"), "no image"),
+        (_bytes(_noise(), "PNG")[:-900], "damaged"),
+        (_bytes(_noise(), "JPEG")[:-900], "damaged"),
+        (_bytes(_noise(), "PNG").replace(b"IDAT", b"KEY!"), "no image"),
+        (_bytes(Image.new("1", (10_000, 10_000)), "PNG"), "^the image has 10000 x 10000 pixels; at most 50000000 "),
+        (_bytes(Image.new("1", (20_000, 20_000)), "PNG"), "too many pixels"),
+        (_tiff_with_a_tile_of(7200), "tiles of 7200 x 7200"),
+        (_jpeg_with_scans(101), "101 scans; at most 100"),
+    ],
+    ids=["empty", "text", "EPS", "DDS", "cut PNG", "cut JPEG", "odd chunk", "large", "vast", "tile", "scans"],
+)
+def test_no_image_or_too_much_of_one_is_refused_in_a_line_without_its_content(content: bytes, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        image_from_bytes(content)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 120
+    assert "SECRET" not in text
+    assert "KEY!" not in text
+
+
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="60 x 40 pixels; at most 2399"):
+        image_from_bytes(_PNG, max_pixels=2399)
+
+
+_PNG = _bytes(_noise(), "PNG")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_of_a_damaged_file_nothing_but_an_image_or_our_error_comes(kind: str) -> None:
+    random = np.random.default_rng(1)
+    content = np.frombuffer(_bytes(_noise(), kind), np.uint8)
+    refused = 0
+    for _ in range(150):
+        damaged = content.copy()
+        places = random.integers(0, min(len(content), 300), 4)
+        damaged[places] = random.integers(0, 256, 4, dtype=np.uint8)
+        try:
+            image_from_bytes(damaged.tobytes())
+        except InputError:
+            refused += 1
+    assert 0 < refused < 150

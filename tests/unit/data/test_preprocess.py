@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+from io import BytesIO
 from typing import Any
 
 import cv2
@@ -7,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
@@ -184,6 +187,24 @@ def test_exif_orientation_is_applied_only_where_the_contract_says_so() -> None:
     np.testing.assert_array_equal(_pixels(turned, crop=(30, 20)), np.asarray(turned))
 
 
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_exif_orientation_is_pillows(orientation: int) -> None:
+    image, contract = _noise((40, 30)), _contract(resize=24, crop=20)
+    image.getexif()[274] = orientation
+    upright = preprocess(image, replace(contract, exif_orientation=True))
+    assert np.array_equal(upright, preprocess(ImageOps.exif_transpose(image), contract))
+
+
+def test_an_odd_exif_tag_does_not_matter() -> None:
+    file = BytesIO()
+    maker, upright = struct.pack("<HHII", 271, 5, 1, 38), struct.pack("<HHII", 274, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + maker + upright + struct.pack("<III", 0, 5, 1)
+    _noise((40, 30)).save(file, "JPEG", exif=exif)  # the maker is a fraction, which Pillow reads and cannot write
+    with Image.open(file) as image:
+        assert image.getexif()[271] == 5
+        assert preprocess(image, _contract(crop=(40, 30), exif_orientation=True)).shape == (3, 40, 30)
+
+
 def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:
     gray = _noise((30, 20), "L")
     wide = np.asarray(gray).astype(np.uint16) * 257
@@ -197,3 +218,20 @@ def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:
 def test_pixels_of_an_unknown_range_are_refused(mode: str, kind: str) -> None:
     with pytest.raises(InputError, match=f"its pixels are {kind}, whose range is not known"):
         _pixels(_noise((30, 20), mode), crop=20)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+@pytest.mark.parametrize("fields", [{"resize": 256, "crop": 224}, {"crop": 1000}], ids=["resized", "padded"])
+def test_a_needle_is_refused_before_it_takes_gigabytes(size: tuple[int, int], fields: dict[str, Any]) -> None:
+    contract, image = _contract(**fields), Image.new("L", size)
+    with pytest.raises(InputError, match=f"^{size[0]} x {size[1]} pixels become [0-9x ]+ when"):
+        preprocess(image, contract)
+    with pytest.raises(InputError, match="pixels become"):
+        ten_crop(image, contract)
+
+
+def test_a_narrow_image_and_a_large_input_are_no_needles() -> None:
+    strip = _noise((700, 1)).resize((7000, 10))
+    contract = _contract(resize=256, crop=224)
+    np.testing.assert_allclose(preprocess(strip, contract), _by_torchvision(strip, contract), rtol=0, atol=1e-6)
+    assert preprocess(Image.new("L", (8, 8)), _contract("gray", resize=7200, crop=8)).shape == (1, 8, 8)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,12 +157,27 @@ def test_each_thread_keeps_its_connection(http: tuple[str, set[int]]) -> None:
 
 def test_a_thread_that_ends_leaves_nothing(http: tuple[str, set[int]]) -> None:
     with KServeRunner(http[0], "double") as runner:
-        for _ in range(3):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
             thread = threading.Thread(target=runner.infer, args=(images(1),))
             thread.start()
             thread.join()
         gc.collect()
-        assert len(runner._clients) == 1
+        deadline = time.monotonic() + 5  # the fake server has its ends of them in this process
+        while len(list(Path("/proc/self/fd").iterdir())) > before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_a_connection_that_the_server_closed_is_opened_again() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: "
+    tensors = [b'[{"name": "%s", "datatype": "FP32", "shape": [-1, 2, 2]}]' % name for name in (b"x", b"y")]
+    content = b'{"inputs": %s, "outputs": %s}' % tuple(tensors)
+    answer = head + b"%d\r\n\r\n%s" % (len(content), content)
+    # which closes after each answer
+    with answered_with(answer) as address, KServeRunner(address, "double", timeout_s=5) as runner:
+        assert runner.versions == []
+        assert [runner.config().name for _ in range(2)] == ["", ""]
 
 
 def test_after_close(url: str) -> None:
@@ -237,6 +253,14 @@ def answered_with(content: bytes) -> Iterator[str]:
 )
 def test_something_else_answers(content: bytes) -> None:
     with answered_with(content) as address, pytest.raises(UnavailableError, match=rf"(?s)^{address}: [^\n]*$"):
+        KServeRunner(address, "double", timeout_s=5)
+
+
+def test_a_server_that_fails_says_why() -> None:
+    content = b'{"error": "the model\\nis gone"}'
+    answer = b"HTTP/1.1 500 Oh\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+    why = "fails on a request to 'double': 500: the model is gone; see the server's log"
+    with answered_with(answer) as address, pytest.raises(UnavailableError, match=why):
         KServeRunner(address, "double", timeout_s=5)
 
 
