@@ -61,13 +61,3 @@ def sqnr_db(actual: FloatArray, reference: FloatArray) -> float:
     if noise == 0.0:
         return float("inf")
     return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")
-
-
-# Largest relative error of the logits of one file on two runtimes or machines: other threads, batches and instructions
-# sum in another order, and a value on the edge of a quantization step may fall to either side of it.
-_SAME_FILE = {"fp8": 0.1, "int8": 0.05, "bf16": 0.05, "fp16": 1e-2, "fp32": 1e-3}
-
-
-def same_file_bound(precision: Precision) -> float:
-    """``relative_error`` beyond which two runtimes cannot have run the same file of this precision."""
-    return max(_SAME_FILE[part] for part in precision.value.split("+"))

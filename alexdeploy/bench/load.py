@@ -22,7 +22,7 @@ from alexdeploy.bench.waiting import QueuedRunner
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.files import printable
-from alexdeploy.metrics import agreement, relative_error, same_file_bound
+from alexdeploy.metrics import agreement, relative_error, rerun_tolerance
 from alexdeploy.runners.artifact import open_artifact
 from alexdeploy.runners.base import Runner
 from alexdeploy.runners.kserve import KServeRunner
@@ -80,7 +80,7 @@ def run_load(
         options = for_batches(runtime, (1, max_batch)) if runtime is not None else {}
         with artifact.runner(runtime, device=device, **options) as runner:
             progress("answers", 0.0)
-            compared = _compare(server, runner, images, same_file_bound(artifact.precision), f"{url}: model '{name}'")
+            compared = _compare(server, runner, images, rerun_tolerance(artifact.precision), f"{url}: model '{name}'")
             with QueuedRunner(runner, max_batch) as queued:
                 targets: dict[Target, Ask] = {"server": server.infer, "queued": queued.infer, "shared": runner.infer}
                 rows, rounds = take_rounds(

@@ -96,7 +96,7 @@ def test_a_server_that_answers_something_else_is_refused_before_timing(served: S
         under_load(served, path)
     assert served.requests == 64
     served.answer = lambda batch: right(batch) * np.float32(np.nan)  # type: ignore[method-assign]
-    with pytest.raises(GateError, match=r"differ by inf \(relative\), where 0.001 is allowed"):
+    with pytest.raises(GateError, match=r"differ by inf \(relative\), where 1e-05 is allowed"):
         under_load(served, path)
     served.answer = lambda batch: right(batch)[:, :3]  # type: ignore[method-assign]
     with pytest.raises(GateError, match="has 3 outputs, the artifact 4"):
