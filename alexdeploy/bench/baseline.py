@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -12,8 +13,11 @@ from alexdeploy import files
 from alexdeploy.bench.accuracy import mcnemar
 from alexdeploy.bench.environment import environment
 from alexdeploy.bench.intervals import unpaired_ratio
+from alexdeploy.bench.load_results import LoadReport
 from alexdeploy.bench.results import BenchReport, Change
 from alexdeploy.errors import InputError
+
+_Report = TypeVar("_Report", BenchReport, LoadReport)
 
 _LESS_ACCURATE = 0.01
 _NOTHING_IN_COMMON = "the baseline has no row in common with this bench; give the same artifacts and batch sizes"
@@ -25,9 +29,28 @@ def load_report(path: Path) -> BenchReport:
     Raises:
         InputError: missing, or something else.
     """
+    return _decoded(path, BenchReport)
+
+
+def load_saved(path: Path) -> BenchReport | LoadReport:
+    """The report that ``bench --json`` printed, of a server's load too.
+
+    Raises:
+        InputError: missing, or something else.
+    """
+    try:
+        return _decoded(path, BenchReport)
+    except InputError as error:
+        try:
+            return _decoded(path, LoadReport)
+        except InputError:
+            raise error from None
+
+
+def _decoded(path: Path, kind: type[_Report]) -> _Report:
     files.check_input(path)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=BenchReport)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected the JSON of a bench ({error})") from error
 

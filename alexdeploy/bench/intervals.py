@@ -8,15 +8,15 @@ Bootstrap, 2015, section 5.3).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from alexdeploy.bench.measure import Rounds
-
 Floats = npt.NDArray[np.float64]
+Samples = Iterable[Floats]  # the samples of each round, as many as there were; an array (rounds, calls) is one too
 Verdict = Literal["faster", "slower", "no difference shown", "too noisy"]
 
 SAME = 0.01  # a second copy of one file in memory, or the same process started again, can be this much off
@@ -60,35 +60,67 @@ class Ratio:
         return self.verdict in ("faster", "slower")
 
 
-def summarize(rounds: Rounds) -> Latency:
-    """Statistics of the raw samples of one candidate, (rounds, calls) in ms."""
-    p50, p90, p99 = (float(value) for value in np.percentile(rounds, [50, 90, 99]))
-    medians = np.median(rounds, axis=1)
-    blocks = np.array_split(rounds, len(independent_blocks(medians)))
-    values = np.concatenate([block.ravel() for block in blocks])
-    order = np.argsort(values)
-    block_of = np.repeat(np.arange(len(blocks)), [block.size for block in blocks])[order]
-    drawn = _draws(len(blocks), min(1000, max(200, 20_000_000 // values.size)))
-    times_drawn = np.stack([np.bincount(draw, minlength=len(blocks)) for draw in drawn])
-    estimates = np.empty(len(drawn))
-    for i, times in enumerate(times_drawn):  # a weighted median, without building the drawn sample
-        cumulative = np.cumsum(times[block_of])
-        estimates[i] = values[order[np.searchsorted(cumulative, cumulative[-1] / 2)]]
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % confidence interval, by bootstrap over blocks of rounds."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
+def summarize(rounds: Samples) -> Latency:
+    """Statistics of the raw samples of one candidate, in ms."""
+    rounds = [*rounds]
+    values = np.concatenate(rounds)
+    median = percentile(rounds, 50)
+    p90, p99 = (float(value) for value in np.percentile(values, [90, 99]))
+    return Latency(median.value, p90, p99, float(values.mean()), median.ci95, values.size)
+
+
+def percentile(rounds: Samples, percent: float) -> Estimate:
+    """Over all samples of all rounds, which may differ in length; interpolates linearly."""
+    rounds = [*rounds]
+    values = np.concatenate(rounds)
+    blocks = len(independent_blocks(_medians(rounds)))
+    of_draw = _percentile_of_draws(rounds, blocks, percent)
+    estimates = np.array([of_draw(draw) for draw in _draws(blocks, _resamples(values.size))])
+    low, high = _expanded_percentiles(estimates, blocks, 0.95)
+    value = float(np.percentile(values, percent))
+    return Estimate(value, (min(low, value), max(high, value)))
+
+
+def typical(values: Floats) -> Estimate:
+    """The mean of one figure per round, without the highest and the lowest fifth of its blocks."""
+    blocks = independent_blocks(values)
+    estimates = _trimmed_mean(blocks[_draws(len(blocks), _RESAMPLES)])
     low, high = _expanded_percentiles(estimates, len(blocks), 0.95)
-    return Latency(p50, p90, p99, float(rounds.mean()), (min(low, p50), max(high, p50)), rounds.size)
+    value = float(_trimmed_mean(blocks))
+    return Estimate(value, (min(low, value), max(high, value)))
 
 
-def paired_ratio(candidate: Rounds, reference: Rounds) -> Ratio:
+def paired_ratio(candidate: Samples, reference: Samples) -> Ratio:
     """Reference time over candidate time, round by round; both must come from one ``measure``."""
-    logs = np.log(np.median(reference, axis=1)) - np.log(np.median(candidate, axis=1))
+    logs = np.log(_medians(reference)) - np.log(_medians(candidate))
     blocks = independent_blocks(logs)
     estimates = _trimmed_mean(blocks[_draws(len(blocks), _RESAMPLES)])
     return _ratio(float(_trimmed_mean(blocks)), estimates, len(blocks))
 
 
-def unpaired_ratio(candidate: Rounds, reference: Rounds) -> Ratio:
+def percentile_ratio(candidate: Samples, reference: Samples, percent: float) -> Ratio:
+    """A percentile of the reference's time over that of the candidate's, each over all samples; rounds are pairs."""
+    candidate, reference = [*candidate], [*reference]
+    blocks = len(independent_blocks(np.log(_medians(reference)) - np.log(_medians(candidate))))
+    new, old = (_percentile_of_draws(rounds, blocks, percent) for rounds in (candidate, reference))
+    draws = _draws(blocks, _resamples(sum(map(len, (*candidate, *reference)))))
+    estimates = np.array([np.log(old(draw)) - np.log(new(draw)) for draw in draws])
+    value = np.log(np.percentile(np.concatenate(reference), percent))
+    value -= np.log(np.percentile(np.concatenate(candidate), percent))
+    return _ratio(float(value), estimates, blocks)
+
+
+def unpaired_ratio(candidate: Samples, reference: Samples) -> Ratio:
     """As ``paired_ratio``, of two that did not run in the same rounds."""
-    new, old = (independent_blocks(np.log(np.median(rounds, axis=1))) for rounds in (candidate, reference))
+    new, old = (independent_blocks(np.log(_medians(rounds))) for rounds in (candidate, reference))
     drawn_new = _trimmed_mean(new[_draws(len(new), _RESAMPLES)])
     drawn_old = _trimmed_mean(old[_draws(len(old), _RESAMPLES, seed=1)])
     return _ratio(float(_trimmed_mean(old) - _trimmed_mean(new)), drawn_old - drawn_new, min(len(new), len(old)))
@@ -102,6 +134,28 @@ def independent_blocks(values: Floats) -> Floats:
         if count // 2 < _MIN_BLOCKS or _lag_correlation(blocks) <= _MAX_CORRELATION:
             return blocks
         count //= 2
+
+
+def _medians(rounds: Samples) -> Floats:
+    return np.array([np.median(samples) for samples in rounds])
+
+
+def _percentile_of_draws(rounds: list[Floats], blocks: int, percent: float) -> Callable[[npt.NDArray[np.int64]], float]:
+    """Tells the percentile of a sample that is made of drawn blocks: a weighted one, without building the sample."""
+    parts = [np.concatenate([rounds[i] for i in part]) for part in np.array_split(np.arange(len(rounds)), blocks)]
+    values = np.concatenate(parts)
+    order = np.argsort(values)
+    block_of = np.repeat(np.arange(blocks), [part.size for part in parts])[order]
+
+    def of(draw: npt.NDArray[np.int64]) -> float:
+        cumulative = np.cumsum(np.bincount(draw, minlength=blocks)[block_of])
+        return float(values[order[np.searchsorted(cumulative, cumulative[-1] * (percent / 100))]])
+
+    return of
+
+
+def _resamples(samples: int) -> int:
+    return min(1000, max(200, 20_000_000 // samples))
 
 
 def _lag_correlation(values: Floats) -> float:

@@ -44,7 +44,7 @@ def measure(
     timed = min(max(math.ceil(turn_calls), 1), _MAX_CALLS_PER_TURN)
     random = np.random.default_rng(seed)
     turns: list[list[list[float]]] = [[] for _ in calls]
-    with _no_garbage_collection():
+    with no_garbage_collection():
         while True:
             share = min((time.perf_counter() - started) / seconds, len(turns[0]) / min_rounds)
             progress(min(share, 1.0))
@@ -80,7 +80,8 @@ def _warm_up(call: Call, seconds: float) -> float:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """While it lasts, no call pays for the garbage of those before it."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alexdeploy.arrays import Batch
+from alexdeploy.bench.waiting import work
 from alexdeploy.optional import require
 from alexdeploy.runners.base import Runner
 
@@ -92,7 +93,8 @@ def serve(
 def _probe(loadgen: Any, runner: Runner, images: Batch, bound_ms: float, rate: float) -> Probe:
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     errors: list[Exception] = []
-    worker = threading.Thread(target=_work, args=(loadgen, runner, images, waiting, errors), daemon=True)
+    answer = partial(_answer, loadgen, runner, images, errors)
+    worker = threading.Thread(target=work, args=(waiting, len(images), answer), daemon=True)
     settings = loadgen.TestSettings()
     settings.scenario, settings.mode = loadgen.TestScenario.Server, loadgen.TestMode.PerformanceOnly
     settings.server_target_qps = rate
@@ -127,27 +129,12 @@ def _put_all(waiting: queue.SimpleQueue[Any], samples: list[Any]) -> None:
         waiting.put(sample)
 
 
-def _work(
-    loadgen: Any,
-    runner: Runner,
-    images: Batch,
-    waiting: queue.SimpleQueue[Any],
-    errors: list[Exception],
-) -> None:
-    """Answer queries until None comes; what waits is taken together, up to ``len(images)`` at a time."""
-    closing = False
-    while not closing:
-        batch = [waiting.get()]
-        while len(batch) < len(images) and not waiting.empty():
-            batch.append(waiting.get())
-        closing = None in batch
-        samples = [sample for sample in batch if sample is not None]
-        if samples:
-            try:
-                runner.infer(images[[sample.index for sample in samples]])
-            except Exception as error:  # LoadGen waits for every answer, so a failure must not end this thread
-                errors.append(error)
-            loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
+def _answer(loadgen: Any, runner: Runner, images: Batch, errors: list[Exception], samples: list[Any]) -> None:
+    try:
+        runner.infer(images[[sample.index for sample in samples]])
+    except Exception as error:  # LoadGen waits for every answer, so a failure must not end the worker
+        errors.append(error)
+    loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
 
 
 def _read(summary: str, detail: str, rate: float) -> Probe:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from alexdeploy.cli.options import FILE, DataChoice, data_options, device_option, json_option, option_group
+from alexdeploy.cli.load import Serving, numbers, put_under_load, serving_options
+from alexdeploy.cli.options import (
+    FILE,
+    DataChoice,
+    ReportFiles,
+    data_options,
+    device_option,
+    json_option,
+    option_group,
+    report_options,
+)
 from alexdeploy.cli.output import (
     note,
     note_data,
@@ -21,7 +31,6 @@ from alexdeploy.cli.output import (
 )
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UnavailableError, UsageError
-from alexdeploy.files import check_output
 from alexdeploy.machine import forbid_tf32
 from alexdeploy.specs import Runtime, cuda_ordinal
 
@@ -29,29 +38,6 @@ if TYPE_CHECKING:
     from alexdeploy.bench.results import BenchReport
 
 _MAX_DROP = 1.0
-
-
-@dataclass(frozen=True)
-class ReportFiles:
-    """Files to write beside the terminal, and the width of the table."""
-
-    html: Path | None
-    markdown: Path | None
-    wide: bool
-
-    def check(self, *inputs: Path) -> None:
-        """Fail early where a file could not be written, or would overwrite one of ``inputs``."""
-        for path in filter(None, (self.html, self.markdown)):
-            check_output(path, *inputs)
-
-
-report_options = option_group(
-    "shown",
-    ReportFiles,
-    click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file."),
-    click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown."),
-    click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is."),
-)
 
 
 @dataclass(frozen=True)
@@ -93,12 +79,7 @@ class _Where:
     show_default=True,
     help="For the whole bench; all images are judged and 10 rounds timed even if that takes longer.",
 )
-@click.option(
-    "--server-ms",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="BOUND",
-    help="Also find the rate of single images, arriving at random, whose p99 stays within BOUND (MLPerf's LoadGen).",
-)
+@serving_options
 @report_options
 @click.option(
     "--baseline", type=FILE, metavar="old.json", help="Exit 5 where this is worse than what --json printed then."
@@ -111,7 +92,7 @@ def command(
     where: _Where,
     max_drop: float | None,
     seconds: float,
-    server_ms: float | None,
+    serving: Serving,
     shown: ReportFiles,
     baseline: Path | None,
     as_json: bool,
@@ -126,16 +107,24 @@ def command(
     The candidates take turns in random order, round by round, and a difference is named only where the samples
     support it. --json holds every raw sample.
 
+    --server puts a running server under load instead: requests in flight, or arriving at random, beside the same file
+    in this process. Exit 5 where it answers something else, or not.
+
     \b
     Example: alexdeploy bench alexnet-mnist.safetensors model.onnx int8.onnx --data digits --html report.html
              alexdeploy bench model.onnx int8.onnx --data digits --runtime auto --max-drop 0.5
              alexdeploy bench model.onnx --data digits --baseline last-week.json
+             alexdeploy bench model.onnx --data digits --server http://127.0.0.1:8000 --in-flight 1,16 --rates 100
     """
+    if serving.server is not None:
+        put_under_load(serving, artifacts, data, where.runtimes, where.device, seconds, shown, as_json=as_json)
+        return
+    serving.check()
     from alexdeploy.bench.baseline import changes, check_comparable, load_report
     from alexdeploy.bench.run import run_bench
     from alexdeploy.optional import require
 
-    sizes = _batches(batch)
+    sizes = numbers(int, "batch", batch)
     shown.check(*artifacts, *([baseline] if baseline else []))
     runtimes = where.runtimes
     auto = "auto" in runtimes
@@ -159,7 +148,7 @@ def command(
             runtimes=[name for name in runtimes if name != "auto"] or (get_args(Runtime) if auto else ()),
             seconds=seconds,
             max_drop=(_MAX_DROP if max_drop is None else max_drop) if auto else None,
-            server_ms=server_ms,
+            server_ms=serving.server_ms,
             device=where.device,
             progress=bar,
         )
@@ -190,16 +179,6 @@ def show_report(report: BenchReport, files: ReportFiles, *, as_json: bool) -> No
         print_json(report)
         return
     show_bench(report, wide=files.wide)
-
-
-def _batches(text: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"--batch '{text}': expected whole numbers >= 1, such as 1,8")
-    return list(dict.fromkeys(sizes))
 
 
 def show_bench(report: BenchReport, *, wide: bool = False) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from alexdeploy.files import check_output
 from alexdeploy.specs import DEFAULT_METHOD, Method, Split, cuda_ordinal
 
 if TYPE_CHECKING:
@@ -167,3 +168,26 @@ def note_cache(ranges: Path) -> None:
 
     if tensorrt_cache.is_cache(ranges):
         click.echo(tensorrt_cache.PROVES_NOTHING, err=True)
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Files to write beside the terminal, and the width of the table."""
+
+    html: Path | None
+    markdown: Path | None
+    wide: bool
+
+    def check(self, *inputs: Path) -> None:
+        """Fail early where a file could not be written, or would overwrite one of ``inputs``."""
+        for path in filter(None, (self.html, self.markdown)):
+            check_output(path, *inputs)
+
+
+report_options = option_group(
+    "shown",
+    ReportFiles,
+    click.option("--html", type=FILE, metavar="report.html", help="Also write a page with pictures, in one file."),
+    click.option("--markdown", type=FILE, metavar="report.md", help="Also write the table as Markdown."),
+    click.option("--wide", is_flag=True, help="Show every column, however wide the terminal is."),
+)

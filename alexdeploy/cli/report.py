@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from alexdeploy.cli.bench import ReportFiles, report_options, show_report
-from alexdeploy.cli.options import FILE, json_option
+from alexdeploy.cli.bench import show_report
+from alexdeploy.cli.load import show_load
+from alexdeploy.cli.options import FILE, ReportFiles, json_option, report_options
 
 
 @click.command("report")
@@ -21,9 +22,14 @@ def command(saved: Path, shown: ReportFiles, as_json: bool) -> None:
     Example: alexdeploy report first.json --html page.html
     """
     shown.check(saved)
-    from alexdeploy.bench.baseline import load_report
+    from alexdeploy.bench.baseline import load_saved
+    from alexdeploy.bench.load_results import LoadReport
     from alexdeploy.optional import require
 
     for module in ("jinja2", "matplotlib") if shown.html else ():
         require(module)
-    show_report(load_report(saved), shown, as_json=as_json)
+    report = load_saved(saved)
+    if isinstance(report, LoadReport):
+        show_load(report, shown, as_json=as_json)
+    else:
+        show_report(report, shown, as_json=as_json)

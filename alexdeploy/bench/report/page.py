@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from alexdeploy import files
 from alexdeploy.bench.report.columns import CompactTable, compact_table
 from alexdeploy.bench.report.gpu import GPU_TITLE, commands, gpu_columns
 from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells, notes
 from alexdeploy.bench.results import BenchReport
+from alexdeploy.columns import Column
+from alexdeploy.optional import require
 
 _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 pixels and a forge have room
 
@@ -17,12 +20,11 @@ _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 
 def write_markdown(report: BenchReport, path: Path) -> None:
     """The compact table, the notes, and the table of every figure."""
     compact = compact_table(report, _MARKDOWN)
-    columns = [column.cells for column in compact.columns]
     text = [True] * TEXT_COLUMNS + [False] * (len(HEADERS) - TEXT_COLUMNS)
     lines = [
         f"# Bench on {report.dataset}: {report.judged_on}",
         "",
-        *_table([c.header for c in compact.columns], [c.text for c in compact.columns], [*zip(*columns, strict=True)]),
+        *markdown_table(compact.columns),
         "",
         *(f"- {letter}: {name}" for letter, name in compact.legend.items()),
         *_gpu(report, compact),
@@ -39,10 +41,13 @@ def write_markdown(report: BenchReport, path: Path) -> None:
 def _gpu(report: BenchReport, compact: CompactTable) -> Iterator[str]:
     columns = gpu_columns(report, compact.legend)
     if columns:
-        rows = [*zip(*(column.cells for column in columns), strict=True)]
-        yield from (f"{GPU_TITLE}:", "")
-        yield from _table([c.header for c in columns], [c.text for c in columns], rows)
-        yield ""
+        yield from (f"{GPU_TITLE}:", "", *markdown_table(columns), "")
+
+
+def markdown_table(columns: Sequence[Column]) -> list[str]:
+    """The lines of a table."""
+    rows = zip(*(column.cells for column in columns), strict=True)
+    return [*_table([column.header for column in columns], [column.text for column in columns], rows)]
 
 
 def _table(headers: Sequence[str], text: Sequence[bool], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -59,12 +64,11 @@ def write_html(report: BenchReport, path: Path) -> None:
         UnavailableError: Jinja2 or Matplotlib is not installed.
     """
     from alexdeploy.bench.report.charts import figures
-    from alexdeploy.optional import require
 
-    environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text())
     compact = compact_table(report, _PAGE)
-    page = template.render(
+    write_page(
+        path,
+        "page.html.j2",
         report=report,
         compact=compact,
         gpu=gpu_columns(report, {}),  # on a phone the legend is hidden
@@ -76,4 +80,16 @@ def write_html(report: BenchReport, path: Path) -> None:
         notes=notes(report),
         figures=figures(report),
     )
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill the template of that name, a file in this folder, which also gets our ``style``.
+
+    Raises:
+        UnavailableError: Jinja2 is not installed.
+    """
+    environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    here = Path(__file__).parent
+    style = (here / "page.css").read_text()
+    page = environment.from_string((here / template).read_text()).render(style=style, **values)
     files.write_bytes(path, page.encode())

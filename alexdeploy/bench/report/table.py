@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.report.gpu import described, gpu_notes, milliseconds
 from alexdeploy.bench.results import BenchReport, Row
@@ -64,16 +67,25 @@ def _server_note(name: str, row: Row, server: Server) -> str:
     return f"server, {name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"
 
 
+def cpu_words(place: Mapping[str, Any]) -> list[str]:
+    """The CPU of a report's environment: its name, its cores, and the instructions that count."""
+    return [place["cpu"], f"{place['cores']} cores", *place["cpu_flags"]]
+
+
+def where_line(place: Mapping[str, Any], words: Sequence[str], seconds: float) -> str:
+    """Where something was measured, ``words`` being of the CPU, and how long it took."""
+    gpu = [described(place["gpu"])] if place["gpu"] else []
+    return f"{', '.join([*words, *gpu])}; load {place['load']}; {seconds:.0f} s in all."
+
+
 def notes(report: BenchReport) -> list[str]:
     """What the figures are, where they were measured, why rows are missing, what is chosen and what has changed."""
-    place, machine = report.environment, report.machine
-    where = [place["cpu"], f"{place['cores']} cores", *place["cpu_flags"]]
+    machine, where = report.machine, cpu_words(report.environment)
     if machine is not None:
         where.append(f"{machine.fp32_gflop_per_s:.0f} GFLOP/s FP32")
         where += [f"{machine.int8_gop_per_s:.0f} GOP/s INT8"] if machine.int8_gop_per_s else []
-    where += [described(place["gpu"])] if place["gpu"] else []
     lines = [
-        f"{', '.join(where)}; load {place['load']}; {report.seconds:.0f} s in all.",
+        where_line(report.environment, where, report.seconds),
         "Latency: median per batch with its 95 % interval. device: without host copies; ms and p99: host to host; "
         "end-to-end: with decoding and preprocessing.",
         "Speed: against the first row that ran, round by round; an interval is its 99 % interval. % of roofline: best "

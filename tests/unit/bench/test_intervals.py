@@ -9,7 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from alexdeploy.bench.intervals import SAME, Latency, Ratio, independent_blocks, paired_ratio, summarize, unpaired_ratio
+from alexdeploy.bench.intervals import (
+    SAME,
+    Latency,
+    Ratio,
+    independent_blocks,
+    paired_ratio,
+    percentile,
+    percentile_ratio,
+    summarize,
+    typical,
+    unpaired_ratio,
+)
 
 Floats = npt.NDArray[np.float64]
 BENCHES = 200
@@ -142,3 +153,49 @@ def test_the_same_bench_gives_the_same_intervals() -> None:
     rounds = samples(np.random.default_rng(8), 50)
     assert summarize(rounds) == summarize(rounds.copy())
     assert paired_ratio(rounds, rounds[::-1]) == paired_ratio(rounds.copy(), rounds[::-1])
+
+
+def ragged(random: np.random.Generator, rounds: int, scale: float = 1.0) -> list[Floats]:
+    """Rounds of 20 to 59 samples, log-normal with a sigma of a half; each round as a whole is off by up to some 5 %."""
+    return [
+        scale * np.exp(0.5 * random.normal(size=random.integers(20, 60)) + 0.05 * random.normal())
+        for _ in range(rounds)
+    ]
+
+
+@pytest.mark.parametrize("percent", [50, 90, 99])
+def test_rounds_of_any_length_are_taken_as_one_sample(percent: float) -> None:
+    rounds = ragged(np.random.default_rng(9), 12)
+    estimate = percentile(rounds, percent)
+    assert estimate.value == np.percentile(np.concatenate(rounds), percent)
+    assert estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
+    assert summarize(rounds).calls == sum(map(len, rounds))
+
+
+@pytest.mark.parametrize("percent", [50, 90, 99])
+def test_the_interval_of_a_percentile_covers_the_true_one(percent: float) -> None:
+    random = np.random.default_rng(10)
+    truth = np.percentile(np.concatenate(ragged(random, 20_000)), percent)
+    found = [percentile(ragged(random, 30), percent).ci95 for _ in range(30)]
+    assert np.mean([low <= truth <= high for low, high in found]) >= 0.8  # 95 % meant; chance alone is 4 % (one sd)
+
+
+def test_the_ratio_of_two_percentiles_covers_the_true_one_and_says_which_is_faster() -> None:
+    random = np.random.default_rng(11)
+    found = [percentile_ratio(ragged(random, 30), ragged(random, 30, scale=1.5), 99) for _ in range(30)]
+    assert np.mean([ratio.ci99[0] <= 1.5 <= ratio.ci99[1] for ratio in found]) >= 0.93
+    assert np.median([ratio.value for ratio in found]) == pytest.approx(1.5, rel=0.05)
+    assert np.mean([ratio.verdict == "faster" for ratio in found]) >= 0.7
+    assert not any(ratio.verdict == "slower" for ratio in found)
+    same = [percentile_ratio(ragged(random, 30), ragged(random, 30), 99) for _ in range(30)]
+    assert sum(ratio.is_shown for ratio in same) <= 2
+
+
+def test_the_typical_rate_leaves_out_what_is_extreme() -> None:
+    rates = np.array([100.0, 101, 99, 100, 102, 98, 100, 100, 3, 900])
+    estimate = typical(rates)
+    assert estimate.value == pytest.approx(100, abs=1)
+    assert estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
+    random = np.random.default_rng(12)
+    found = [typical(random.normal(100, 10, 20)).ci95 for _ in range(BENCHES)]
+    assert np.mean([low <= 100 <= high for low, high in found]) >= 0.9
