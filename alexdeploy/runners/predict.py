@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from alexdeploy.runners.classifier import Classifier
 JUDGED = 5  # likeliest classes of each image, for top-5 accuracy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundImage:
     """An image to label.
 
@@ -165,37 +166,69 @@ def predict(
         '0'
     """
     found = [image if isinstance(image, FoundImage) else FoundImage(Path(image)) for image in images]
-    position = -1
+    answered = False
     with Classifier(artifact, ten_crop=ten_crop, **options) as classifier:
-        try:
-            for position, answers in classifier.ranked([image.path for image in found], top, skipped=skipped):
-                yield Prediction(printable(found[position].path), answers, found[position].truth)
-        except InputError as error:
-            raise InputError(f"{error}; remove it, or use `skipped`") from error
+        for _, prediction in answers(classifier, found, top=top, skipped=skipped):
+            answered = True
+            yield prediction
         classifier.seen.warn("the images", classifier.contract)
-    if found and position < 0:
-        raise InputError(f"none of the {len(found)} images can be read, {printable(found[0].path)} first")
+    if found and not answered:
+        raise InputError(none_can_be_read(found))
 
 
-def folder_accuracy(predictions: Iterable[Prediction], labels: Sequence[str]) -> FolderAccuracy | None:
-    """Compare predictions, of the ``JUDGED`` likeliest classes at least, with their truth; None where none is known."""
-    ranks: dict[str, list[int]] = {label: [] for label in labels}  # place of the truth among the answers
-    for prediction in predictions:
-        if prediction.truth is not None:
-            answers = [label for label, _ in prediction.top]
-            ranks[prediction.truth].append(answers.index(prediction.truth) if prediction.truth in answers else JUDGED)
-    together = [rank for places in ranks.values() for rank in places]
-    if not together:
-        return None
-    classes = [
-        ClassAccuracy(label, len(places), places.count(0), places.count(0) / len(places))
-        for label, places in ranks.items()
-        if places
-    ]
-    return FolderAccuracy(
-        top1=together.count(0) / len(together),
-        top5=sum(rank < JUDGED for rank in together) / len(together) if len(labels) > JUDGED else None,
-        images=len(together),
-        right=together.count(0),
-        classes=classes,
-    )
+def answers(
+    classifier: Classifier, images: Sequence[FoundImage], *, top: int, skipped: list[str] | None
+) -> Iterator[tuple[int, Prediction]]:
+    """(position, prediction) of each image that can be read; arguments and errors as of ``predict``."""
+    try:
+        for position, best in classifier.ranked([image.path for image in images], top, skipped=skipped):
+            yield position, Prediction(printable(images[position].path), best, images[position].truth)
+    except InputError as error:
+        raise InputError(f"{error}; remove it, or use `skipped`") from error
+
+
+def none_can_be_read(images: Sequence[FoundImage]) -> str:
+    """What to say where every one of the images was left out."""
+    return f"none of the {len(images)} images can be read, {printable(images[0].path)} first"
+
+
+class Tally:
+    """Counts answers as they pass by, of the ``JUDGED`` likeliest classes at least; it keeps none of them.
+
+    Attributes:
+        predictions: how many have passed.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._images, self._right = Counter[str](), Counter[str]()  # by class
+        self._near = 0
+        self.predictions = 0
+
+    def count(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The same predictions, each counted before it is handed on."""
+        for prediction in predictions:
+            self.predictions += 1
+            if prediction.truth is not None:
+                self._images[prediction.truth] += 1
+                self._right[prediction.truth] += prediction.label == prediction.truth
+                self._near += prediction.truth in [label for label, _ in prediction.top[:JUDGED]]
+            yield prediction
+
+    @property
+    def accuracy(self) -> FolderAccuracy | None:
+        """Of what was counted so far; None where no truth is known."""
+        images, right = self._images.total(), self._right.total()
+        if not images:
+            return None
+        return FolderAccuracy(
+            top1=right / images,
+            top5=self._near / images if len(self._labels) > JUDGED else None,
+            images=images,
+            right=right,
+            classes=[
+                ClassAccuracy(label, self._images[label], self._right[label], self._right[label] / self._images[label])
+                for label in dict.fromkeys(self._labels)
+                if self._images[label]
+            ],
+        )
