@@ -61,7 +61,7 @@ class Judged:
     def others(self) -> Counter[str]:
         """Folders that are no class, with the number of their images that were read."""
         unread = set(self._skipped)
-        return Counter(i.folder for i in self._found if i.folder is not None and printable(i.path) not in unread)
+        return Counter(i.folder for i in self._found if i.folder is not None and printable(i.name) not in unread)
 
     @property
     def summary(self) -> list[str]:

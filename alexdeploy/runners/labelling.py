@@ -39,7 +39,7 @@ from alexdeploy.specs import Progress
 # Images. A multiple of a classifier's calls, so that images share calls as they do without workers. A kill loses one
 # shard under way of each worker: seconds of work. Ten million images make 40,000 files, which a folder holds easily.
 SHARD = 256
-_PATIENCE_S = 3.0  # workers of a killed run end within that time
+_PATIENCE_S = 5.0  # workers of a killed run end within that time
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +231,7 @@ def _prepare(folder: Path, manifest: Manifest) -> None:
 def _digest(images: Sequence[FoundImage]) -> str:
     digest = hashlib.sha256()
     for image in images:
-        digest.update(os.fsencode(image.path) + b"\0" + (image.truth or "").encode() + b"\0")
+        digest.update(os.fsencode(image.name) + b"\0" + (image.truth or "").encode() + b"\0")
     return digest.hexdigest()
 
 
@@ -247,7 +247,7 @@ def _joined(shards: dict[Path, Sequence[FoundImage]], skipped: list[str] | None)
             rows = decoder.decode_lines(path.read_bytes())
         except msgspec.MsgspecError:
             rows = []
-        if [row.image for row in rows] != [printable(image.path) for image in images]:
+        if [row.image for row in rows] != [printable(image.name) for image in images]:
             raise GateError(f"{path}: changed since it was written; remove it and give the command again")
         for row in rows:
             if row.top:
@@ -358,7 +358,7 @@ def _work(job: _Job, lock: _Lock, line: connection.Connection) -> None:  # noqa:
 
 def _rows(classifier: Classifier, images: Sequence[FoundImage], job: _Job) -> list[Prediction]:
     """One for each image; without classes where it cannot be read."""
-    rows = [Prediction(printable(image.path), [], image.truth) for image in images]
+    rows = [Prediction(printable(image.name), [], image.truth) for image in images]
     for position, prediction in answers(classifier, images, top=job.top, skipped=[] if job.skip_bad else None):
         rows[position] = prediction
     return rows

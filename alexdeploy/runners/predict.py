@@ -6,11 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from alexdeploy.data import arrays_on_disk, lists
-from alexdeploy.data.folders import image_files
+from alexdeploy.data.folders import image_names
 from alexdeploy.data.labels import place_finder
 from alexdeploy.errors import InputError
 from alexdeploy.files import printable
@@ -25,14 +26,18 @@ class FoundImage:
     """An image to label.
 
     Attributes:
-        path: the file.
+        name: the path of the file; text, since there may be millions.
         truth: the class whose folder it lies in, where a folder was searched.
         folder: the folder that names no class, where one was searched and there is no truth.
     """
 
-    path: Path
+    name: str
     truth: str | None = None
     folder: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.name)
 
 
 @dataclass(frozen=True)
@@ -102,16 +107,17 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     found: list[FoundImage] = []
     for path in paths:
         if path.is_dir():
-            inside = image_files(path)
+            inside = image_names(path)
             if not inside:
                 raise InputError(f"{printable(path)}: the folder holds no images; name another")
-            found += [_in_folder(image, path, truth_of) for image in inside]
+            place_of = lru_cache(partial(_place_of_folder, root=path, truth_of=truth_of))
+            found += [FoundImage(name, *place_of(os.path.dirname(name))) for name in inside]  # noqa: PTH120 (text)
         elif path.suffix.lower() in lists.SUFFIXES:
             found += _listed(path, truth_of)
         elif path.suffix.lower() in arrays_on_disk.SUFFIXES:
             raise InputError(f"{printable(path)}: holds an array; predict takes images, folders of them, and lists")
         elif path.exists():
-            found.append(FoundImage(path))
+            found.append(FoundImage(str(path)))
         else:
             raise InputError(f"{printable(path)}: no such file; check the path")
     return found
@@ -121,17 +127,18 @@ def _listed(path: Path, truth_of: Callable[[str], str | None]) -> list[FoundImag
     images = lists.load_list(path, skip_bad=True)
     names = images.names
     truths = [truth_of(names[label]) if names and label >= 0 else None for label in images.labels]
-    return [FoundImage(path.parent / sample, truth) for sample, truth in zip(images.samples, truths, strict=True)]
+    return [FoundImage(str(path.parent / sample), truth) for sample, truth in zip(images.samples, truths, strict=True)]
 
 
-def _in_folder(image: Path, root: Path, truth_of: Callable[[str], str | None]) -> FoundImage:
+def _place_of_folder(folder: str, root: Path, truth_of: Callable[[str], str | None]) -> tuple[str | None, str | None]:
+    """Truth and folder, as of ``FoundImage``, of the images in a folder below ``root``."""
     own_name = os.path.basename(os.path.abspath(root))  # noqa: PTH100, PTH119 (of "." too, and of a link its own)
-    folders = [own_name, *image.relative_to(root).parts[:-1]]
+    folders = [own_name, *Path(folder).relative_to(root).parts]
     for name in map(printable, reversed(folders)):
         truth = truth_of(name)
         if truth is not None:
-            return FoundImage(image, truth)
-    return FoundImage(image, folder=printable(folders[min(1, len(folders) - 1)]))
+            return truth, None
+    return None, printable(folders[min(1, len(folders) - 1)])
 
 
 def predict(
@@ -165,7 +172,7 @@ def predict(
         >>> prediction.label
         '0'
     """
-    found = [image if isinstance(image, FoundImage) else FoundImage(Path(image)) for image in images]
+    found = [image if isinstance(image, FoundImage) else FoundImage(str(Path(image))) for image in images]
     answered = False
     with Classifier(artifact, ten_crop=ten_crop, **options) as classifier:
         for _, prediction in answers(classifier, found, top=top, skipped=skipped):
@@ -181,15 +188,15 @@ def answers(
 ) -> Iterator[tuple[int, Prediction]]:
     """(position, prediction) of each image that can be read; arguments and errors as of ``predict``."""
     try:
-        for position, best in classifier.ranked([image.path for image in images], top, skipped=skipped):
-            yield position, Prediction(printable(images[position].path), best, images[position].truth)
+        for position, best in classifier.ranked([image.name for image in images], top, skipped=skipped):
+            yield position, Prediction(printable(images[position].name), best, images[position].truth)
     except InputError as error:
         raise InputError(f"{error}; remove it, or use `skipped`") from error
 
 
 def none_can_be_read(images: Sequence[FoundImage]) -> str:
     """What to say where every one of the images was left out."""
-    return f"none of the {len(images)} images can be read, {printable(images[0].path)} first"
+    return f"none of the {len(images)} images can be read, {printable(images[0].name)} first"
 
 
 class Tally:

@@ -130,7 +130,7 @@ def test_names_duplicates_and_unreadable_images_are_as_without_workers(
 ) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
-    images = [*found[:50], FoundImage(bad), found[0], found[0], *found[-5:], FoundImage(bad)]
+    images = [*found[:50], FoundImage(str(bad)), found[0], found[0], *found[-5:], FoundImage(str(bad))]
     expected_skipped: list[str] = []
     expected = list(predict(artifact, images, top=JUDGED, ten_crop=True, skipped=expected_skipped))
     out = tmp_path / "p.csv"
@@ -148,7 +148,7 @@ def test_names_duplicates_and_unreadable_images_are_as_without_workers(
     assert skipped == expected_skipped == [str(bad)] * 2
     with (
         pytest.raises(InputError, match="none of the 2 images can be read"),
-        labelled(artifact, [FoundImage(bad)] * 2, out, workers=3, skipped=[]) as nothing,
+        labelled(artifact, [FoundImage(str(bad))] * 2, out, workers=3, skipped=[]) as nothing,
     ):
         list(nothing)
 
@@ -259,7 +259,7 @@ def test_what_is_odd_about_the_images_is_told_once(artifact: Artifact, tmp_path:
     Image.new("L", (28, 28)).save(turned, exif=exif)
     with (
         pytest.warns(UserWarning, match="the images: 70 of 70 images carry an EXIF orientation") as told,
-        labelled(artifact, [FoundImage(turned)] * 70, tmp_path / "p.csv", workers=2) as predictions,
+        labelled(artifact, [FoundImage(str(turned))] * 70, tmp_path / "p.csv", workers=2) as predictions,
     ):
         list(predictions)
     assert len(told) == 1
