@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -343,6 +343,18 @@ class Seen:
             if len(self._shorter_sides) < _MEASURED:
                 self._shorter_sides.append(min(image.size))
             self._turned += turned
+
+    def merge(self, other: Seen) -> None:
+        """Add what another one, such as that of another process, has seen."""
+        self._shorter_sides = (self._shorter_sides + other._shorter_sides)[:_MEASURED]
+        self._images += other._images
+        self._turned += other._turned
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}  # a lock stays in its process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
 
     def warn(self, name: str, contract: Contract) -> None:
         """An ``InputWarning`` of what the contract does to such images that was hardly meant."""

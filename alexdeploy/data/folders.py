@@ -17,7 +17,12 @@ def is_image(name: str) -> bool:
 
 def image_files(root: Path) -> list[Path]:
     """All images below ``root``, through links too, sorted by path; hidden files and folders are left out."""
-    found: list[Path] = []
+    return list(map(Path, image_names(root)))
+
+
+def image_names(root: Path) -> list[str]:
+    """``image_files`` as text, which takes a third of the memory: there may be millions."""
+    found: list[str] = []
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -26,8 +31,10 @@ def image_files(root: Path) -> list[Path]:
             continue
         seen.add(real)
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
-        found += [Path(folder, name) for name in names if is_image(name)]
-    return sorted(found)
+        prefix = os.path.join(folder, "").removeprefix(os.path.join(".", ""))  # noqa: PTH118 (as Path writes it)
+        found += [prefix + name for name in names if is_image(name)]
+    found.sort(key=lambda name: name.replace(os.sep, "\0"))  # folder by folder, as Path compares, which is slow
+    return found
 
 
 def subfolders(root: Path) -> list[str]:

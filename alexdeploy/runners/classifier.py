@@ -21,7 +21,7 @@ from alexdeploy.files import printable
 from alexdeploy.metrics import softmax
 from alexdeploy.runners.artifact import Artifact, open_artifact
 
-_BATCH = 32
+BATCH = 32  # images, or crops, of one call
 _EXPECTED = "an image is a path, a Pillow image, or an array (H, W) or (H, W, 3) uint8"
 
 AnyImage = Path | str | Image.Image | npt.NDArray[np.uint8]
@@ -92,6 +92,7 @@ class Classifier:
             InputError, UsageError, GateError, UnavailableError: as for a call.
         """
         pending: list[tuple[int, str, Batch]] = []
+        images_per_call = -(-BATCH // self._crops)  # by place: an unreadable image does not move the others' calls
         for index, image in enumerate(_each(images)):
             name = printable(image) if isinstance(image, (str, os.PathLike)) else f"images[{index}]"
             try:
@@ -100,7 +101,7 @@ class Classifier:
                 if skipped is None:
                     raise
                 skipped.append(name)
-            if len(pending) * self._crops >= _BATCH:
+            if (index + 1) % images_per_call == 0 and pending:
                 yield from self._answers(pending, top)
                 pending = []
         if pending:

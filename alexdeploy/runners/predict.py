@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from alexdeploy.data import arrays_on_disk, lists
-from alexdeploy.data.folders import image_files
+from alexdeploy.data.folders import image_names
 from alexdeploy.data.labels import place_finder
 from alexdeploy.errors import InputError
 from alexdeploy.files import printable
@@ -19,19 +21,23 @@ from alexdeploy.runners.classifier import Classifier
 JUDGED = 5  # likeliest classes of each image, for top-5 accuracy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundImage:
     """An image to label.
 
     Attributes:
-        path: the file.
+        name: the path of the file; text, since there may be millions.
         truth: the class whose folder it lies in, where a folder was searched.
         folder: the folder that names no class, where one was searched and there is no truth.
     """
 
-    path: Path
+    name: str
     truth: str | None = None
     folder: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.name)
 
 
 @dataclass(frozen=True)
@@ -101,16 +107,17 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     found: list[FoundImage] = []
     for path in paths:
         if path.is_dir():
-            inside = image_files(path)
+            inside = image_names(path)
             if not inside:
                 raise InputError(f"{printable(path)}: the folder holds no images; name another")
-            found += [_in_folder(image, path, truth_of) for image in inside]
+            place_of = lru_cache(partial(_place_of_folder, root=path, truth_of=truth_of))
+            found += [FoundImage(name, *place_of(os.path.dirname(name))) for name in inside]  # noqa: PTH120 (text)
         elif path.suffix.lower() in lists.SUFFIXES:
             found += _listed(path, truth_of)
         elif path.suffix.lower() in arrays_on_disk.SUFFIXES:
             raise InputError(f"{printable(path)}: holds an array; predict takes images, folders of them, and lists")
         elif path.exists():
-            found.append(FoundImage(path))
+            found.append(FoundImage(str(path)))
         else:
             raise InputError(f"{printable(path)}: no such file; check the path")
     return found
@@ -120,17 +127,18 @@ def _listed(path: Path, truth_of: Callable[[str], str | None]) -> list[FoundImag
     images = lists.load_list(path, skip_bad=True)
     names = images.names
     truths = [truth_of(names[label]) if names and label >= 0 else None for label in images.labels]
-    return [FoundImage(path.parent / sample, truth) for sample, truth in zip(images.samples, truths, strict=True)]
+    return [FoundImage(str(path.parent / sample), truth) for sample, truth in zip(images.samples, truths, strict=True)]
 
 
-def _in_folder(image: Path, root: Path, truth_of: Callable[[str], str | None]) -> FoundImage:
+def _place_of_folder(folder: str, root: Path, truth_of: Callable[[str], str | None]) -> tuple[str | None, str | None]:
+    """Truth and folder, as of ``FoundImage``, of the images in a folder below ``root``."""
     own_name = os.path.basename(os.path.abspath(root))  # noqa: PTH100, PTH119 (of "." too, and of a link its own)
-    folders = [own_name, *image.relative_to(root).parts[:-1]]
+    folders = [own_name, *Path(folder).relative_to(root).parts]
     for name in map(printable, reversed(folders)):
         truth = truth_of(name)
         if truth is not None:
-            return FoundImage(image, truth)
-    return FoundImage(image, folder=printable(folders[min(1, len(folders) - 1)]))
+            return truth, None
+    return None, printable(folders[min(1, len(folders) - 1)])
 
 
 def predict(
@@ -164,38 +172,70 @@ def predict(
         >>> prediction.label
         '0'
     """
-    found = [image if isinstance(image, FoundImage) else FoundImage(Path(image)) for image in images]
-    position = -1
+    found = [image if isinstance(image, FoundImage) else FoundImage(str(Path(image))) for image in images]
+    answered = False
     with Classifier(artifact, ten_crop=ten_crop, **options) as classifier:
-        try:
-            for position, answers in classifier.ranked([image.path for image in found], top, skipped=skipped):
-                yield Prediction(printable(found[position].path), answers, found[position].truth)
-        except InputError as error:
-            raise InputError(f"{error}; remove it, or use `skipped`") from error
+        for _, prediction in answers(classifier, found, top=top, skipped=skipped):
+            answered = True
+            yield prediction
         classifier.seen.warn("the images", classifier.contract)
-    if found and position < 0:
-        raise InputError(f"none of the {len(found)} images can be read, {printable(found[0].path)} first")
+    if found and not answered:
+        raise InputError(none_can_be_read(found))
 
 
-def folder_accuracy(predictions: Iterable[Prediction], labels: Sequence[str]) -> FolderAccuracy | None:
-    """Compare predictions, of the ``JUDGED`` likeliest classes at least, with their truth; None where none is known."""
-    ranks: dict[str, list[int]] = {label: [] for label in labels}  # place of the truth among the answers
-    for prediction in predictions:
-        if prediction.truth is not None:
-            answers = [label for label, _ in prediction.top]
-            ranks[prediction.truth].append(answers.index(prediction.truth) if prediction.truth in answers else JUDGED)
-    together = [rank for places in ranks.values() for rank in places]
-    if not together:
-        return None
-    classes = [
-        ClassAccuracy(label, len(places), places.count(0), places.count(0) / len(places))
-        for label, places in ranks.items()
-        if places
-    ]
-    return FolderAccuracy(
-        top1=together.count(0) / len(together),
-        top5=sum(rank < JUDGED for rank in together) / len(together) if len(labels) > JUDGED else None,
-        images=len(together),
-        right=together.count(0),
-        classes=classes,
-    )
+def answers(
+    classifier: Classifier, images: Sequence[FoundImage], *, top: int, skipped: list[str] | None
+) -> Iterator[tuple[int, Prediction]]:
+    """(position, prediction) of each image that can be read; arguments and errors as of ``predict``."""
+    try:
+        for position, best in classifier.ranked([image.name for image in images], top, skipped=skipped):
+            yield position, Prediction(printable(images[position].name), best, images[position].truth)
+    except InputError as error:
+        raise InputError(f"{error}; remove it, or use `skipped`") from error
+
+
+def none_can_be_read(images: Sequence[FoundImage]) -> str:
+    """What to say where every one of the images was left out."""
+    return f"none of the {len(images)} images can be read, {printable(images[0].name)} first"
+
+
+class Tally:
+    """Counts answers as they pass by, of the ``JUDGED`` likeliest classes at least; it keeps none of them.
+
+    Attributes:
+        predictions: how many have passed.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._images, self._right = Counter[str](), Counter[str]()  # by class
+        self._near = 0
+        self.predictions = 0
+
+    def count(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The same predictions, each counted before it is handed on."""
+        for prediction in predictions:
+            self.predictions += 1
+            if prediction.truth is not None:
+                self._images[prediction.truth] += 1
+                self._right[prediction.truth] += prediction.label == prediction.truth
+                self._near += prediction.truth in [label for label, _ in prediction.top[:JUDGED]]
+            yield prediction
+
+    @property
+    def accuracy(self) -> FolderAccuracy | None:
+        """Of what was counted so far; None where no truth is known."""
+        images, right = self._images.total(), self._right.total()
+        if not images:
+            return None
+        return FolderAccuracy(
+            top1=right / images,
+            top5=self._near / images if len(self._labels) > JUDGED else None,
+            images=images,
+            right=right,
+            classes=[
+                ClassAccuracy(label, self._images[label], self._right[label], self._right[label] / self._images[label])
+                for label in dict.fromkeys(self._labels)
+                if self._images[label]
+            ],
+        )

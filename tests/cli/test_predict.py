@@ -85,3 +85,23 @@ def test_folders_that_are_no_class_are_named_where_there_is_no_accuracy(run: Run
         "no accuracy: 20 images in folders that are no class of the model (a, b, c and 7 more); it has 0, "
         in result.err
     )
+
+
+def test_workers_write_the_same_bytes_in_every_format(run: Run, model: Path, photos: Path, out: Path) -> None:
+    command = ["predict", model, photos, photos / "1" / "d.png", "--skip-bad-images", "--top", 2]
+    for suffix in ("csv", "jsonl", "txt"):
+        plain, labelled = out / f"plain.{suffix}", out / f"labelled.{suffix}"
+        one = run(*command, "--out", plain)
+        many = run(*command, "--out", labelled, "--workers", 2)
+        assert (one.code, many.code) == (0, 0)
+        assert labelled.read_bytes() == plain.read_bytes()
+        assert many.err == one.err
+        assert many.out == one.out.replace(str(plain), str(labelled)) == f"{labelled}: 6 predictions\n"
+    result = json.loads(run(*command, "--out", out / "p.csv", "--workers", 1, "--json").out)
+    expected = json.loads(run(*command, "--json").out)
+    del expected["predictions"]
+    assert result == {**expected, "out": str(out / "p.csv")}
+    assert sorted(path.suffix for path in out.iterdir()) == [".csv"] * 3 + [".jsonl"] * 2 + [".txt"] * 2
+    refused = run(*command, "--workers", 2)
+    assert refused.code == 2
+    assert "--workers goes with --out" in refused.err

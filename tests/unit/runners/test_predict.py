@@ -14,7 +14,7 @@ from sklearn import metrics
 from alexdeploy.data.preprocess import resize, to_input
 from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.runners.artifact import Artifact, open_artifact
-from alexdeploy.runners.predict import Prediction, find_images, folder_accuracy, predict
+from alexdeploy.runners.predict import Prediction, Tally, find_images, predict
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
 
 
@@ -142,7 +142,13 @@ def test_accuracy_is_that_of_scikit_learn() -> None:
         Prediction("x.png", [(labels[place], 0.1) for place in row], labels[true])
         for row, true in zip(order, truth, strict=True)
     ]
-    found = folder_accuracy([*predictions, Prediction("y.png", [("a", 1.0)])], labels)
+    tally = Tally(labels)
+    unknown = Prediction("y.png", [("a", 1.0)])
+    assert list(tally.count([unknown])) == [unknown]
+    assert tally.accuracy is None
+    assert list(tally.count(predictions)) == predictions
+    assert tally.predictions == 201
+    found = tally.accuracy
     assert found is not None
     assert found.images == 200
     assert found.top1 == found.right / 200 == pytest.approx(metrics.accuracy_score(truth, order[:, 0]))
@@ -151,7 +157,6 @@ def test_accuracy_is_that_of_scikit_learn() -> None:
     assert [row.label for row in found.classes] == list("abcdefg")
     np.testing.assert_allclose([row.recall for row in found.classes], recall)
     assert sum(row.images for row in found.classes) == 200
-    assert folder_accuracy([Prediction("y.png", [("a", 1.0)])], labels) is None
 
 
 def test_names_given_may_not_contradict_the_file(artifact: Artifact) -> None:
