@@ -63,11 +63,14 @@ class WeightedNode:
 
 
 def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
-    """Nodes of the model with float initializers as weights, in graph order; a MatMul only where that is a matrix."""
+    """Nodes of the model with float initializers as weights, in graph order; a MatMul only where that is a matrix.
+
+    No 64 bits: QuantizeLinear takes none.
+    """
     return [
         WeightedNode(node, _channel_axis(node))
         for node in model.graph
-        if is_weighted(node) and _is_initializer(node.inputs[1]) and not _is_stacked(node)
+        if is_weighted(node) and _is_initializer(node.inputs[1]) and not _is_double(node) and not _is_stacked(node)
     ]
 
 
@@ -178,6 +181,11 @@ def _outputs(node: ir.Node) -> int | None:
 
 def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _is_double(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    return weight is not None and weight.dtype == ir.DataType.DOUBLE
 
 
 def _is_stacked(node: ir.Node) -> bool:
