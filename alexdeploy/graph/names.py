@@ -56,7 +56,7 @@ def name_unnamed(model: ir.Model) -> ir.Model:
 
 
 def taken_names(model: ir.Model) -> set[str]:
-    """The names of all values and nodes, those of subgraphs too: what is added to the graph must be called otherwise."""
+    """The names of all values and nodes, of subgraphs too, which nothing that is added to the graph may have."""
     taken = {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())}
     for node in model.graph.all_nodes():
         taken.add(str(node.name))

@@ -167,7 +167,7 @@ def constant_of_shape() -> Foreign:
 
 
 def mask_of_shape() -> Foreign:
-    """torchvision swin: Equal compares what ConstantOfShape made with a float."""
+    """Swin of torchvision: Equal compares what ConstantOfShape made with a float."""
     zeros = helper.make_tensor("value", FLOAT, [1], [0.0])
     return built(
         [
@@ -189,7 +189,8 @@ def captured() -> Foreign:
     def branch(name: str, operator: str) -> onnx.GraphProto:
         value = helper.make_tensor_value_info(name, FLOAT, ["n", 4])
         two = helper.make_tensor("two_" + name, FLOAT, [], [2.0])
-        return helper.make_graph([node(operator, ["fc", "two_" + name], [name], "in_" + name)], name, [], [value], [two])
+        inner = node(operator, ["fc", "two_" + name], [name], "in_" + name)
+        return helper.make_graph([inner], name, [], [value], [two])
 
     return built(
         [
@@ -239,7 +240,7 @@ def taken_activation_name() -> Foreign:
 
 def taken_weight_name() -> Foreign:
     """microsoft/onnxscript#2680, onnx/ir-py#246: names that ours would get, weights, values and FP16's."""
-    made = built(
+    return built(
         [
             node("Mul", ["image", "c1.weight.scale"], ["image.fp16"], "x"),
             *features("image.fp16"),
@@ -251,7 +252,6 @@ def taken_weight_name() -> Foreign:
         ],
         **{name: np.array(1.5, np.float32) for name in ("c1.weight.scale", "w1.fp16", "c2.bias.scale")},
     )
-    return made
 
 
 def vector_matmul() -> Foreign:
@@ -301,7 +301,8 @@ def dropout_mask() -> Foreign:
 
 def local_function() -> Foreign:
     """pytorch/pytorch#111495: the convolution is in a function of the file."""
-    made = built([node("Block", ["image", "w1", "b1"], ["r1"], "block", domain="local"), *features("image")[2:], *head()])
+    block = node("Block", ["image", "w1", "b1"], ["r1"], "block", domain="local")
+    made = built([block, *features("image")[2:], *head()])
     model = made.model
     opsets = [helper.make_opsetid("", 17)]
     inner = [
@@ -476,7 +477,6 @@ def dynamically_quantized() -> Foreign:
     """What onnxruntime's quantize_dynamic writes."""
     return built(
         [
-            *features("image")[4:5][:0],
             node("Flatten", ["image"], ["flat"], "flatten"),
             node("DynamicQuantizeLinear", ["flat"], ["levels", "step", "zero"], "dynamic"),
             node("MatMulInteger", ["levels", "integers", "zero"], ["sums"], "mm"),
