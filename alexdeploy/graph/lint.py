@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.weighted import dequantize_of, is_weighted, why_not_fp8
+from alexdeploy.graph.weighted import INTEGER_OPERATORS, dequantize_of, is_weighted, why_not_fp8
 
 Severity = Literal["error", "warning"]
 Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
@@ -332,7 +332,6 @@ def _depends_on_input(value: ir.Value) -> bool:
     return False
 
 
-_INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"})
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]], ...] = (
@@ -343,7 +342,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("pool-indices", "error", frozenset({"MaxPool"}), _pool_indices),
     ("uint8-input", "error", _MOVES - {"Cast"} | {"Gather", "Resize"}, _uint8_input),
     ("mixed-types", "error", _WEIGHTED, _mixed_types),
-    ("integer-operator", "error", _INTEGER, _integer_operator),
+    ("integer-operator", "error", INTEGER_OPERATORS, _integer_operator),
     ("zero-point", "error", _QUANTIZERS, _zero_point),
     ("unsigned", "error", frozenset({"QuantizeLinear"}), _unsigned),
     ("level-type", "error", _QUANTIZERS, _levels),

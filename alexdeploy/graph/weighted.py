@@ -22,6 +22,10 @@ TENSORRT_NAMES = {  # as its reports have them
 }
 HALF_NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
 FP8_WINDOW = 32
+INTEGER_OPERATORS = frozenset(  # multiply integers themselves, as dynamic quantization and QOperator write it
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"}
+)
+QUANTIZED_OPERATORS = INTEGER_OPERATORS | {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -106,7 +107,7 @@ class OnnxRuntimeRunner(Runner):
                 source, options, providers=[(self._provider, self._provider_options)], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{_origin(self._model)}: ONNX Runtime cannot load it: {error}") from error
+            raise InputError(f"{_origin(self._model)}: {why_not_loaded(error)}") from error
 
     def _open(self, options: ort.SessionOptions) -> None:
         """Start the session and read what goes in and out."""
@@ -198,6 +199,18 @@ class OnnxRuntimeRunner(Runner):
             return frozen_pieces(batch, size)
         step = self._most or len(batch)
         return [batch[start : start + step] for start in range(0, len(batch), step)]
+
+
+def why_not_loaded(error: Exception) -> str:
+    """One line, behind the file's name, for what ONNX Runtime raises where it cannot load a model."""
+    lacks = re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", str(error))
+    if lacks is None:
+        return f"ONNX Runtime cannot load it: {' '.join(str(error).split())}"
+    operator, opset, name = lacks.groups()
+    return (
+        f"ONNX Runtime has no kernel for node '{name}' ({operator} as in opset {opset}, of its types); export it in "
+        "opset 13 or later"
+    )
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:
