@@ -358,7 +358,7 @@ class _Chain:
         def run(progress: Progress) -> str | None:
             settings = BuildSettings(builder=self._builder, options=BuilderOptions(device=self._device))
             record = build_engine(source, output, settings=settings, rebuild=self._rebuild, progress=progress)
-            return precision_verdict(record) if record.float_layers else None
+            return precision_verdict(record) if record.float_layers or record.left else None
 
         def is_for_here() -> bool:
             """Of this builder, and for the GPU that was chosen."""

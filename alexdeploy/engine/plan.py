@@ -33,7 +33,7 @@ from alexdeploy.graph.model import (
     model_bytes,
     precision_of,
 )
-from alexdeploy.graph.weighted import grouped_layers, half_type, is_weighted, quantized_type, why_not_fp8
+from alexdeploy.graph.weighted import grouped_layers, half_type, is_weighted, layers_left, quantized_type, why_not_fp8
 from alexdeploy.machine import free_memory_bytes
 from alexdeploy.specs import Precision, Profile, Progress
 
@@ -200,8 +200,9 @@ def build_planned(
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
     grouped = tuple(name for name in grouped_layers(plan.graph.model) if built.quantized.get(name) == "INT8")
-    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model), grouped=grouped)
-    if plan.settings.strict and built.float_layers:
+    left = layers_left(graph.model, graph.asked or plan.precision) if plan.calibration is None else {}
+    built = msgspec.structs.replace(built, reasons=reasons_of(built, graph.model), grouped=grouped, left=left)
+    if plan.settings.strict and (built.float_layers or built.left):
         raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model
     contract = contract_of(model, str(plan.graph.path)) if METADATA_KEY in model.metadata_props else None
@@ -238,7 +239,7 @@ def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, Engi
 def precision_verdict(record: EngineRecord) -> str:
     """``8 of 8 layers in INT8``, for each type that the graph asks for, and the layers built in another type."""
     asked, found = {**record.half, **record.quantized}, record.layer_precisions
-    total, kinds = len(asked | found), sorted(set(asked.values()))
+    total, kinds = len(asked | found | record.left), sorted(set(asked.values()))
     verdict = ", ".join(f"{record.precisions.get(kind, 0)} of {total} layers in {kind}" for kind in kinds)
     if record.float_layers and record.kernels_unknown:
         return f"{verdict}, as far as is known; {record.kernels_unknown}"
@@ -249,7 +250,9 @@ def precision_verdict(record: EngineRecord) -> str:
         "of 16 bits in the graph but built in another type": [n for n in other if n not in record.quantized],
         "not found among the kernels": [n for n in record.float_layers if n not in found],
     }
-    verdict += "".join(f"; {what}: {few(names)}" for what, names in parts.items() if names)
+    parts["left in float in the graph"] = [f"{name} ({reason})" for name, reason in record.left.items()]
+    told = [f"{what}: {few(names)}" for what, names in parts.items() if names]
+    verdict = "; ".join([verdict, *told] if verdict else told)
     return verdict + ("; quantize to INT8, or with such layers in `keep_float`" if why else "")
 
 

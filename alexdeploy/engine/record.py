@@ -57,6 +57,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         grouped: Conv nodes with groups that Q/DQ requests in INT8.
         float_layers: nodes built in another type than the graph asks for, or not found among the kernels.
         reasons: why, for those of them where it is known.
+        left: nodes with weights that the graph itself has in a wider type than was asked for, and why.
     """
 
     builder: BuilderName
@@ -82,6 +83,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     grouped: tuple[str, ...] = ()
     float_layers: tuple[str, ...] = ()
     reasons: dict[str, str] = {}
+    left: dict[str, str] = {}
     kernels: tuple[Kernel, ...] = ()
     kernels_unknown: str = ""
 

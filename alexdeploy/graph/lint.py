@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.weighted import INTEGER_OPERATORS, dequantize_of, is_weighted, why_not_fp8
+from alexdeploy.graph.weighted import INTEGER_OPERATORS, depends_on_input, dequantize_of, is_weighted, why_not_fp8
 
 Severity = Literal["error", "warning"]
 Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
@@ -207,7 +207,7 @@ def _scale_count(node: ir.Node) -> Breach:
 
 def _computed_scale(node: ir.Node) -> Breach:
     """The parser takes it; the builder refuses such zero points and crashes where a Conv follows such a scale."""
-    names = [name for index, name in ((1, "scale"), (2, "zero point")) if _depends_on_input(_input(node, index))]
+    names = [name for index, name in ((1, "scale"), (2, "zero point")) if depends_on_input(_input(node, index))]
     if not names:
         return None
     return f"has a {names[0]} computed at run time; TensorRT needs a constant", "calibrate and quantize statically"
@@ -316,20 +316,6 @@ def _quantized(node: ir.Node) -> ir.Value | None:
     dequantize = dequantize_of(node.inputs[0])
     quantize = _behind(_input(dequantize, 0), "QuantizeLinear") if dequantize is not None else None
     return _input(quantize, 0) if quantize is not None else None
-
-
-def _depends_on_input(value: ir.Value) -> bool:
-    """Whether the value changes from run to run; what is computed from constants alone is folded by the parser."""
-    values, seen = [value], {value}
-    while values:
-        value = values.pop()
-        producer = value.producer()
-        if producer is None and value.name and not value.is_initializer():
-            return True
-        more = {v for v in producer.inputs if v is not None} - seen if producer is not None else set()
-        seen |= more
-        values += more
-    return False
 
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})

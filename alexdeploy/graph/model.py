@@ -35,12 +35,14 @@ class PreparedGraph:
         path: the ONNX file it came from, for messages.
         parents: the files it was made from; empty where that is ``path`` alone and its hash is not known yet.
         options: what was chosen on the way, for the sidecar of what is built.
+        asked: the precision that was to be written into it; None where it has come in that of its nodes.
     """
 
     model: ir.Model
     path: Path
     parents: tuple[files.Parent, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    asked: Precision | None = None
 
 
 _PLACE = "place"  # of a tensor: the bytes of the file at which it begins and ends

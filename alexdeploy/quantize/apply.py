@@ -21,7 +21,7 @@ from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.gate import check_answers
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.quantize.refine import Refined, refine
-from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method, Rounding
+from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method, Precision, Rounding
 
 Ranges = RangeFile | tensorrt_cache.CalibrationCache
 
@@ -113,7 +113,8 @@ def with_precision(
         "lrn_fp16_headroom": headroom,
         "ranges": ranges.origin if ranges is not None else None,
     }
-    return PreparedGraph(model, model_path, (model_parent(model_path, ranges), *parents), options)
+    asked = Precision.of(int8=settings.int8, fp8=settings.fp8, fp16=settings.fp16, bf16=settings.bf16)
+    return PreparedGraph(model, model_path, (model_parent(model_path, ranges), *parents), options, asked)
 
 
 def model_parent(model_path: Path, ranges: Ranges | None) -> files.Parent:
