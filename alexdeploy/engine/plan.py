@@ -22,6 +22,7 @@ from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.engine.shapes import input_profiles, open_inputs
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import GateError, InputError, UsageError, few
+from alexdeploy.graph.interface import ends_in_softmax
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import (
@@ -211,6 +212,7 @@ def build_planned(
         rebuild=rebuild,
         precision=plan.precision,
         classes=class_count(model),
+        probabilities=ends_in_softmax(model),
         contract=contract,
         contract_sha256=contract.fingerprint if contract is not None else None,
     )

@@ -46,6 +46,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         input, output: the first of each, as the engine has them.
         precision: of the graph.
         classes: columns of the result; None when the graph did not tell.
+        probabilities: the result is probabilities, not logits: the graph ends in Softmax or Sigmoid.
         contract_sha256: fingerprint of ``contract``.
         tf32: whether FP32 may be computed as TF32; None in sidecars that are older than this.
         kernels: the fused kernels.
@@ -73,6 +74,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     output: TensorSpec | None = None
     precision: Precision | None = None
     classes: int | None = None
+    probabilities: bool = False
     contract: Contract | None = None
     contract_sha256: str | None = None
     tf32: bool | None = None
