@@ -111,7 +111,7 @@ def plan_engine(
     check_tensorrt(graph.model, str(graph.path))  # before TensorRT sees it, which some broken graphs crash
     built_from = BuilderInput(
         # TensorRT reads the file itself where it can, which saves serialising the graph
-        source=graph.path if isinstance(source, Path) else model_bytes(graph.model),
+        source=graph.path if isinstance(source, Path) and files.is_text(graph.path) else model_bytes(graph.model),
         shapes=input_profiles(graph.model, str(graph.path), settings),
         weighted=[_in_reports(node) for node in graph.model.graph if is_weighted(node)],
         quantized={_in_reports(node): asked for node in graph.model.graph if (asked := quantized_type(node))},

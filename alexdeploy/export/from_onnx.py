@@ -49,7 +49,7 @@ from alexdeploy.graph.opset import modernised
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.graph.weighted import is_weighted
 from alexdeploy.metrics import softmax
-from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, why_not_loaded
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, session_source, why_not_loaded
 from alexdeploy.specs import Progress
 
 
@@ -251,7 +251,7 @@ class _Original:
         names = [node.name for node in model.graph if node.name]
         unique = len(names) == len(set(names))  # or ONNX Runtime refuses the file
         try:
-            source = str(path) if unique else model_bytes(name_unnamed(model))
+            source = session_source(path) if unique else model_bytes(name_unnamed(model))
             self._session = ort.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             raise InputError(f"{path}: {why_not_loaded(error)}") from error

@@ -189,6 +189,14 @@ def _scale_value(node: ir.Node) -> Breach:
     )
 
 
+def _half_scale(node: ir.Node) -> Breach:
+    """Told at the weights, once for each layer."""
+    if _input(node, 1).dtype != ir.DataType.FLOAT16 or _array(_input(node, 0)) is None:
+        return None
+    found = "has FP16 scales; ONNX Runtime (1.32) rounds biases to products of two scales, which FP16 does not hold"
+    return found, "give it FP32 scales and a Cast behind it, or run the file in TensorRT alone"
+
+
 def _scale_count(node: ir.Node) -> Breach:
     scale, shape = _array(_input(node, 1)), _input(node, 0).shape
     axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
@@ -335,6 +343,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("scale-value", "error", _QUANTIZERS, _scale_value),
     ("scale-count", "error", _QUANTIZERS, _scale_count),
     ("computed-scale", "error", _QUANTIZERS, _computed_scale),
+    ("half-scale", "warning", frozenset({"DequantizeLinear"}), _half_scale),
     ("one-sided", "warning", _WEIGHTED, _one_sided),
     ("activation-scales", "warning", _WEIGHTED, _activation_scales),
     ("fp8-window", "warning", frozenset({"Conv"}), _fp8_window),

@@ -142,8 +142,10 @@ def split_weights(model: ir.Model, origin: Path | None = None) -> tuple[bytes, d
 
     ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``). Weights that lie in ``origin``,
     the file that the model was read from, are external data of that file instead: ONNX Runtime maps each, and unmaps
-    it once it is packed, so that the weights are not twice in memory.
+    it once it is packed, so that the weights are not twice in memory. A path that is not UTF-8 cannot be such a place.
     """
+    if origin is not None and not files.is_text(origin):
+        origin = None
     weights = {}
     light = model.clone()
     for name, value in light.graph.initializers.items():

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.faults import Watch
 from alexdeploy.errors import InputError
+from alexdeploy.files import is_text
 from alexdeploy.runners.base import (
     PROFILE_RUNS,
     PROFILE_WARMUP,
@@ -96,8 +97,8 @@ class OnnxRuntimeRunner(Runner):
         self._open(options)
 
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:
-        source = str(self._model) if isinstance(self._model, Path) else self._model
-        if self._folder is not None:
+        source = session_source(self._model) if isinstance(self._model, Path) else self._model
+        if self._folder is not None and is_text(self._folder):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
         if self._weights:
             options.add_external_initializers([*self._weights], [*self._weights.values()])
@@ -199,6 +200,11 @@ class OnnxRuntimeRunner(Runner):
             return frozen_pieces(batch, size)
         step = self._most or len(batch)
         return [batch[start : start + step] for start in range(0, len(batch), step)]
+
+
+def session_source(path: Path) -> str | bytes:
+    """The file as a session takes it."""
+    return str(path) if is_text(path) else path.read_bytes()
 
 
 def why_not_loaded(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +23,14 @@ from alexdeploy.errors import GateError, InputError
 from alexdeploy.export.from_onnx import adopt_onnx
 from alexdeploy.graph.lint import lint
 from alexdeploy.graph.model import load_onnx, model_bytes
+from alexdeploy.graph.weighted import layers_left
 from alexdeploy.quantize.apply import PrecisionSettings, with_precision
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import RangeFile, save_ranges
 from alexdeploy.runners.artifact import load
 from alexdeploy.runners.classifier import Classifier
-from alexdeploy.specs import Dialect, Profile
+from alexdeploy.specs import Dialect, Precision, Profile
 from tests.field.zoo import ZOO
 from tests.helpers.foreign_graphs import Foreign
 from tests.helpers.graphs import Array
@@ -203,7 +205,15 @@ def test_built_in_fp16_every_layer_is(
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_a_layer_that_cannot_be_quantized_is_named_with_the_reason_and_strict_refuses_it(
+def test_a_layer_that_cannot_be_quantized_is_named_with_the_reason(name: str, fields: dict[str, Field]) -> None:
+    graph = with_precision(fields[name].model, fields[name].ranges, settings=PrecisionSettings(int8=True))
+    layer, why = LEFT[name]
+    assert layers_left(graph.model, Precision.INT8) == {layer: why}
+    assert layers_left(load_onnx(fields[name].model), Precision.FP32) == {}
+
+
+@pytest.mark.parametrize("name", ["constant_on_the_left", "computed_weight"])
+def test_strict_refuses_a_layer_that_cannot_be_quantized(
     name: str, fields: dict[str, Field], builder: BuildSettings, tmp_path: Path
 ) -> None:
     layer, why = LEFT[name]
@@ -241,3 +251,18 @@ def test_probabilities_are_those_of_the_file(name: str, adopted: bool, pictures:
         answers = classifier([pictures.judge.image(index) for index in range(len(batch))])
     assert [int(label) for label, _ in answers] == expected.argmax(axis=1).tolist()
     np.testing.assert_allclose([share for _, share in answers], expected.max(axis=1), rtol=1e-5)
+
+
+def test_a_file_whose_name_is_not_utf8_goes_all_the_way(pictures: Pictures, tmp_path: Path) -> None:
+    name = os.fsdecode(b"mod\xe9l")
+    theirs, ours, ranges, int8 = (tmp_path / f"{name}{end}" for end in (".pb", ".onnx", ".json", ".q.onnx"))
+    foreign = ZOO["map_of_scores"]()
+    theirs.write_bytes(foreign.model.SerializeToString())
+    adopt_onnx(theirs, foreign.contract, ours)
+    save_ranges(ranges, calibrate(ours, pictures.learn, samples=8))
+    quantize_onnx(ours, ranges, int8)
+    batch = next(iter(pictures.judge.batches(foreign.contract, 8)))[0]
+    expected = scores(theirs.read_bytes(), batch)
+    for path, most in ((ours, 1e-5), (int8, 0.03)):
+        with load(path) as runner:
+            assert np.linalg.norm(runner.infer(batch) - expected) < most * np.linalg.norm(expected)

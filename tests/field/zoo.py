@@ -339,10 +339,13 @@ def computed_weight() -> Foreign:
             node("Flatten", ["pooled"], ["row"], "row"),
             node("ConstantOfShape", ["wide"], ["made"], "cos", value=value),
             node("Gemm", ["row", "made"], ["long"], "long"),
-            node("Gemm", ["long", "dense", "bias"], ["scores"], "fc"),
+            node("Slice", ["long", "start", "end", "one"], ["short"], "short"),
+            node("Gemm", ["short", "kernel", "bias"], ["scores"], "fc"),
         ],
         wide=np.array([16, 20000], np.int64),
-        dense=normal(20000, 4, scale=0.01),
+        start=np.array([0], np.int64),
+        end=np.array([16], np.int64),
+        one=np.array([1], np.int64),
     )
 
 
