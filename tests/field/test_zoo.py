@@ -195,7 +195,7 @@ def test_built_in_int8_every_layer_is(
     assert (record.float_layers, record.left, record.precisions["FLOAT"]) == ((), {}, 0)
 
 
-@pytest.mark.parametrize("name", ["constant_of_shape", "captured", "normalized"])
+@pytest.mark.parametrize("name", ["constant_of_shape", "captured", "normalized", "tiny_channels"])
 def test_built_in_fp16_every_layer_is(
     name: str, fields: dict[str, Field], builder: BuildSettings, tmp_path: Path
 ) -> None:
