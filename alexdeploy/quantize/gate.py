@@ -19,7 +19,7 @@ from alexdeploy.data.preprocess import from_pixels
 from alexdeploy.errors import GateError, InputError, UnavailableError
 from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.lrn.lower import lower_lrn
-from alexdeploy.graph.model import model_bytes, precision_of
+from alexdeploy.graph.model import precision_of, split_weights
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
 IMAGES = 2
@@ -74,7 +74,8 @@ def drawn_images(contract: Contract, count: int = IMAGES) -> Batch:
 
 def _answers(model: ir.Model, images: Batch) -> dict[str, npt.NDArray[np.floating]]:
     """Its float outputs by name."""
-    with OnnxRuntimeRunner(model_bytes(lower_lrn(for_cpu(model)))) as runner:
+    graph, weights = split_weights(lower_lrn(for_cpu(model)))  # large weights are not copied
+    with OnnxRuntimeRunner(graph, weights) as runner:
         outputs = runner.run(images)
     return {name: array for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)}
 
