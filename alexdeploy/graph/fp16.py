@@ -137,7 +137,7 @@ def _to_half(
         if (alone or (reads_wide and node.op_type in _PASS_ON)) and not seen:
             wide.update(node.outputs)
         island = node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")
-        island = island or not _defined_in(half, node, opset) or _has_subgraphs(node)
+        island = island or not _defined_in(half, node, opset) or bool(_subgraphs(node))
         wanted = _FLOAT if island or alone or reads_wide else half
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FLOAT, half) and value.dtype != wanted:
@@ -154,8 +154,14 @@ def _to_half(
     return model
 
 
-def _has_subgraphs(node: ir.Node) -> bool:
-    return any(value.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for value in node.attributes.values())
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found
 
 
 def _captured(node: ir.Node, half: ir.DataType) -> list[tuple[ir.Node, int, ir.Value]]:
@@ -163,12 +169,10 @@ def _captured(node: ir.Node, half: ir.DataType) -> list[tuple[ir.Node, int, ir.V
 
     What is inside keeps its types, so a value of 16 bits that is made inside was so before.
     """
-    if not _has_subgraphs(node):
-        return []
-    inner = [user for user in ir.traversal.RecursiveGraphIterator(node.graph) if user.graph is not node.graph]
     return [
         (user, index, value)
-        for user in inner
+        for graph in _subgraphs(node)
+        for user in ir.traversal.RecursiveGraphIterator(graph)
         for index, value in enumerate(user.inputs)
         if value is not None and value.dtype == half and value.graph is node.graph
     ]

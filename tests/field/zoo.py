@@ -5,7 +5,8 @@ The reports are listed in the docstrings; the graphs are our own, in their shape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -26,10 +27,12 @@ def built(
     opset: int = 17,
     ir_version: int = 8,
     probabilities: bool = False,
+    named: Mapping[str, Array] = MappingProxyType({}),
     **weights: Array,
 ) -> Foreign:
-    """A graph from the image to the scores, with the common weights and ``weights``."""
-    made = graph(nodes, [IMAGE], [scores], opset=opset, ir_version=ir_version, weights=network_weights() | weights)
+    """A graph from the image to the scores, with the common weights, ``weights`` and ``named``."""
+    known = network_weights() | weights | dict(named)
+    made = graph(nodes, [IMAGE], [scores], opset=opset, ir_version=ir_version, weights=known)
     return Foreign(made, logits=scores[0], probabilities=probabilities)
 
 
@@ -234,7 +237,7 @@ def taken_activation_name() -> Foreign:
             node("GlobalAveragePool", ["r2"], ["pooled"], "pool"),
             *head(),
         ],
-        **{"bn1.scale": network_weights()["gamma"]},
+        named={"bn1.scale": network_weights()["gamma"]},
     )
 
 
@@ -250,7 +253,7 @@ def taken_weight_name() -> Foreign:
             node("Gemm", ["flat", "kernel", "bias"], ["scores.fp16"], "fc"),
             node("Mul", ["scores.fp16", "half"], ["scores"], "end"),
         ],
-        **{name: np.array(1.5, np.float32) for name in ("c1.weight.scale", "w1.fp16", "c2.bias.scale")},
+        named={name: np.array(1.5, np.float32) for name in ("c1.weight.scale", "w1.fp16", "c2.bias.scale")},
     )
 
 

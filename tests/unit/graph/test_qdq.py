@@ -284,7 +284,7 @@ def test_a_bias_that_int32_does_not_hold_enlarges_the_scale_of_its_channel_alone
     # ONNX's own reference implementation, which multiplies what is dequantized
     evaluator = ReferenceEvaluator(ir.to_proto(int8))
     batch = images()
-    found, exact = evaluator.run(None, {"input": batch})[0], run(model, batch)[0]
+    found, exact = evaluator.run(None, {"input": batch})[0], run(model, batch)[0]  # type: ignore[index]
     assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
     np.testing.assert_allclose(run(int8, batch)[0], found, atol=0.05 * np.abs(exact).max())
 

@@ -38,7 +38,7 @@ def network() -> ir.Model:
 def answers(model: ir.Model) -> Array:
     """By ONNX's own reference implementation."""
     evaluator = ReferenceEvaluator(onnx.load_from_string(model_bytes(model)))
-    found: Array = evaluator.run(None, {"input": drawn_images(CONTRACT)})[0]
+    found: Array = evaluator.run(None, {"input": drawn_images(CONTRACT)})[0]  # type: ignore[index]
     return found
 
 
