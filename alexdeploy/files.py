@@ -70,6 +70,11 @@ def printable(name: str | os.PathLike[str]) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def is_text(path: Path) -> bool:
+    """False where the path has bytes that are not UTF-8: libraries in C++ refuse it, and are given the file's bytes."""
+    return printable(path) == str(path)
+
+
 def sidecar_path(path: Path) -> Path:
     """``model.engine`` → ``model.engine.json``."""
     return path.with_name(path.name + ".json")
@@ -86,7 +91,7 @@ def sha256_file(path: Path) -> str:
 
 def parent(path: Path) -> Parent:
     """Record ``path`` as the origin of another artifact."""
-    return Parent(name=path.name, sha256=sha256_file(path))
+    return Parent(name=printable(path.name), sha256=sha256_file(path))
 
 
 def check_input(path: Path) -> Path:

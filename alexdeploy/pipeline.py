@@ -32,10 +32,11 @@ from alexdeploy.engine.versions import load_library
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
-from alexdeploy.graph.model import load_onnx, save_onnx
+from alexdeploy.graph.model import contract_of, load_onnx, save_onnx
 from alexdeploy.machine import current_gpu
 from alexdeploy.optional import require
 from alexdeploy.quantize.calibrate import calibrate
+from alexdeploy.quantize.gate import check_answers
 from alexdeploy.quantize.quantize import QuantizeSettings, quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.recipe import Recipe
@@ -328,7 +329,10 @@ class _Chain:
         export_onnx(loaded.model, loaded.contract, self._onnx, real_images=images, parents=origin, progress=progress)
 
     def _to_fp16(self, progress: Progress) -> None:  # noqa: ARG002
-        save_onnx(to_fp16(load_onnx(self._onnx)), self._file("-fp16.onnx"), parents=self._origin(self._onnx))
+        model = load_onnx(self._onnx)
+        half = to_fp16(model)
+        check_answers(half, model, contract_of(model, str(self._onnx)), self._onnx)
+        save_onnx(half, self._file("-fp16.onnx"), parents=self._origin(self._onnx))
 
     def _calibrate(self, progress: Progress) -> None:
         seen = calibrate(self._onnx, self._learn, samples=self._samples, progress=progress)
@@ -354,7 +358,7 @@ class _Chain:
         def run(progress: Progress) -> str | None:
             settings = BuildSettings(builder=self._builder, options=BuilderOptions(device=self._device))
             record = build_engine(source, output, settings=settings, rebuild=self._rebuild, progress=progress)
-            return precision_verdict(record) if record.float_layers else None
+            return precision_verdict(record) if record.float_layers or record.left else None
 
         def is_for_here() -> bool:
             """Of this builder, and for the GPU that was chosen."""

@@ -232,7 +232,7 @@ def _build(plan: Plan, output: Path, rebuild: str, as_json: bool) -> None:
 
     with progress("building") as bar:
         record = build_planned(plan, output, rebuild=rebuild, progress=bar)
-    if record.float_layers:
+    if record.float_layers or record.left:
         warn(precision_verdict(record))
     if record.grouped and record.builder == "tensorrt":
         note(grouped_hint(record.grouped))

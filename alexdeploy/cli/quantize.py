@@ -141,7 +141,8 @@ def command(
         return
     _explain(result)
     layers = len(described["quantized"])
-    left = f" (float: {few(described['float'])})" if described["float"] else ""
+    why = {name: f" ({reason})" for name, reason in described["reasons"].items()}
+    left = f" (float: {few(name + why.get(name, '') for name in described['float'])})" if described["float"] else ""
     written = settings.precision.quantized
     rounded = "by gptq" if result.rounding == "gptq" else "to the nearest"
     click.echo(
@@ -152,16 +153,18 @@ def command(
 
 def _describe(result: QuantizeResult) -> dict[str, Any]:
     from alexdeploy.graph.model import op_counts, precision_of
-    from alexdeploy.graph.weighted import is_weighted, quantized_nodes
+    from alexdeploy.graph.weighted import is_weighted, layers_left, quantized_nodes
 
     choice, budget = result.choice, result.budget
-    layers = [str(node.name) for node in result.model.graph if is_weighted(node)]
+    reasons = layers_left(result.model, precision_of(result.model))
+    layers = list(dict.fromkeys([str(node.name) for node in result.model.graph if is_weighted(node)] + [*reasons]))
     quantized = [str(node.name) for node in quantized_nodes(result.model)]
     return {
         "precision": precision_of(result.model).value,
         "layers": len(layers),
         "quantized": quantized,
         "float": [name for name in layers if name not in quantized],
+        "reasons": reasons,
         "ops": op_counts(result.model),
         "rounded_to_nearest": result.nearest,
         "methods": {"scores": choice.scores, "left_out": choice.left_out, "images": result.measured_on}

@@ -22,6 +22,7 @@ from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.engine.shapes import input_profiles, open_inputs
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import GateError, InputError, UsageError, few
+from alexdeploy.graph.interface import ends_in_softmax
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
 from alexdeploy.graph.model import (
@@ -33,7 +34,7 @@ from alexdeploy.graph.model import (
     model_bytes,
     precision_of,
 )
-from alexdeploy.graph.weighted import grouped_layers, half_type, is_weighted, quantized_type, why_not_fp8
+from alexdeploy.graph.weighted import grouped_layers, half_type, is_weighted, layers_left, quantized_type, why_not_fp8
 from alexdeploy.machine import free_memory_bytes
 from alexdeploy.specs import Precision, Profile, Progress
 
@@ -110,7 +111,7 @@ def plan_engine(
     check_tensorrt(graph.model, str(graph.path))  # before TensorRT sees it, which some broken graphs crash
     built_from = BuilderInput(
         # TensorRT reads the file itself where it can, which saves serialising the graph
-        source=graph.path if isinstance(source, Path) else model_bytes(graph.model),
+        source=graph.path if isinstance(source, Path) and files.is_text(graph.path) else model_bytes(graph.model),
         shapes=input_profiles(graph.model, str(graph.path), settings),
         weighted=[_in_reports(node) for node in graph.model.graph if is_weighted(node)],
         quantized={_in_reports(node): asked for node in graph.model.graph if (asked := quantized_type(node))},
@@ -200,8 +201,9 @@ def build_planned(
         parents = pool.submit(lambda: graph.parents or (files.parent(graph.path),))
         data, built = _run(plan, output, progress)
     grouped = tuple(name for name in grouped_layers(plan.graph.model) if built.quantized.get(name) == "INT8")
-    built = msgspec.structs.replace(built, reasons=reasons_of(built, plan.graph.model), grouped=grouped)
-    if plan.settings.strict and built.float_layers:
+    left = layers_left(graph.model, graph.asked or plan.precision) if plan.calibration is None else {}
+    built = msgspec.structs.replace(built, reasons=reasons_of(built, graph.model), grouped=grouped, left=left)
+    if plan.settings.strict and (built.float_layers or built.left):
         raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
     model = plan.graph.model
     contract = contract_of(model, str(plan.graph.path)) if METADATA_KEY in model.metadata_props else None
@@ -210,6 +212,7 @@ def build_planned(
         rebuild=rebuild,
         precision=plan.precision,
         classes=class_count(model),
+        probabilities=ends_in_softmax(model),
         contract=contract,
         contract_sha256=contract.fingerprint if contract is not None else None,
     )
@@ -238,7 +241,7 @@ def _run(plan: Plan, output: Path, progress: Progress) -> tuple[memoryview, Engi
 def precision_verdict(record: EngineRecord) -> str:
     """``8 of 8 layers in INT8``, for each type that the graph asks for, and the layers built in another type."""
     asked, found = {**record.half, **record.quantized}, record.layer_precisions
-    total, kinds = len(asked | found), sorted(set(asked.values()))
+    total, kinds = len(asked | found | record.left), sorted(set(asked.values()))
     verdict = ", ".join(f"{record.precisions.get(kind, 0)} of {total} layers in {kind}" for kind in kinds)
     if record.float_layers and record.kernels_unknown:
         return f"{verdict}, as far as is known; {record.kernels_unknown}"
@@ -249,7 +252,9 @@ def precision_verdict(record: EngineRecord) -> str:
         "of 16 bits in the graph but built in another type": [n for n in other if n not in record.quantized],
         "not found among the kernels": [n for n in record.float_layers if n not in found],
     }
-    verdict += "".join(f"; {what}: {few(names)}" for what, names in parts.items() if names)
+    parts["left in float in the graph"] = [f"{name} ({reason})" for name, reason in record.left.items()]
+    told = [f"{what}: {few(names)}" for what, names in parts.items() if names]
+    verdict = "; ".join([verdict, *told] if verdict else told)
     return verdict + ("; quantize to INT8, or with such layers in `keep_float`" if why else "")
 
 

@@ -46,6 +46,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         input, output: the first of each, as the engine has them.
         precision: of the graph.
         classes: columns of the result; None when the graph did not tell.
+        probabilities: the result is probabilities, not logits: the graph ends in Softmax or Sigmoid.
         contract_sha256: fingerprint of ``contract``.
         tf32: whether FP32 may be computed as TF32; None in sidecars that are older than this.
         kernels: the fused kernels.
@@ -57,6 +58,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
         grouped: Conv nodes with groups that Q/DQ requests in INT8.
         float_layers: nodes built in another type than the graph asks for, or not found among the kernels.
         reasons: why, for those of them where it is known.
+        left: nodes with weights that the graph itself has in a wider type than was asked for, and why.
     """
 
     builder: BuilderName
@@ -72,6 +74,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     output: TensorSpec | None = None
     precision: Precision | None = None
     classes: int | None = None
+    probabilities: bool = False
     contract: Contract | None = None
     contract_sha256: str | None = None
     tf32: bool | None = None
@@ -82,6 +85,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
     grouped: tuple[str, ...] = ()
     float_layers: tuple[str, ...] = ()
     reasons: dict[str, str] = {}
+    left: dict[str, str] = {}
     kernels: tuple[Kernel, ...] = ()
     kernels_unknown: str = ""
 

@@ -5,6 +5,7 @@ One image in and logits out, LRN in one node, every node named, a preprocessing 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import InputError, few
+from alexdeploy.errors import InputError, InputWarning, few
 from alexdeploy.export.parity import (
     PARITY_BATCHES,
     Parity,
@@ -44,8 +45,9 @@ from alexdeploy.graph.model import (
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
 from alexdeploy.graph.uint8_input import with_uint8_input
+from alexdeploy.graph.weighted import is_weighted
 from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, softmax
-from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, session_source, why_not_loaded
 from alexdeploy.specs import Progress
 
 
@@ -108,7 +110,17 @@ def adopt_onnx(
     progress("putting the LRN back", 0.2)
     model, fused = _rewritten(plain)
     progress("comparing it with the original", 0.4)
-    parity = _check_parity(_Original(path, original, interface, constants), plain, model, contract, fused)
+    before = _Original(path, original, interface, constants)
+    parity = _parity(before, plain, model, contract)
+    if fused and not parity.worst <= parity.tolerance:
+        decomposed, _ = _rewritten(plain, fuse=False)
+        otherwise = _parity(before, plain, decomposed, contract)
+        if otherwise.worst <= otherwise.tolerance:
+            warnings.warn(f"{path}: {few(fused)}: like an LRN, but none; left as it is", InputWarning, stacklevel=2)
+            model, fused, parity = decomposed, [], otherwise
+    if not parity.worst <= parity.tolerance:
+        _check_finite(plain, path)
+    parity.check(f"adopted, {path} differs from the original")
     if uint8_input:
         floats, preprocessing = model, contract
         model, contract = with_uint8_input(floats, preprocessing)
@@ -176,9 +188,7 @@ def _fits(found: tuple[int | str, ...], expected: tuple[int, ...]) -> bool:
     return all(isinstance(dim, str) or dim == size for dim, size in zip(found, expected, strict=True))
 
 
-def _check_parity(
-    original: _Original, plain: ir.Model, model: ir.Model, contract: Contract, fused: list[str]
-) -> Parity:
+def _parity(original: _Original, plain: ir.Model, model: ir.Model, contract: Contract) -> Parity:
     batch = image_input(plain, str(original.path)).shape[0]
     batches = (batch,) if isinstance(batch, int) else PARITY_BATCHES
     images = noise(contract.input_shape, max(batches), contract.input_type)
@@ -188,19 +198,29 @@ def _check_parity(
     expected = {len(batch): original.scores(batch) for batch in inputs}
     tolerance = HALF_TOLERANCE if precision_of(plain).fp16 else PARITY_TOLERANCE
 
-    def worst(candidate: ir.Model) -> float:
-        try:
-            return distance(candidate, inputs, lambda batch: expected[len(batch)], original.seen)
-        except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {error}") from error
+    try:
+        worst = distance(model, inputs, lambda batch: expected[len(batch)], original.seen)
+    except Exception as error:  # ONNX Runtime's exceptions have no common public base
+        raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {error}") from error
+    return Parity(worst, batches=batches, tolerance=tolerance)
 
-    parity = Parity(worst(model), batches=batches, tolerance=tolerance)
-    blamed = False
-    if fused and not parity.worst <= parity.tolerance:
-        blamed = worst(_rewritten(plain, fuse=False)[0]) <= parity.tolerance
-    cause = f"; fusing the LRN ({few(fused)}) is what broke it" if blamed else ""
-    parity.check(f"adopted, {original.path} differs from the original", cause)
-    return parity
+
+def _check_finite(model: ir.Model, path: Path) -> None:
+    """Where the results are NaN, the weights may be to blame.
+
+    Raises:
+        InputError: the first weight of a Conv, Gemm, MatMul or BatchNormalization that is not finite.
+    """
+    for node in model.graph:
+        for value in node.inputs if is_weighted(node) or node.op_type == "BatchNormalization" else ():
+            array = value.const_value.numpy() if value is not None and value.const_value is not None else None
+            if array is not None and not np.isfinite(array).all():
+                assert value is not None
+                bad = int(np.size(array) - np.isfinite(array).sum())
+                raise InputError(
+                    f"{path}: '{value.name}', a constant of node '{node.name}', holds {bad} values that are NaN or "
+                    f"infinite (of {array.size}); take a checkpoint from before they arose, and export it again"
+                )
 
 
 def _with_pixels(parity: Parity, floats: ir.Model, model: ir.Model, contract: Contract) -> Parity:
@@ -229,10 +249,10 @@ class _Original:
         names = [node.name for node in model.graph if node.name]
         unique = len(names) == len(set(names))  # or ONNX Runtime refuses the file
         try:
-            source = str(path) if unique else model_bytes(name_unnamed(model))
+            source = session_source(path) if unique else model_bytes(name_unnamed(model))
             self._session = ort.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+            raise InputError(f"{path}: {why_not_loaded(error)}") from error
         self.path, self._interface = path, interface
         self._inputs, self._constants = fed_inputs(model), constants
 

@@ -2,9 +2,11 @@
 
 TensorRT 11 and TensorRT-RTX have no FP16 flag, and a strongly typed network does what the graph says; so do ONNX
 Runtime and OpenVINO. Inputs and outputs stay FP32. Islands are LRN (its sum of squares leaves FP16's range at
-activations of about 114 over five channels), Q/DQ (whose scales stay FP32, behind Casts), nodes whose constants do not
-fit FP16, and nodes whose activations came too close to its limit on real data. bfloat16 has FP32's range and so no
-islands of overflow; operators that ONNX does not define in it stay FP32.
+activations of about 114 over five channels), Q/DQ (whose scales stay FP32, behind Casts), nodes whose constants FP16
+does not hold (the 1e-12 that keeps a division from 0/0 would be 0), nodes whose activations came too close to its
+limits on real data, the upper and the lower one, and nodes with subgraphs, whose inner values keep their types. What
+reads a value that FP16 may not hold is FP32 too. bfloat16 has FP32's range and so no such islands; operators that ONNX
+does not define in it stay FP32.
 
 NVIDIA's exporter writes FP16 scales and no Casts (Model-Optimizer, ``modelopt/onnx/utils.py``). TensorRT-RTX 1.7.1
 makes the same kernels of both forms, all INT8; with FP16 scales the results of its Gemms are FP16 and not FP32. But
@@ -14,17 +16,19 @@ scales, and FP16 does not hold 1e-7. One file for all runtimes is worth more.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.infer import infer_shapes
+from alexdeploy.graph.names import taken_names, unique
 from alexdeploy.graph.opset import BF16_OPSET, raised
 from alexdeploy.graph.weighted import HALF_NAMES, half_weights
 
@@ -39,6 +43,9 @@ _NEVER_LARGER = frozenset(
 _PASS_ON = _NEVER_LARGER | {"QuantizeLinear", "DequantizeLinear", "Cast"}  # about as large as what they read
 LIMIT = float(np.finfo(np.float16).max)  # 65504
 MARGIN = 4.0  # unseen images may reach this many times what was measured
+SMALLEST = float(np.finfo(np.float16).tiny)  # 6.1e-5; what is smaller has fewer bits, and below 3e-8 it is 0
+_MOST_LOST = 0.01  # of a constant, relative; 11 bits lose 0.0003
+_DIVISORS = {"Div": 1, "BatchNormalization": 4}  # an element that becomes 0 there is no small error
 
 
 def largest_values(model: ir.Model) -> dict[str, ir.Value]:
@@ -90,7 +97,8 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
     Args:
         model: not changed.
         largest: largest magnitude on real data, by the names of ``largest_values``; a node whose result has less than
-            ``MARGIN`` times headroom becomes an island, and so does what reads that result.
+            ``MARGIN`` times headroom, or is less than ``MARGIN`` times ``SMALLEST``, becomes an island, and so does
+            what reads that result.
         lrn: FP16 inside LRN too; ``certify_lrn`` says whether that is safe.
 
     Raises:
@@ -98,8 +106,8 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
     """
     model = model.clone()
     infer_shapes(model)
-    tight = {name for name, room in headroom(largest).items() if room < MARGIN}
-    return _to_half(model, ir.DataType.FLOAT16, tight, lrn=lrn)
+    fits = {name: value * MARGIN < LIMIT and not 0 < value < SMALLEST * MARGIN for name, value in largest.items()}
+    return _to_half(model, ir.DataType.FLOAT16, fits, lrn=lrn)
 
 
 def to_bf16(model: ir.Model) -> ir.Model:
@@ -111,34 +119,63 @@ def to_bf16(model: ir.Model) -> ir.Model:
     return _to_half(raised(model, BF16_OPSET), ir.DataType.BFLOAT16)
 
 
-def _to_half(model: ir.Model, half: ir.DataType, tight: Collection[str] = (), *, lrn: bool = False) -> ir.Model:
-    """Writes into ``model`` itself; ``tight``: values that need FP32."""
+def _to_half(
+    model: ir.Model, half: ir.DataType, fits: Mapping[str, bool] = MappingProxyType({}), *, lrn: bool = False
+) -> ir.Model:
+    """Writes into ``model`` itself; ``fits``: if the type holds the values that were measured."""
     graph, opset = model.graph, model.opset_imports.get("", 0)
     held = half_weights(model)
     if held is not None:
         raise InputError(f"the graph already holds {held} weights; convert the float model instead")
     outputs = list(graph.outputs)
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    large: set[ir.Value] = set()  # values that FP16 may not hold
+    casts = _Casts(model)
+    wide: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
-        reads_large = not large.isdisjoint(node.inputs)
-        overflows = _overflows(node, half) or (node.op_type != "LRN" and str(node.outputs[0].name) in tight)
-        if overflows or (reads_large and node.op_type in _PASS_ON):
-            large.update(node.outputs)
+        reads_wide = not wide.isdisjoint(node.inputs)
+        seen = fits.get(str(node.outputs[0].name)) if node.op_type != "LRN" else None
+        alone = _does_not_hold(node, half) or seen is False
+        if (alone or (reads_wide and node.op_type in _PASS_ON)) and not seen:
+            wide.update(node.outputs)
         island = node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")
-        island = island or not _defined_in(half, node, opset)
-        wanted = _FLOAT if island or overflows or reads_large else half
+        island = island or not _defined_in(half, node, opset) or bool(_subgraphs(node))
+        wanted = _FLOAT if island or alone or reads_wide else half
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FLOAT, half) and value.dtype != wanted:
-                node.replace_input_with(index, _as_type(graph, node, value, wanted, casts))
+                node.replace_input_with(index, casts.of(value, wanted, node))
+        for user, index, value in _captured(node, half):
+            user.replace_input_with(index, casts.of(value, _FLOAT, node))
         for output in _follow_inputs(node, opset) if wanted == half else ():
             if output.dtype == _FLOAT:
                 output.type = ir.TensorType(half)
     for index, output in enumerate(outputs):
         if output.dtype == half:
-            _restore_output(graph, index, output)
+            casts.restore_output(index, output)
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found
+
+
+def _captured(node: ir.Node, half: ir.DataType) -> list[tuple[ir.Node, int, ir.Value]]:
+    """Where nodes inside ``node`` read a value of 16 bits of the graph around it: (reader, index of its input, value).
+
+    What is inside keeps its types, so a value of 16 bits that is made inside was so before.
+    """
+    return [
+        (user, index, value)
+        for graph in _subgraphs(node)
+        for user in ir.traversal.RecursiveGraphIterator(graph)
+        for index, value in enumerate(user.inputs)
+        if value is not None and value.dtype == half and value.graph is node.graph
+    ]
 
 
 def _defined_in(half: ir.DataType, node: ir.Node, opset: int) -> bool:
@@ -167,47 +204,73 @@ def _follow_inputs(node: ir.Node, opset: int) -> list[ir.Value]:
     ]
 
 
-def _overflows(node: ir.Node, half: ir.DataType) -> bool:
-    """True if a constant of the node leaves the range of the type (FP16: ±65504)."""
+def _does_not_hold(node: ir.Node, half: ir.DataType) -> bool:
+    """True if a constant of the node leaves the range of the type (FP16: ±65504), or is too small for it."""
     limit = float(ml_dtypes.finfo(half.numpy()).max)  # type: ignore[no-untyped-call]
-    for value in node.inputs:
-        if value is not None and value.const_value is not None and value.dtype == _FLOAT:
-            array = value.const_value.numpy()
-            if array.size and float(np.max(np.abs(array))) > limit:
+    for index, value in enumerate(node.inputs):
+        array = _constant(value)
+        if array is None or not array.size:
+            continue
+        largest = float(np.max(np.abs(array)))
+        if largest > limit:
+            return True
+        divides = _DIVISORS.get(node.op_type) == index
+        if divides or largest < SMALLEST:
+            lost = np.abs(array.astype(half.numpy()).astype(np.float32) - array)
+            each = divides and bool(np.any(lost > _MOST_LOST * np.abs(array)))
+            if each or np.linalg.norm(lost) > _MOST_LOST * np.linalg.norm(array):
                 return True
     return False
 
 
-def _as_type(
-    graph: ir.Graph,
-    user: ir.Node,
-    value: ir.Value,
-    wanted: ir.DataType,
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
-) -> ir.Value:
-    """``value`` in the wanted type: a converted constant, or one Cast shared by all its users."""
-    if (value, wanted) not in casts:
-        suffix = HALF_NAMES.get(wanted, "fp32").lower()
-        name = f"{value.name}.{suffix}"
-        if value.const_value is not None:
-            converted = ir.val(name, const_value=ir.tensor(value.const_value.numpy().astype(wanted.numpy()), name=name))
-            graph.register_initializer(converted)
-        else:
-            cast = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{value.name}.to_{suffix}")
-            converted = cast.outputs[0]
-            converted.name, converted.type, converted.shape = name, ir.TensorType(wanted), value.shape
-            graph.insert_before(user, [cast])
-        casts[value, wanted] = converted
-    return casts[value, wanted]
+def _constant(value: ir.Value | None) -> npt.NDArray[np.floating] | None:
+    """A float constant; of a quantized one the largest value of each channel."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy() if value.dtype == _FLOAT else None
+    made = value.producer()
+    if made is None or made.op_type != "DequantizeLinear" or made.inputs[0] is None or made.inputs[1] is None:
+        return None
+    levels, scale = made.inputs[0].const_value, made.inputs[1].const_value
+    return scale.numpy() * np.float32(127) if levels is not None and scale is not None else None
 
 
-def _restore_output(graph: ir.Graph, index: int, output: ir.Value) -> None:
-    """Cast a half-precision graph output back to FP32 under its own name."""
-    name, last = output.name, output.producer()
-    assert last is not None
-    output.name = f"{name}.{HALF_NAMES[output.dtype or ir.DataType.FLOAT16].lower()}"
-    cast = ir.node("Cast", [output], {"to": int(_FLOAT)}, name=f"{name}.to_fp32")
-    result = cast.outputs[0]
-    result.name, result.type, result.shape = name, ir.TensorType(_FLOAT), output.shape
-    graph.insert_after(last, [cast])
-    graph.outputs[index] = result
+class _Casts:
+    """Adds values in another type to one graph; each once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph, self._taken = model.graph, taken_names(model)
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def of(self, value: ir.Value, wanted: ir.DataType, user: ir.Node) -> ir.Value:
+        """``value`` in the wanted type: a converted constant, or one Cast shared by all its users."""
+        if (value, wanted) not in self._made:
+            suffix = HALF_NAMES.get(wanted, "fp32").lower()
+            name = unique(f"{value.name}.{suffix}", self._taken)
+            if value.const_value is not None:
+                array = value.const_value.numpy().astype(wanted.numpy())
+                converted = ir.val(name, const_value=ir.tensor(array, name=name))
+                self._graph.register_initializer(converted)
+            else:
+                cast = ir.node("Cast", [value], {"to": int(wanted)}, name=self._node(f"{value.name}.to_{suffix}"))
+                converted = cast.outputs[0]
+                converted.name, converted.type, converted.shape = name, ir.TensorType(wanted), value.shape
+                self._graph.insert_before(user, [cast])
+            self._made[value, wanted] = converted
+        return self._made[value, wanted]
+
+    def restore_output(self, index: int, output: ir.Value) -> None:
+        """Cast a half-precision graph output back to FP32 under its own name."""
+        name, last = output.name, output.producer()
+        assert last is not None
+        half = HALF_NAMES[output.dtype or ir.DataType.FLOAT16].lower()
+        output.name = unique(f"{name}.{half}", self._taken)
+        cast = ir.node("Cast", [output], {"to": int(_FLOAT)}, name=self._node(f"{name}.to_fp32"))
+        result = cast.outputs[0]
+        result.name, result.type, result.shape = name, ir.TensorType(_FLOAT), output.shape
+        self._graph.insert_after(last, [cast])
+        self._graph.outputs[index] = result
+
+    def _node(self, name: str) -> str:
+        return unique(name, self._taken)

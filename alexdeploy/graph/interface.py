@@ -76,10 +76,15 @@ def image_to_logits(
 
 
 def ends_in_softmax(model: ir.Model) -> bool:
-    """True if the graph gives probabilities in place of logits."""
+    """True if the graph gives probabilities in place of logits: it ends in Softmax, or in Sigmoid, one per class."""
     logits = find_logits([tensor_spec(value) for value in model.graph.outputs])
-    ends = [_softmax(value, model) for value in model.graph.outputs if logits and value.name == logits.name]
-    return any(node is not None and node.op_type == "Softmax" for node in ends)
+    for output in model.graph.outputs:
+        if logits is not None and output.name == logits.name:
+            softmax, last = _softmax(output, model), _last(output)
+            if softmax is None:
+                return last is not None and last.op_type == "Sigmoid"
+            return softmax.op_type == "Softmax"
+    return False
 
 
 def constant_for(value: ir.Value, constant: npt.ArrayLike, batch: int = 1) -> npt.NDArray[np.generic]:
@@ -163,13 +168,19 @@ def _without_softmax(model: ir.Model) -> str | None:
     return node.op_type
 
 
-def _softmax(output: ir.Value, model: ir.Model) -> ir.Node | None:
-    """The Softmax over the classes at the end of the graph, seen through nodes that leave the values as they are."""
+def _last(output: ir.Value) -> ir.Node | None:
+    """The node at the end of the graph, seen through those that leave the values as they are; None if it has users."""
     node = output.producer()
     while node is not None and node.op_type in _SHAPING and node.inputs[0] is not None:
         node = node.inputs[0].producer()
         if node is not None and len(node.outputs[0].uses()) != 1:
             return None
+    return node
+
+
+def _softmax(output: ir.Value, model: ir.Model) -> ir.Node | None:
+    """The Softmax over the classes at the end of the graph."""
+    node = _last(output)
     if node is None or node.op_type not in ("Softmax", "LogSoftmax") or node.inputs[0] is None:
         return None
     shape = node.inputs[0].shape

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.weighted import dequantize_of, is_weighted, why_not_fp8
+from alexdeploy.graph.weighted import INTEGER_OPERATORS, depends_on_input, dequantize_of, is_weighted, why_not_fp8
 
 Severity = Literal["error", "warning"]
 Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
@@ -189,6 +189,14 @@ def _scale_value(node: ir.Node) -> Breach:
     )
 
 
+def _half_scale(node: ir.Node) -> Breach:
+    """Told at the weights, once for each layer."""
+    if _input(node, 1).dtype != ir.DataType.FLOAT16 or _array(_input(node, 0)) is None:
+        return None
+    found = "has FP16 scales; ONNX Runtime (1.32) rounds biases to products of two scales, which FP16 does not hold"
+    return found, "give it FP32 scales and a Cast behind it, or run the file in TensorRT alone"
+
+
 def _scale_count(node: ir.Node) -> Breach:
     scale, shape = _array(_input(node, 1)), _input(node, 0).shape
     axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
@@ -207,7 +215,7 @@ def _scale_count(node: ir.Node) -> Breach:
 
 def _computed_scale(node: ir.Node) -> Breach:
     """The parser takes it; the builder refuses such zero points and crashes where a Conv follows such a scale."""
-    names = [name for index, name in ((1, "scale"), (2, "zero point")) if _depends_on_input(_input(node, index))]
+    names = [name for index, name in ((1, "scale"), (2, "zero point")) if depends_on_input(_input(node, index))]
     if not names:
         return None
     return f"has a {names[0]} computed at run time; TensorRT needs a constant", "calibrate and quantize statically"
@@ -318,21 +326,6 @@ def _quantized(node: ir.Node) -> ir.Value | None:
     return _input(quantize, 0) if quantize is not None else None
 
 
-def _depends_on_input(value: ir.Value) -> bool:
-    """Whether the value changes from run to run; what is computed from constants alone is folded by the parser."""
-    values, seen = [value], {value}
-    while values:
-        value = values.pop()
-        producer = value.producer()
-        if producer is None and value.name and not value.is_initializer():
-            return True
-        more = {v for v in producer.inputs if v is not None} - seen if producer is not None else set()
-        seen |= more
-        values += more
-    return False
-
-
-_INTEGER = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"})
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]], ...] = (
@@ -343,13 +336,14 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("pool-indices", "error", frozenset({"MaxPool"}), _pool_indices),
     ("uint8-input", "error", _MOVES - {"Cast"} | {"Gather", "Resize"}, _uint8_input),
     ("mixed-types", "error", _WEIGHTED, _mixed_types),
-    ("integer-operator", "error", _INTEGER, _integer_operator),
+    ("integer-operator", "error", INTEGER_OPERATORS, _integer_operator),
     ("zero-point", "error", _QUANTIZERS, _zero_point),
     ("unsigned", "error", frozenset({"QuantizeLinear"}), _unsigned),
     ("level-type", "error", _QUANTIZERS, _levels),
     ("scale-value", "error", _QUANTIZERS, _scale_value),
     ("scale-count", "error", _QUANTIZERS, _scale_count),
     ("computed-scale", "error", _QUANTIZERS, _computed_scale),
+    ("half-scale", "warning", frozenset({"DequantizeLinear"}), _half_scale),
     ("one-sided", "warning", _WEIGHTED, _one_sided),
     ("activation-scales", "warning", _WEIGHTED, _activation_scales),
     ("fp8-window", "warning", frozenset({"Conv"}), _fp8_window),

@@ -35,12 +35,14 @@ class PreparedGraph:
         path: the ONNX file it came from, for messages.
         parents: the files it was made from; empty where that is ``path`` alone and its hash is not known yet.
         options: what was chosen on the way, for the sidecar of what is built.
+        asked: the precision that was to be written into it; None where it has come in that of its nodes.
     """
 
     model: ir.Model
     path: Path
     parents: tuple[files.Parent, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    asked: Precision | None = None
 
 
 _PLACE = "place"  # of a tensor: the bytes of the file at which it begins and ends
@@ -150,8 +152,10 @@ def split_weights(model: ir.Model, origin: Path | None = None) -> tuple[bytes, d
 
     ONNX Runtime takes the two together (``SessionOptions.add_external_initializers``). Weights that lie in ``origin``,
     the file that the model was read from, are external data of that file instead: ONNX Runtime maps each, and unmaps
-    it once it is packed, so that the weights are not twice in memory.
+    it once it is packed, so that the weights are not twice in memory. A path that is not UTF-8 cannot be such a place.
     """
+    if origin is not None and not files.is_text(origin):
+        origin = None
     weights = {}
     light = model.clone()
     for name, value in light.graph.initializers.items():

@@ -55,6 +55,15 @@ def name_unnamed(model: ir.Model) -> ir.Model:
     return model
 
 
+def taken_names(model: ir.Model) -> set[str]:
+    """The names of all values and nodes, of subgraphs too, which nothing that is added to the graph may have."""
+    taken = {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    for node in model.graph.all_nodes():
+        taken.add(str(node.name))
+        taken.update(str(value.name) for value in (*node.inputs, *node.outputs) if value is not None)
+    return taken
+
+
 def unique(base: str, used: set[str]) -> str:
     """``base``, with a number where that is in ``used``, which gets it."""
     name, number = base, 1

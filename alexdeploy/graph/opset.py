@@ -11,14 +11,21 @@ from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
 
 MIN_OPSET = 13  # the first with per-channel DequantizeLinear
+RUN_OPSET = 7  # the first that ONNX Runtime promises to run; some operators of before have no kernels
 FP8_OPSET = 19  # the first with FP8 in QuantizeLinear and DequantizeLinear
 BF16_OPSET = 22  # the first with bfloat16 in Conv and in pooling
 MIN_IR = 7  # opset 13's; before 4, initializers had to be inputs as well
 
 
 def modernised(model: ir.Model) -> ir.Model:
-    """A copy in opset 13 or later, converted by ONNX's own converter, with initializers that are not inputs."""
+    """A copy in opset 13 or later, converted by ONNX's own converter.
+
+    Functions of the file are written out where they are called, and initializers are inputs no more.
+    """
     model = model.clone()
+    if model.functions:
+        common.InlinePass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, MIN_IR)
     return raised(model, MIN_OPSET)
@@ -35,9 +42,12 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
         try:
             model = ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
         except (EncodeError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            if before < RUN_OPSET:  # the converter's words are those of its source
+                why = f"nor does ONNX Runtime run what is older than {RUN_OPSET}"
             raise InputError(
-                f"the graph has opset {before}, {opset} is needed, and ONNX cannot convert it "
-                f"({' '.join(str(error).split())[:200]}); export it in opset {opset}"
+                f"the graph has opset {before}, {opset} is needed, and ONNX cannot convert it ({why}); export it in "
+                f"opset {opset}"
             ) from error
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))

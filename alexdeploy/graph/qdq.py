@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
-from alexdeploy.graph.names import name_unnamed
+from alexdeploy.graph.names import name_unnamed, taken_names, unique
 from alexdeploy.graph.opset import FP8_OPSET, raised
 from alexdeploy.graph.weighted import WeightedNode, bias_per_channel, half_weights, weighted_nodes
 from alexdeploy.specs import Dialect
@@ -34,6 +34,7 @@ INT8_MAX, UINT8_MAX, FP8_MAX = 127, 255, 448
 _FIRST_OPSET = 13
 _MONOTONE = frozenset({"MaxPool", "Flatten", "Reshape", "Identity", "Dropout"})  # commute with quantization
 _UNUSED_SCALE = 1.0  # for a channel or tensor of zeros, where any positive scale is exact
+_BIAS_MAX = 2.0**30  # of an int32 bias: the products are added to it in int32, and need room as well
 
 
 def symmetric_scale(amax: npt.NDArray[np.floating] | float, levels: int = INT8_MAX) -> npt.NDArray[np.float32]:
@@ -145,13 +146,13 @@ def insert_qdq(
     missing = sorted(needed - ranges.keys())
     if missing:
         raise InputError(f"the ranges lack tensor '{missing[0]}' ({len(missing)} missing); calibrate this model again")
-    writer = _Writer(model.graph, ranges, dialect, fp8=fp8)
+    writer = _Writer(model, ranges, dialect, fp8=fp8)
     chosen = [node for node in nodes if node.name not in keep_float]
     with ThreadPoolExecutor() as pool:
         rounded = pool.map(lambda one: weights.get(one.name) or _nearest(one, fp8=fp8), chosen)
         for weighted, quantized in zip(chosen, rounded, strict=True):
             activation = writer.activation(weighted)
-            weight = writer.weight(weighted, quantized.levels, quantized.scales)
+            weight = writer.weight(weighted, quantized)
             weighted.node.replace_input_with(0, activation)
             weighted.node.replace_input_with(1, weight)
             if quantized.bias is not None:
@@ -172,8 +173,9 @@ def _nearest(weighted: WeightedNode, *, fp8: bool) -> QuantizedWeight:
 class _Writer:
     """Adds Q/DQ to one graph; each tensor is quantized once."""
 
-    def __init__(self, graph: ir.Graph, ranges: Mapping[str, TensorRange], dialect: Dialect, *, fp8: bool) -> None:
-        self._graph, self._ranges, self._dialect, self._fp8 = graph, ranges, dialect, fp8
+    def __init__(self, model: ir.Model, ranges: Mapping[str, TensorRange], dialect: Dialect, *, fp8: bool) -> None:
+        self._graph, self._ranges, self._dialect, self._fp8 = model.graph, ranges, dialect, fp8
+        self._taken = taken_names(model)
         self._dequantized: dict[ir.Value, ir.Value] = {}
         self._scales: dict[str, tuple[float, npt.NDArray[np.float32]]] = {}
 
@@ -183,13 +185,37 @@ class _Writer:
         self._scales[weighted.name] = (self._scale_and_zero(str(source.name))[0], np.ones(1, np.float32))
         return self._dequantized.get(source) or self._quantize(source, str(source.name))
 
-    def weight(
-        self, weighted: WeightedNode, levels: npt.NDArray[np.generic], scales: npt.NDArray[np.float32]
-    ) -> ir.Value:
+    def weight(self, weighted: WeightedNode, quantized: QuantizedWeight) -> ir.Value:
+        levels, scales = quantized.levels, quantized.scales
+        if self._dialect == "onnxruntime":
+            levels, scales = self._with_room_for_bias(weighted, quantized)
         self._scales[weighted.name] = (self._scales[weighted.name][0], scales)
         base = f"{weighted.name}.weight"  # the weight's own name may be shared; the node's is unique
         value = self._initializer(f"{base}.q", levels)
         return self._dequantize(value, scales, np.zeros(scales.shape, levels.dtype), base, weighted.channel_axis)
+
+    def _with_room_for_bias(
+        self, weighted: WeightedNode, quantized: QuantizedWeight
+    ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
+        """Levels and scales with which the bias fits into int32.
+
+        A channel of tiny weights and an ordinary bias gets a larger scale. What its weights lose by that is below
+        2⁻³⁰ of the bias for each value that they multiply.
+        """
+        levels, scales = quantized.levels, quantized.scales
+        bias = quantized.bias if quantized.bias is not None else bias_per_channel(weighted.node, scales.size)
+        if bias is None:
+            return levels, scales  # it stays float
+        unit = self._scales[weighted.name][0]
+        least = np.maximum(np.abs(bias.astype(np.float64)) / _BIAS_MAX, np.finfo(np.float32).tiny) / unit
+        small = scales < least
+        if not small.any():
+            return levels, scales
+        enlarged = np.where(small, least * (1 + 2.0**-20), scales).astype(np.float32)  # no less after rounding
+        shape = [1] * levels.ndim
+        shape[weighted.channel_axis] = -1
+        factor = (scales.astype(np.float64) / enlarged).reshape(shape)
+        return np.rint(levels.astype(np.float64) * factor).astype(levels.dtype), enlarged
 
     def bias(self, weighted: WeightedNode, bias: npt.NDArray[np.float32]) -> None:
         """Another bias for a Conv or Gemm, or one where it has none."""
@@ -204,8 +230,7 @@ class _Writer:
         if len(node.inputs) < 3 or node.inputs[2] is None or values is None:
             return  # none, or one per row of a Gemm: that stays float
         units = (np.float64(scale) * weight_scales).astype(np.float32)
-        limit = np.iinfo(np.int32).max
-        levels = np.clip(np.rint(values / units.astype(np.float64)), -limit, limit).astype(np.int32)
+        levels = np.rint(values / units.astype(np.float64)).astype(np.int32)
         base = f"{weighted.name}.bias"
         value = self._initializer(f"{base}.q", levels)
         node.replace_input_with(2, self._dequantize(value, units, np.zeros(units.shape, np.int32), base, 0))
@@ -240,8 +265,8 @@ class _Writer:
         name = str(source.name)
         scale_value = self._initializer(f"{name}.scale", np.asarray(scale, np.float32))
         zero_value = self._initializer(f"{name}.zero_point", zero)
-        node = ir.node("QuantizeLinear", [source, scale_value, zero_value], name=f"{name}.quantize")
-        node.outputs[0].name = f"{name}.q"
+        node = ir.node("QuantizeLinear", [source, scale_value, zero_value], name=self._new(f"{name}.quantize"))
+        node.outputs[0].name = self._new(f"{name}.q")
         node.outputs[0].type = ir.TensorType(zero_value.dtype or ir.DataType.INT8)
         self._graph.append(node)
         self._dequantized[source] = self._append_dequantize(node.outputs[0], scale_value, zero_value, name, None)
@@ -265,13 +290,18 @@ class _Writer:
         self, value: ir.Value, scale: ir.Value, zero: ir.Value, base: str, axis: int | None
     ) -> ir.Value:
         attributes = {} if axis is None else {"axis": axis}
-        node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{base}.dequantize")
-        node.outputs[0].name = f"{base}.dq"
+        node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=self._new(f"{base}.dequantize"))
+        node.outputs[0].name = self._new(f"{base}.dq")
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         self._graph.append(node)
         return node.outputs[0]
 
+    def _new(self, name: str) -> str:
+        """The name, or one like it where a foreign graph has it already."""
+        return unique(name, self._taken)
+
     def _initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        name = self._new(name)
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self._graph.register_initializer(value)
         return value

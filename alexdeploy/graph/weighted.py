@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from alexdeploy.errors import few
+from alexdeploy.specs import Precision
 
 TENSORRT_NAMES = {  # as its reports have them
     ir.DataType.FLOAT: "FLOAT",
@@ -22,6 +23,10 @@ TENSORRT_NAMES = {  # as its reports have them
 }
 HALF_NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
 FP8_WINDOW = 32
+INTEGER_OPERATORS = frozenset(  # multiply integers themselves, as dynamic quantization and QOperator write it
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"}
+)
+QUANTIZED_OPERATORS = INTEGER_OPERATORS | {"QuantizeLinear", "DequantizeLinear"}
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,14 @@ class WeightedNode:
 
 
 def weighted_nodes(model: ir.Model) -> list[WeightedNode]:
-    """Nodes of the model with float initializers as weights, in graph order; a MatMul only where that is a matrix."""
+    """Nodes of the model with float initializers as weights, in graph order; a MatMul only where that is a matrix.
+
+    No 64 bits: QuantizeLinear takes none.
+    """
     return [
         WeightedNode(node, _channel_axis(node))
         for node in model.graph
-        if is_weighted(node) and _is_initializer(node.inputs[1]) and not _is_stacked(node)
+        if is_weighted(node) and _is_initializer(node.inputs[1]) and not _is_double(node) and not _is_stacked(node)
     ]
 
 
@@ -115,6 +123,59 @@ def quantized_type(node: ir.Node) -> str | None:
         return None
     types = [type_of_levels(dequantize) for value in node.inputs[:2] if (dequantize := dequantize_of(value))]
     return types[0] if len(types) == 2 else None
+
+
+def why_left_float(node: ir.Node) -> str | None:
+    """Why quantization leaves a layer in float; None where it does not, and for a product of two activations."""
+    if not is_weighted(node) or quantized_type(node) is not None or dequantize_of(node.inputs[1]) is not None:
+        return None
+    first, weight = node.inputs[:2]
+    if _is_initializer(weight):
+        if _is_double(node):
+            return "its weights are float64"
+        return "its weight is no matrix" if _is_stacked(node) else None
+    if not depends_on_input(weight):
+        return "its weights are computed at run time"
+    return "its weights are its first input" if not depends_on_input(first) else None
+
+
+def layers_left(model: ir.Model, asked: Precision) -> dict[str, str]:
+    """The layers with weights that are not in the precision asked for although nobody chose so, and why."""
+    left = {}
+    for node in model.graph.all_nodes():
+        if not is_weighted(node) or asked is Precision.FP32:
+            continue
+        why = why_left_float(node)
+        if node.graph is not model.graph:
+            why = "it is in a branch or a loop"
+        elif not asked.quantized:
+            name = "FP16" if asked.fp16 else "BF16" if asked.bf16 else None
+            types = {value.dtype for value in node.inputs[:2] if value is not None}
+            if name and ir.DataType.FLOAT in types:
+                why = f"{name} does not hold its weights, or what it reads or gives"
+            elif ir.DataType.DOUBLE not in types:
+                why = None
+        if why is not None:
+            left[str(node.name)] = why
+    if asked is not Precision.FP32:
+        inner = (node for function in model.functions.values() for node in function)
+        left |= {str(node.name): "it is in a function; adopt the file" for node in inner if is_weighted(node)}
+    return left
+
+
+def depends_on_input(value: ir.Value | None) -> bool:
+    """Whether the value changes from run to run, and is not computed from constants alone."""
+    values: list[ir.Value | None] = [value]
+    seen = {value}
+    while values:
+        value = values.pop()
+        producer = value.producer() if value is not None else None
+        if producer is None and value is not None and value.name and not value.is_initializer():
+            return True
+        more = set(producer.inputs) - seen if producer is not None else set()
+        seen |= more
+        values += more
+    return False
 
 
 def half_type(node: ir.Node) -> str | None:
@@ -178,6 +239,11 @@ def _outputs(node: ir.Node) -> int | None:
 
 def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _is_double(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    return weight is not None and weight.dtype == ir.DataType.DOUBLE
 
 
 def _is_stacked(node: ir.Node) -> bool:

@@ -10,16 +10,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from alexdeploy import files
+from alexdeploy.contract import METADATA_KEY
 from alexdeploy.errors import InputWarning, UsageError
 from alexdeploy.graph.equalize import scale_factors
 from alexdeploy.graph.fp16 import certify_lrn, to_bf16, to_fp16
-from alexdeploy.graph.model import PreparedGraph, load_onnx
+from alexdeploy.graph.model import PreparedGraph, contract_of, load_onnx
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import QuantizedWeight, TensorRange, insert_qdq
 from alexdeploy.quantize import tensorrt_cache
+from alexdeploy.quantize.gate import check_answers
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.quantize.refine import Refined, refine
-from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method, Rounding
+from alexdeploy.specs import DEFAULT_METHOD, Dialect, Method, Precision, Rounding
 
 Ranges = RangeFile | tensorrt_cache.CalibrationCache
 
@@ -80,7 +82,8 @@ def with_precision(
     Raises:
         UsageError: INT8 or FP8 without ranges.
         InputError: an unusable model or range file.
-        GateError: ranges of another model or contract, or ``lrn_fp16`` that they do not prove safe.
+        GateError: ranges of another model or contract, ``lrn_fp16`` that they do not prove safe, or a graph that does
+            not run, or answers otherwise than the file (``alexdeploy.quantize.gate``; not without a contract).
     """
     if settings.quantized and ranges is None:
         raise UsageError(
@@ -93,6 +96,7 @@ def with_precision(
         parents = (files.parent(path),)
     headroom: dict[str, float] = {}
     method = rounding = None
+    original = model
     if ranges is not None:
         ranges.check_fits(model, model_path)
     if settings.quantized and ranges is not None:
@@ -101,13 +105,16 @@ def with_precision(
         model, rounding, headroom = writer(model, ranges.of(method)), writer.rounding, writer.headroom
     else:
         model, headroom = _with_float_type(model, ranges, settings)
+    if model is not original and METADATA_KEY in original.metadata_props:  # or its images are not known
+        check_answers(model, original, contract_of(original, str(model_path)), model_path)
     options = {
         "method": method,
         "rounding": rounding,
         "lrn_fp16_headroom": headroom,
         "ranges": ranges.origin if ranges is not None else None,
     }
-    return PreparedGraph(model, model_path, (model_parent(model_path, ranges), *parents), options)
+    asked = Precision.of(int8=settings.int8, fp8=settings.fp8, fp16=settings.fp16, bf16=settings.bf16)
+    return PreparedGraph(model, model_path, (model_parent(model_path, ranges), *parents), options, asked)
 
 
 def model_parent(model_path: Path, ranges: Ranges | None) -> files.Parent:

@@ -25,7 +25,7 @@ from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_by
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
-from alexdeploy.graph.weighted import half_weights, quantized_nodes
+from alexdeploy.graph.weighted import QUANTIZED_OPERATORS, half_weights
 from alexdeploy.machine import cores
 from alexdeploy.quantize.methods import PERCENTILE, ranges
 from alexdeploy.quantize.moments import Columns, MomentsObserver
@@ -167,14 +167,18 @@ class _ObservedModel:
         self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int
     ) -> tuple[int, Columns]:
         """Run a batch whose first image has the number ``first``; returns the number behind its last, for ``add``."""
-        activations = {**opened.result().run(images), self._input.name: images}
+        count, fed = len(images), images
+        if self.frozen_batch is not None and count < self.frozen_batch:  # filled up with images, not with zeros
+            fed = np.resize(images, (self.frozen_batch, *images.shape[1:]))
+        found = opened.result().run(fed)
+        activations = {self._input.name: images}
+        activations |= {name: samples_first(found[name], len(fed), count) for name in self.observers if name in found}
         for name, observer in self.observers.items():
-            _check_shape(name, activations[name].shape, len(images), first)
-            observer.update(activations[name], first)
+            observer.update(activations[name], first, samples=count)
         with self._comparing:
             for name, seen in self._peaks.items():
-                self._peaks[name] = max(seen, float(activations[f"{name}.amax"]))
-        return first + len(images), self.moments.columns(activations, first) if self.moments is not None else {}
+                self._peaks[name] = max(seen, float(found[f"{name}.amax"]))
+        return first + count, self.moments.columns(activations, first, count) if self.moments is not None else {}
 
     def add(self, observed: Future[tuple[int, Columns]]) -> int:
         """Take in the moments of a batch, in order; returns the images seen so far."""
@@ -199,8 +203,12 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
     held = half_weights(model)
     if held is not None:
         raise InputError(f"{path}: holds {held} weights; calibrate the FP32 model it was made from")
-    if quantized_nodes(model):
-        raise InputError(f"{path}: is quantized already; calibrate the float model it was made from")
+    already = next((node for node in model.graph if node.op_type in QUANTIZED_OPERATORS), None)
+    if already is not None:
+        raise InputError(
+            f"{path}: is quantized already (node '{already.name}' is {already.op_type}); calibrate the float model it "
+            "was made from"
+        )
     tensors = calibration_tensors(model)
     if not tensors:
         raise InputError(
@@ -209,12 +217,17 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
     return model, tensors
 
 
-def _check_shape(name: str, shape: tuple[int, ...], count: int, first: int) -> None:
-    if shape[0] != count:
-        raise InputError(
-            f"calibration: tensor '{name}' has shape {shape} for {count} images from sample {first} on; the first axis "
-            "of every tensor must be the batch"
-        )
+def samples_first(activation: npt.NDArray[np.float32], fed: int, wanted: int) -> npt.NDArray[np.float32]:
+    """The activation of the ``wanted`` first of ``fed`` images, with the axis that runs over them as the first.
+
+    That axis may run over equal parts of an image, such as windows. Where no axis runs over images, all of it is one.
+    """
+    shape = activation.shape
+    if shape and shape[0] % fed == 0:
+        return activation[: shape[0] // fed * wanted]
+    if fed in shape:
+        return np.moveaxis(activation, shape.index(fed), 0)[:wanted]
+    return activation[None]
 
 
 def _measured(model: ir.Model) -> dict[str, tuple[str, Callable[[float], float]]]:

@@ -137,13 +137,20 @@ class MomentsObserver:
         """Memory of the sums."""
         return sum(sums.nbytes for sums in self._sums.values())
 
-    def columns(self, activations: Columns, first: int) -> Columns:
-        """What ``add`` needs of a batch, copied out of it: the sampled columns by layer, and channels by tensor."""
+    def columns(self, activations: Columns, first: int, images: int) -> Columns:
+        """What ``add`` needs of a batch, copied out of it: the sampled columns by layer, and channels by tensor.
+
+        Args:
+            activations: by tensor; the first axis runs over the images, or over equal parts of them.
+            first: the number of the first image.
+            images: how many there are.
+        """
         found = {}
         for layer in self._layers:
-            sums = self._sums[layer.name]
-            positions = -(-sums.columns // self._images)
-            found[layer.name] = sample_columns(layer, activations[str(layer.activation.name)], positions, first)
+            sums, activation = self._sums[layer.name], activations[str(layer.activation.name)]
+            parts = max(len(activation) // images, 1)  # of an image
+            positions = -(-sums.columns // (self._images * parts))
+            found[layer.name] = sample_columns(layer, activation, positions, first * parts)
         for name in self._channels:
             array = activations[name]
             axes = (0, *range(2, array.ndim))

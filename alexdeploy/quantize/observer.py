@@ -46,18 +46,24 @@ class ActivationObserver:
         """Values seen so far, of all samples."""
         return self._zeros if self.limit == 0.0 else int(self.counts.sum())
 
-    def update(self, batch: npt.NDArray[np.floating], first: int | None = None) -> None:
-        """Add a batch whose first axis is the sample; ``first`` is the number of its first one when out of order.
+    def update(self, batch: npt.NDArray[np.floating], first: int | None = None, *, samples: int | None = None) -> None:
+        """Add what a batch of images gave.
+
+        Args:
+            batch: the tensor, of any shape; its first axis runs over the samples, or over equal parts of them.
+            first: the number of its first sample, when out of order.
+            samples: how many there are, where that is not the length of the first axis.
 
         Raises:
             InputError: NaN or Inf, naming tensor and sample.
         """
+        samples = len(batch) if samples is None else samples
         low, high = (float(batch.min()), float(batch.max())) if batch.size else (0.0, 0.0)
         largest = max(high, -low)
         if not np.isfinite(largest):
-            self._refuse(batch, self.samples if first is None else first)
+            self._refuse(batch, self.samples if first is None else first, samples)
         with self._lock:
-            self.samples += len(batch)
+            self.samples += samples
             self.amax = max(self.amax, largest)
             self.minimum = min(self.minimum, low)
             if self.amax == 0.0:
@@ -79,9 +85,9 @@ class ActivationObserver:
             self.counts = _halved(self.counts)
             self.limit *= 2
 
-    def _refuse(self, batch: npt.NDArray[np.floating], first: int) -> None:
+    def _refuse(self, batch: npt.NDArray[np.floating], first: int, samples: int) -> None:
         finite = np.isfinite(batch.reshape(len(batch), -1)).all(axis=1)
-        sample = first + int(np.argmin(finite))
+        sample = first + int(np.argmin(finite)) * samples // len(batch)
         raise InputError(
             f"calibration: tensor '{self.name}' holds NaN or Inf at sample {sample}; "
             "check that image and the model's weights"

@@ -24,6 +24,7 @@ from alexdeploy.quantize.apply import (
     default_method,
     model_parent,
 )
+from alexdeploy.quantize.gate import check_answers
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.quantize.search import (
     AUTO_SECONDS,
@@ -136,7 +137,8 @@ def quantize_onnx(
         InputError: an unusable model, range file or calibration cache.
         UsageError: ``auto`` or ``max_drop`` without images, ``auto`` with a calibration cache, or a layer to keep in
             float that the model does not have.
-        GateError: the ranges belong to another model or contract, or the budget cannot be met.
+        GateError: the ranges belong to another model or contract, the budget cannot be met, or what was written
+            does not run, or answers otherwise than the model (``alexdeploy.quantize.gate``).
 
     Example:
         >>> from pathlib import Path
@@ -167,7 +169,8 @@ def quantize_onnx(
         scorer = QuantizationScorer(model, contract, validation_images, write=write)
         budget = meet_budget(scorer, ranges.of(method), settings.max_drop, progress=progress)
         kept = budget.chosen.kept_float
-    model = write(model, ranges.of(method), kept)
+    original, model = model, write(model, ranges.of(method), kept)
+    check_answers(model, original, contract_of(original, str(model_path)), model_path)
     save_onnx(
         model,
         output,

@@ -83,7 +83,7 @@ class RangeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def model_parent(self, model: Path) -> files.Parent:
         """The calibrated model as the origin of what is made with these ranges."""
-        return files.Parent(model.name, self.model_sha256)
+        return files.Parent(files.printable(model.name), self.model_sha256)
 
     def check_model(self, model: Path) -> None:
         """The file must belong to these bytes of the model.

@@ -296,6 +296,10 @@ class EngineArtifact(Artifact):
     def classes(self) -> int | None:
         return self.record.classes
 
+    @property
+    def ends_in_softmax(self) -> bool:
+        return self.record.probabilities
+
     def layers(self) -> list[Layer] | None:
         return None
 
@@ -310,11 +314,7 @@ class EngineArtifact(Artifact):
         return opened
 
 
-_CLASSES: Mapping[Kind, type[Artifact]] = {
-    "checkpoint": CheckpointArtifact,
-    "onnx": OnnxArtifact,
-    "engine": EngineArtifact,
-}
+_CLASSES: Mapping[Kind, type[Artifact]] = {one.kind: one for one in (CheckpointArtifact, OnnxArtifact, EngineArtifact)}
 
 
 def _kind_of(path: Path) -> Kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ import onnxruntime as ort
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.faults import Watch
 from alexdeploy.errors import InputError, UsageError
+from alexdeploy.files import is_text
 from alexdeploy.runners.base import (
     CLOSED,
     PROFILE_RUNS,
@@ -110,8 +112,8 @@ class OnnxRuntimeRunner(Runner):
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:
         if self._model is None:
             raise UsageError(CLOSED)
-        source = str(self._model) if isinstance(self._model, Path) else self._model
-        if self._folder is not None:
+        source = session_source(self._model) if isinstance(self._model, Path) else self._model
+        if self._folder is not None and is_text(self._folder):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
         if self._weights:
             options.add_external_initializers([*self._weights], [*self._weights.values()])
@@ -121,7 +123,7 @@ class OnnxRuntimeRunner(Runner):
                 source, options, providers=[(self._provider, self._provider_options)], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{self._origin}: ONNX Runtime cannot load it: {error}") from error
+            raise InputError(f"{self._origin}: {why_not_loaded(error)}") from error
 
     def _open(self, options: ort.SessionOptions) -> None:
         """Start the session and read what goes in and out."""
@@ -214,6 +216,23 @@ class OnnxRuntimeRunner(Runner):
             return frozen_pieces(batch, size)
         step = self._most or len(batch)
         return [batch[start : start + step] for start in range(0, len(batch), step)]
+
+
+def session_source(path: Path) -> str | bytes:
+    """The file as a session takes it."""
+    return str(path) if is_text(path) else path.read_bytes()
+
+
+def why_not_loaded(error: Exception) -> str:
+    """One line, behind the file's name, for what ONNX Runtime raises where it cannot load a model."""
+    lacks = re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", str(error))
+    if lacks is None:
+        return f"ONNX Runtime cannot load it: {' '.join(str(error).split())}"
+    operator, opset, name = lacks.groups()
+    return (
+        f"ONNX Runtime has no kernel for node '{name}' ({operator} as in opset {opset}, of its types); export it in "
+        "opset 13 or later"
+    )
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

@@ -80,9 +80,28 @@ def _match(node: ir.Node) -> _Lrn | None:
     if pool is None or size is None:
         return None
     squares = _behind_moves(pool.inputs[0])
-    if squares is None or not _is_square_of(squares, source):
+    if squares is None or not _is_square_of(squares, source) or _is_one_sided(pool.inputs[0]):
         return None
     return _Lrn(source, size, alpha, beta, bias)
+
+
+def _is_one_sided(value: ir.Value | None) -> bool:
+    """A Pad adds more before the channels than behind them, or fewer: the window is not around the channel."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in _MOVES_DATA:
+        pads = _pads(node)
+        if sum(pads[: len(pads) // 2]) != sum(pads[len(pads) // 2 :]):
+            return True
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return False
+
+
+def _pads(node: ir.Node) -> list[int]:
+    """Of a Pad, before all axes and then behind them; none where they are computed, and proven with the rest."""
+    if node.op_type != "Pad":
+        return []
+    given = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return [int(pad) for pad in given.numpy()] if given is not None else list(node.attributes.get_ints("pads", ()))
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

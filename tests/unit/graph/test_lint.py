@@ -154,6 +154,20 @@ def uint8_into(operator: str, *constants: Array, **attributes: Any) -> onnx.Mode
     return model
 
 
+def half_scales() -> onnx.ModelProto:
+    """As NVIDIA's exporter writes INT8 with FP16 around it."""
+    arrays = {**ACTIVATION, **filters("w", 3), "scale": np.asarray(np.float16(0.03))}
+    arrays["w.scale"] = arrays["w.scale"].astype(np.float16)
+    nodes = [
+        helper.make_node("Cast", ["input"], ["half"], "half", to=TensorProto.FLOAT16),
+        *quantized("half", "x"),
+        *dequantized("w", 0),
+        helper.make_node("Conv", ["x", "w"], ["y"], "layer"),
+        helper.make_node("Cast", ["y"], ["logits"], "float", to=TensorProto.FLOAT),
+    ]
+    return make_model(nodes, free(nodes, arrays))
+
+
 def half_weight(operator: str) -> onnx.ModelProto:
     weight = np.ones((8, 3, 3, 3) if operator == "Conv" else (8, 4), f32)
     model = make_model([helper.make_node(operator, ["input", "w"], ["logits"], "layer")], {"w": weight})
@@ -257,6 +271,7 @@ WARNINGS = (
     Case("channel-axis", lambda: matrix("Gemm", 0), "axis 0", verdict="float"),
     Case("channel-axis", lambda: matrix("MatMul", 0), "axis 0", verdict="float"),
     Case("channel-axis", lambda: transposed_weight(1), "axis 1", verdict="float"),
+    Case("half-scale", half_scales, "products of two scales", ("w.dequantize",), "int8"),
     Case("qdq-before-relu", lambda: two_convs("Q/DQ", "Relu", "Q/DQ"), "and 'first'", ("relu",), "int8"),
     Case("qdq-before-lrn", lambda: two_convs("Relu", "Q/DQ", "LRN", "Q/DQ"), "no INT8 kernel", ("lrn",), "int8"),
 )

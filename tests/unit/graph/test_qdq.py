@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.fp16 import to_fp16
@@ -259,3 +260,44 @@ def test_fp8_convolutions_have_at_most_32_places(window: tuple[int, int], fp8: b
     model = insert_qdq(ir.from_proto(proto), {"input": TensorRange(1.0)}, fp8=True)
     assert [finding.rule for finding in lint(model)] == ([] if fp8 else ["fp8-window"])
     assert lint(insert_qdq(ir.from_proto(proto), {"input": TensorRange(1.0)})) == []
+
+
+def test_a_bias_that_int32_does_not_hold_enlarges_the_scale_of_its_channel_alone() -> None:
+    proto = conv_lrn_gemm()
+    model, plain = ir.from_proto(proto), ir.from_proto(proto)
+    for name, factor in (("w1", 1e-10), ("w2", 1e-12)):
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        array[2] *= np.float32(factor)  # what is left of the channel is its bias
+        value.const_value = ir.tensor(array, name=name)
+    ranges = AMAX | {"flatten1": TensorRange(4.0), "input": TensorRange(4.0)}
+    int8, usual = (insert_qdq(one, ranges, dialect="onnxruntime") for one in (model, plain))
+    for layer in ("conv1", "fc2"):
+        scales, expected = (
+            one.graph.initializers[f"{layer}.weight.scale"].const_value.numpy()  # type: ignore[union-attr]
+            for one in (int8, usual)
+        )
+        others = np.arange(len(scales)) != 2
+        np.testing.assert_array_equal(scales[others], expected[others])
+        assert scales[2] < expected[2]
+    # ONNX's own reference implementation, which multiplies what is dequantized
+    evaluator = ReferenceEvaluator(ir.to_proto(int8))
+    batch = images()
+    found, exact = evaluator.run(None, {"input": batch})[0], run(model, batch)[0]  # type: ignore[index]
+    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
+    np.testing.assert_allclose(run(int8, batch)[0], found, atol=0.05 * np.abs(exact).max())
+
+
+def test_names_of_the_graph_are_not_taken_again() -> None:
+    proto = conv_lrn_gemm()
+    taken = ["input.scale", "conv1.weight.scale", "fc2.weight.q", "flatten1.dq", "input.zero_point"]
+    for old, new in zip(("w1", "b1", "w2", "b2", "conv1"), taken, strict=True):
+        for node in proto.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
+        for value in proto.graph.initializer:
+            value.name = new if value.name == old else value.name
+    original, batch = ir.from_proto(proto), images()
+    expected = run(insert_qdq(ir.from_proto(conv_lrn_gemm()), AMAX), batch)[0]
+    np.testing.assert_array_equal(run(insert_qdq(original, AMAX), batch)[0], expected)

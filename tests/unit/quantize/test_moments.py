@@ -23,7 +23,7 @@ def observed(batches: list[Array]) -> Moments:
     observer = MomentsObserver(ir.from_proto(conv_lrn_gemm()), sum(map(len, batches)))
     first = 0
     for batch in batches:
-        observer.add(observer.columns(activations(batch), first))
+        observer.add(observer.columns(activations(batch), first, len(batch)))
         first += len(batch)
     return observer.result()
 
@@ -67,7 +67,7 @@ def test_a_wide_layer_is_kept_in_blocks_along_the_diagonal(images: Array, monkey
 def test_memory_does_not_depend_on_the_number_of_images() -> None:
     model = ir.from_proto(conv_lrn_gemm())
     assert MomentsObserver(model, 16).nbytes == MomentsObserver(model, 100_000).nbytes
-    columns = MomentsObserver(model, 100_000).columns(activations(np.ones((2, 3, 8, 8), np.float32)), 0)
+    columns = MomentsObserver(model, 100_000).columns(activations(np.ones((2, 3, 8, 8), np.float32)), 0, 2)
     assert columns["conv1"].shape == (1, 2, 27), "of very many images, one place of each"
 
 

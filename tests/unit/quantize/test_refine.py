@@ -55,7 +55,7 @@ def tapped(model: ir.Model, batch: Array) -> dict[str, Array]:
 def calibrated() -> tuple[dict[str, TensorRange], Moments]:
     model, batch = network(), images(256, 1)
     observer, found = MomentsObserver(model, 256), tapped(model, batch)
-    observer.add(observer.columns(found, 0))
+    observer.add(observer.columns(found, 0, len(batch)))
     ranges = {name: TensorRange(float(np.abs(a).max()), bool(a.min() >= 0)) for name, a in found.items()}
     return ranges, observer.result()
 
@@ -132,7 +132,7 @@ def test_channels_are_evened_out_by_many_images_only() -> None:
         relu = run(with_outputs(model, ["relu1"]), batch)[0]
         seen = {"flat": batch.reshape(count, -1), "relu1": relu}
         observer = MomentsObserver(model, count)
-        observer.add(observer.columns(seen, 0))
+        observer.add(observer.columns(seen, 0, count))
         ranges = {name: TensorRange(float(np.abs(array).max())) for name, array in seen.items()}
         found = written(ranges, refine(model, ranges, observer.result(), count))
         expected = run(model, test)[0]
@@ -153,7 +153,7 @@ def one_gemm(operator: str, bias: Array | None, *, inputs: int = 96, outputs: in
 
 def gathered(model: ir.Model, batch: Array) -> tuple[dict[str, TensorRange], Moments]:
     observer = MomentsObserver(model, len(batch))
-    observer.add(observer.columns({"flat": batch.reshape(len(batch), -1)}, 0))
+    observer.add(observer.columns({"flat": batch.reshape(len(batch), -1)}, 0, len(batch)))
     return {"flat": TensorRange(float(np.abs(batch).max()))}, observer.result()
 
 

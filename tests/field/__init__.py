@@ -1,0 +1,1 @@
+"""Graphs in the shape of public bug reports, taken through every verb."""
