@@ -43,7 +43,7 @@ def make_plan(model: bytes, profile: tuple[Any, Any, Any]) -> bytes:
 
 @cache
 def open_session(model: bytes) -> ort.InferenceSession:
-    """What the double computes with: one thread, nothing rewritten. Threads may share it, and engines of one graph do."""
+    """What the double computes with: one thread, nothing rewritten. Engines of one graph share it, in any thread."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
