@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 from enum import IntEnum
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -40,8 +41,9 @@ def make_plan(model: bytes, profile: tuple[Any, Any, Any]) -> bytes:
     return json.dumps({"profile": profile}).encode() + b"\n" + model
 
 
+@cache
 def open_session(model: bytes) -> ort.InferenceSession:
-    """What the double computes with: one thread, nothing rewritten."""
+    """What the double computes with: one thread, nothing rewritten. Engines of one graph share it, in any thread."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
