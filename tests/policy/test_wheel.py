@@ -49,7 +49,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
     modules = {path.relative_to(ROOT) for path in (ROOT / "alexdeploy").rglob("*.py")}
     recipes = {Path("alexdeploy", "recipes", f"{name}.toml") for name in NETWORKS}
     assert shipped == modules | recipes | {
-        Path("alexdeploy", "bench", "report", "page.html.j2"),
+        *(Path("alexdeploy", "bench", "report", name) for name in ("page.html.j2", "load.html.j2", "page.css")),
         Path("alexdeploy", "py.typed"),
     }
 
