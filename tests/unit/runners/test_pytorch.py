@@ -52,6 +52,7 @@ def test_no_tf32_inside_and_the_applications_choice_outside(
     runner: PyTorchRunner, call_of: Callable[[PyTorchRunner], object]
 ) -> None:
     seen = []
+    assert runner._model is not None
     runner._model.register_forward_hook(lambda *_: seen.append(flags()))
     before = flags(), BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32
     call_of(runner)
@@ -109,6 +110,7 @@ def test_calls_that_overlap_do_not_undo_each_other(runner: PyTorchRunner) -> Non
             assert first_has_ended.wait(10)
         seen[name] = flags()
 
+    assert runner._model is not None
     runner._model.register_forward_hook(look)
     first, second = (threading.Thread(target=runner.infer, args=(IMAGES,), name=name) for name in ("first", "second"))
     for thread in (first, second):
