@@ -361,12 +361,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 ) -> None:
     arguments = words(WRITERS[verb])
 
-    def full(path: Path, _data: object) -> NoReturn:
-        with path.open("wb") as file:
-            file.write(b"the first block still fitted")
+    def full(_descriptor: int) -> NoReturn:  # where the last block did not fit; every writer comes through here
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     assert_refused(run(*arguments), 4, "No space left on device", out)
 
 
@@ -394,7 +392,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(
     def interrupt(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(STAGES[verb] if where == "in the stage" else "pathlib.Path.write_bytes", interrupt)
+    monkeypatch.setattr(STAGES[verb] if where == "in the stage" else "os.fsync", interrupt)
     assert_refused(run(*arguments), 130, "interrupted", out)
 
 
