@@ -85,7 +85,8 @@ def command(
              alexdeploy publish --triton repository --check http://127.0.0.1:8000
     """
     if url is not None:
-        if artifact is not None or image or backend is not None or any(settings.values()):
+        given = (artifact, backend, *settings.values())
+        if image or any(value is not None for value in given):
             raise UsageError("--check publishes nothing; it takes --triton, --name and --version")
         _check(repository, url, name, version, as_json)
         return
@@ -96,7 +97,7 @@ def command(
     with progress(f"publishing {printable(artifact.name)}"):
         done = publish(artifact, repository, name=name, version=version, image=image, backend=backend, **settings)
     if not done.answers:
-        note("note: nothing here runs the engine, so no golden answers were stored; a check computes them")
+        note(f"note: no golden answers were stored ({done.unanswered}); a check computes them")
     if as_json:
         print_json(_row(done))
         return
@@ -142,8 +143,9 @@ def _result(row: Compared) -> str:
 
 def _words(done: Published) -> str:
     chosen, found = done.settings, done.served
+    copies = f"{chosen.instances} instance{'s' if chosen.instances > 1 else ''}"
     return (
-        f"{found.file} on the backend {found.backend}, {chosen.instances} instances, batches up to {chosen.max_batch}, "
+        f"{found.file} on the backend {found.backend}, {copies}, batches up to {chosen.max_batch}, "
         f"delay {chosen.max_delay_us} µs"
     )
 

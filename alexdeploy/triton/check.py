@@ -30,12 +30,12 @@ from alexdeploy.triton.config import (
     LABEL,
     ModelConfig,
     Served,
-    differences,
     expected_configs,
     read_config,
     served,
 )
-from alexdeploy.triton.publish import (
+from alexdeploy.triton.differences import differences
+from alexdeploy.triton.repository import (
     backend_of,
     check_repository,
     labels_text,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 
 from alexdeploy.contract import Contract
@@ -31,12 +30,6 @@ DEFAULT_MAX_BATCH = 32
 KIND_GPU, KIND_CPU, STRING = "KIND_GPU", "KIND_CPU", "TYPE_STRING"
 _BYTES, _LABEL, _PROBABILITY, _LOGITS = "image", "label", "probability", "logits"
 _IN, _OUT = "network_input", "network_output"  # of the ensemble, between its steps
-_CONTRACT = "parameters.contract.string_value"
-_LONGEST = 80  # characters of a value in a message
-_DEMANDED = (  # fields that the artifact decides, and no operator
-    *("name", "platform", "backend", "max_batch_size", "input", "output", "default_model_filename"),
-    *("parameters", "metric_tags", "ensemble_scheduling"),
-)
 
 
 @dataclass(frozen=True)
@@ -192,7 +185,8 @@ def network_config(found: Served, name: str, settings: Settings) -> ModelConfig:
         config.backend = found.backend
         _parameters(config, file=found.file, runtime=found.runtime)
     else:
-        config.platform = found.backend
+        # a server that is told one of them fills in the other, and a check would call that a difference
+        config.platform, config.backend = found.backend, found.backend.partition("_")[0]
         config.default_model_filename = found.file
     dims = found.contract.input_shape
     _tensor(config.input, found.input.name, _type(found.input.dtype), dims)
@@ -331,67 +325,3 @@ def settings_of(config: ModelConfig) -> Settings:
         instances=sum(group.count for group in config.instance_group),
         max_delay_us=config.dynamic_batching.max_queue_delay_microseconds,
     )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A field in which two configurations disagree, such as ``input[0].dims``."""
-
-    field: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.field} is {self.found}, expected {self.expected}"
-
-
-def difference(found: ModelConfig, expected: ModelConfig) -> Difference | None:
-    """The first of ``differences``."""
-    return next(differences(found, expected), None)
-
-
-def differences(found: ModelConfig, expected: ModelConfig) -> Iterator[Difference]:
-    """Fields that the artifact decides and that are others; what an operator may tune is not compared."""
-    from google.protobuf import json_format
-
-    ours, theirs = (
-        {name: tree[name] for name in _DEMANDED if name in tree}
-        for tree in (json_format.MessageToDict(one, preserving_proto_field_name=True) for one in (found, expected))
-    )
-    yield from _differences("", ours, theirs)
-
-
-def _differences(field: str, found: Any, expected: Any) -> Iterator[Difference]:
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for name in dict.fromkeys([*expected, *found]):
-            yield from _differences(f"{field}.{name}" if field else name, found.get(name), expected.get(name))
-    elif _nested(found) and _nested(expected) and len(found) == len(expected):
-        for index, pair in enumerate(zip(found, expected, strict=True)):
-            yield from _differences(f"{field}[{index}]", *pair)
-    elif found != expected and field == _CONTRACT and found and expected:
-        yield from _contract_differences(found, expected)
-    elif found != expected:
-        yield Difference(field, _shown(found), _shown(expected))
-
-
-def _contract_differences(found: str, expected: str) -> Iterator[Difference]:
-    there, ours = (msgspec.structs.asdict(Contract.from_json(text, CONFIG)) for text in (found, expected))
-    for field in ours:
-        one, other = there[field], ours[field]
-        if field == "labels" and len(one) == len(other):
-            for index, pair in enumerate(zip(one, other, strict=True)):
-                if pair[0] != pair[1]:
-                    yield Difference(f"contract.labels[{index}]", *map(repr, pair))
-        elif one != other:
-            yield Difference(f"contract.{field}", _shown(one), _shown(other))
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "missing"
-    text = f"[{', '.join(value)}]" if isinstance(value, list) and not _nested(value) else str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -5,6 +5,8 @@ A server that polls the repository sees a version whole or not at all, and no fi
 
 from __future__ import annotations
 
+import glob
+import math
 import os
 import re
 import shutil
@@ -13,12 +15,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from alexdeploy import files
 from alexdeploy.errors import GateError, InputWarning, UnavailableError, UsageError
 from alexdeploy.runners.artifact import Artifact, EngineArtifact, OnnxArtifact, artifact_of, open_artifact
+from alexdeploy.triton import golden
 from alexdeploy.triton.config import (
     CONFIG,
     DECODE,
@@ -30,22 +35,22 @@ from alexdeploy.triton.config import (
     Served,
     Settings,
     config_text,
-    difference,
-    expected_configs,
     image_configs,
     network_config,
     read_config,
     served,
     settings_of,
 )
-from alexdeploy.triton.golden import About, Golden, draw_images, likeliest, network_inputs, write_golden
+from alexdeploy.triton.differences import difference
+from alexdeploy.triton.repository import check_repository, labels_text, versions_of
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # what a URL, Triton and a file system take alike
-_VERSION = re.compile(r"[1-9][0-9]*")  # Triton reads no others
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # what a URL, Triton and a file system take alike
 _INT32, _INT64 = 2**31, 2**63
+_LARGEST = 2**30  # bytes of a batch: its warm-up takes that at once, and so does every full batch
 _MODEL_PY = "# written by alexdeploy publish\nfrom alexdeploy.triton.backend import {} as TritonPythonModel\n"
+_OURS = ("model.py", "__pycache__", golden.FILE, f"{golden.FILE}.json")  # beside a model and its weights
+_SHOWN = 40  # characters of a name that is none
 _CLASS_OF = {"": "Network", DECODE: "Decode", LABEL: "Label"}
-_MODELS = ("model.onnx", "model.plan", "model.engine")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Published:
         served: how the server runs it.
         settings: what was chosen, or taken from the versions before.
         answers: labels of the golden images; empty where nothing here runs the engine.
+        unanswered: why not; empty where there are answers.
     """
 
     repository: Path
@@ -68,6 +74,7 @@ class Published:
     served: Served
     settings: Settings
     answers: tuple[str, ...]
+    unanswered: str = ""
 
 
 def publish(
@@ -113,11 +120,13 @@ def publish(
     name = _checked_name(name if name is not None else opened.path.stem)
     chosen = {"instances": instances, "max_batch": max_batch, "max_delay_us": max_delay_us}
     settings = _settings(found, _present(root / name), {key: n for key, n in chosen.items() if n is not None})
+    # those of the versions before would take a version that does not fit them, too
+    image = image or (root / f"{name}{IMAGE}").exists()
     configs = [network_config(found, name, settings), *(image_configs(found, name, settings) if image else ())]
     new = [config for config in configs if not _is_published(root, config)]
     number = _version(root / name, version)
     with _staging(root) as stage:
-        answers = _write_network(stage / name, configs[0], found, opened, number, image=image)
+        answers, why_not = _write_network(stage / name, configs[0], found, opened, number, image=image)
         for config in configs[1:]:
             _write_image_model(stage / config.name, config, config.name.removeprefix(name))
         check_repository(stage, name)
@@ -125,7 +134,7 @@ def publish(
         if configs[0] not in new:
             moves.insert(0, Path(name, str(number)))
         _put_in_place(stage, root, moves)
-    return Published(root, name, number, tuple(move.parts[0] for move in moves), found, settings, answers)
+    return Published(root, name, number, tuple(move.parts[0] for move in moves), found, settings, answers, why_not)
 
 
 def _warn_of_slow_lrn(artifact: Artifact, found: Served) -> None:
@@ -137,9 +146,13 @@ def _warn_of_slow_lrn(artifact: Artifact, found: Served) -> None:
 
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"`name` {files.printable(name)!r}: expected letters, digits and . _ + - behind a letter or digit"
-        )
+        shown = files.printable(name[:_SHOWN]) + ("…" if len(name) > _SHOWN else "")
+        raise UsageError(f"`name` {shown!r}: expected at most 200 letters, digits and . _ + - behind a letter or digit")
+    for suffix in (DECODE, LABEL, IMAGE):
+        if name.endswith(suffix):
+            raise UsageError(
+                f"`name` '{name}': {suffix} is the end of a model beside a network's; choose another `name`"
+            )
     return name
 
 
@@ -182,13 +195,13 @@ def _settings(found: Served, present: ModelConfig | None, chosen: dict[str, int]
             f"`max_batch` {settings.max_batch}: the engine takes batches of {found.batches}; choose at most "
             f"{found.batches.max[0]}, or build it with a profile that goes further"
         )
+    most = max(1, _LARGEST // (math.prod(found.contract.input_shape) * np.dtype(found.input.dtype).itemsize))
+    if settings.max_batch > most:
+        raise UsageError(
+            f"`max_batch` {settings.max_batch}: one batch would take more than {_LARGEST >> 30} GiB; choose at most "
+            f"{most}"
+        )
     return settings
-
-
-def versions_of(folder: Path) -> list[int]:
-    """Versions of a model that a server sees, ascending."""
-    names = (entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else ()
-    return sorted(int(name) for name in names if _VERSION.fullmatch(name))
 
 
 def _version(folder: Path, asked: int | None) -> int:
@@ -210,11 +223,17 @@ def _staging(root: Path) -> Iterator[Path]:
     """A folder that no server looks into, on the repository's file system; it vanishes with what is left in it."""
     if root.exists() and not root.is_dir():
         raise UsageError(f"cannot write into {root}: it is a file; name a folder")
+    if not root.parent.is_dir():
+        raise UsageError(f"cannot write into {root}: folder '{root.parent}' does not exist; create it first")
     root = root.resolve()
     # Triton takes any folder in a repository for a model, hidden ones too
     beside = not root.is_mount() and os.access(root.parent, os.W_OK)
+    place = root.parent if beside else root
+    for path in place.glob(f".{glob.escape(root.name)}.*.partial"):
+        text = "is left of a publish that was killed, or belongs to one that runs now; if none does, remove it"
+        warnings.warn(f"{path}: {text}", InputWarning, stacklevel=5)
     try:
-        folder = TemporaryDirectory(dir=root.parent if beside else root, prefix=f".{root.name}.", suffix=".partial")
+        folder = TemporaryDirectory(dir=place, prefix=f".{root.name}.", suffix=".partial")
     except OSError as error:
         raise UsageError(f"cannot write into {root}: {error.strerror}; name another folder") from error
     with folder as path:
@@ -223,28 +242,29 @@ def _staging(root: Path) -> Iterator[Path]:
 
 def _write_network(
     folder: Path, config: ModelConfig, found: Served, artifact: Artifact, version: int, *, image: bool
-) -> tuple[str, ...]:
-    """The network's folder with this one version; returns the labels of the golden images."""
+) -> tuple[tuple[str, ...], str]:
+    """The network's folder with this one version; returns the labels of the golden images, or why there are none."""
     inside = folder / str(version)
     copied = _copy(artifact, inside, found)
-    images = draw_images()
-    inputs = network_inputs(images, found.contract)
+    images = golden.draw_images()
+    inputs = golden.network_inputs(images, found.contract)
     _write_config(folder, config, inputs[0].tobytes())
     if found.contract.labels:
         (folder / LABELS).write_text(labels_text(found), encoding="utf-8")
     if found.backend == "python":
         _write_model_py(inside, "")
     labels: tuple[str, ...] = ()
-    runtime, logits, probabilities = "", None, None
+    runtime, why_not, logits, probabilities = "", "", None, None
     try:
         with copied.runner(None if isinstance(copied, EngineArtifact) else "onnxruntime-cpu") as runner:
             runtime, logits = runner.runtime, runner.infer(inputs)
-    except (GateError, UnavailableError):
+    except (GateError, UnavailableError) as error:
         if not isinstance(copied, EngineArtifact):  # built for the server's GPU, not for this machine
             raise
+        why_not = str(error)
     if logits is not None:
-        labels, probabilities = likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
-    about = About(
+        labels, probabilities = golden.likeliest(logits, found.contract, ends_in_softmax=found.ends_in_softmax)
+    about = golden.About(
         name=folder.name,
         version=version,
         contract=found.contract.to_json(),
@@ -255,8 +275,8 @@ def _write_network(
         artifact_sha256=copied.digest,
     )
     origin = files.Parent(name=artifact.path.name, sha256=copied.digest)
-    write_golden(inside, Golden(about, images, inputs, logits, probabilities), origin)
-    return labels
+    golden.write_golden(inside, golden.Golden(about, images, inputs, logits, probabilities), origin)
+    return labels, why_not
 
 
 def _copy(artifact: Artifact, folder: Path, found: Served) -> Artifact:
@@ -267,6 +287,8 @@ def _copy(artifact: Artifact, folder: Path, found: Served) -> Artifact:
     if weights and found.backend == "onnxruntime_onnx":
         target /= found.file  # that backend wants a folder then
     for name in weights:
+        if PurePath(name).parts[0] in {*_OURS, found.file, files.sidecar_path(target).name}:
+            raise UsageError(f"{path}: holds its weights in '{name}', a name that is needed; save them under another")
         (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, target.parent / name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -293,15 +315,10 @@ def _write_config(folder: Path, config: ModelConfig, warm_up: bytes) -> None:
         (folder / "warmup" / WARM_UP).write_bytes(warm_up)
 
 
-def labels_text(found: Served) -> str:
-    """One class name in each line, as Triton counts them."""
-    return "".join(f"{' '.join(label.split())}\n" for label in found.contract.labels)
-
-
 def _write_image_model(folder: Path, config: ModelConfig, kind: str) -> None:
     """The folder of a model that takes or makes what is no network's: one version, which has no files but its own."""
     (folder / "1").mkdir(parents=True)
-    image = draw_images()[0]
+    image = golden.draw_images()[0]
     _write_config(folder, config, struct.pack("<I", len(image)) + image)  # as an element of TYPE_STRING lies in memory
     if kind in _CLASS_OF:
         _write_model_py(folder / "1", kind)
@@ -329,58 +346,3 @@ def _put_in_place(stage: Path, root: Path, moves: Sequence[Path]) -> None:
                 raise UsageError(f"cannot write {root / move}: {error.strerror}; nothing was published") from error
             undo.callback((root / move).rename, stage / move)
         undo.pop_all()
-
-
-def check_repository(folder: Path, name: str) -> None:
-    """Compare the configuration of a model, and of those around it, with what the files in it demand.
-
-    Args:
-        folder: the model repository.
-        name: of the network.
-
-    Raises:
-        InputError: no such model, or one that cannot be read.
-        GateError: a field, a label or a file is not what it must be; the message has what was found and expected.
-    """
-    config = read_config(folder / name / CONFIG)
-    versions = versions_of(folder / name)
-    if not versions:
-        raise GateError(f"{folder / name}: has no version; publish one")
-    for version in versions:
-        found = served(open_artifact(model_in(folder / name / str(version))), backend_of(config))
-        _compare(folder, config, found, f"version {version}")
-        if found.batches is not None and config.max_batch_size > found.batches.max[0]:
-            raise GateError(
-                f"{name}: max_batch_size is {config.max_batch_size}, and the engine of version {version} takes at most "
-                f"{found.batches.max[0]} images; lower it, or build the engine with a profile that goes further"
-            )
-        if found.contract.labels and _read(folder / name / LABELS) != labels_text(found).encode():
-            raise GateError(
-                f"{name}: {LABELS} does not hold the class names of version {version} in their order; publish it again"
-            )
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
-
-
-def backend_of(config: ModelConfig) -> str | None:
-    """Whose it is, as ``served`` takes it."""
-    return "onnxruntime" if config.platform == "onnxruntime_onnx" else None
-
-
-def model_in(folder: Path) -> Path:
-    """The graph or engine in a version's folder."""
-    for name in _MODELS:
-        path = folder / name / name if (folder / name).is_dir() else folder / name
-        if path.exists():
-            return path
-    raise GateError(f"{folder}: holds none of {', '.join(_MODELS)}; publish it again")
-
-
-def _compare(folder: Path, config: ModelConfig, found: Served, whose: str) -> None:
-    image = (folder / f"{config.name}{IMAGE}").exists()
-    for expected in expected_configs(config, found, image=image):
-        differs = difference(read_config(folder / expected.name / CONFIG), expected)
-        if differs is not None:
-            raise GateError(f"{expected.name}: {CONFIG}: {differs}, as {whose} demands; publish it again")

@@ -20,7 +20,7 @@ def test_an_onnx_file_with_all_settings(run: Run, model: Path, out: Path) -> Non
     first = run("publish", model, *repository, "--image", *settings)
     assert (first.code, first.err) == (0, "")
     shown = first.out.splitlines()
-    assert shown[0].startswith("digits, version 1: ")
+    assert shown[0].startswith("digits, version 1: model.onnx on the backend python, 2 instances, batches up to 8, ")
     assert [line.strip() for line in shown[1:-1]] == [
         str(out / "repository" / f"digits{suffix}") for suffix in ("", "-decode", "-label", "-image")
     ]
@@ -45,6 +45,8 @@ def test_the_file_s_name_is_the_model_s(run: Run, model: Path, out: Path) -> Non
 def test_a_tensorrt_rtx_engine_keeps_its_sidecar(run: Run, engine: Path, out: Path) -> None:
     done = run("publish", engine, "--triton", out, "--name", "digits")
     assert done.code == 0
+    assert "note: no golden answers were stored (" in done.err
+    assert "1 instance," in done.out
     assert "note: the engine was made with tensorrt-rtx" in done.err
     assert files.read_sidecar(out / "digits/1/model.engine") == files.read_sidecar(engine)
     assert "KIND_GPU" in (out / "digits" / "config.pbtxt").read_text()
@@ -53,7 +55,7 @@ def test_a_tensorrt_rtx_engine_keeps_its_sidecar(run: Run, engine: Path, out: Pa
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("--name", "a/b"), 2, "error: --name 'a/b': expected letters"),
+        (("--name", "a/b"), 2, "error: --name 'a/b': expected at most 200 letters"),
         (("--max-batch", 9), 2, "error: --max-batch 9: 'digits' is published with 32"),
         (("--name", "new", "--max-batch", 0), 2, "error: Invalid value for '--max-batch'"),
         (("--backend", "openvino"), 2, "error: Invalid value for '--backend'"),
@@ -87,6 +89,7 @@ def test_what_is_not_served(run: Run, checkpoint: Path, bad: Path, engine: Path,
         (("net.onnx", "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing; it takes --triton, "),
         (("--image", "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing"),
         (("--max-batch", 4, "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing"),
+        (("--max-delay-us", 0, "--check", "http://127.0.0.1:9"), 2, "error: --check publishes nothing"),
         (("--check", "ftp://127.0.0.1:9"), 2, "error: 'ftp://127.0.0.1:9': expected where a server listens"),
         (("--check", "http://127.0.0.1:9"), 4, "error: http://127.0.0.1:9: no answer about 'net' ("),
         (("--check", "grpc://127.0.0.1:9"), 4, "error: grpc://127.0.0.1:9: no answer about 'net' ("),

@@ -18,13 +18,13 @@ from alexdeploy.triton.config import (
     ModelConfig,
     Settings,
     config_text,
-    difference,
     image_configs,
     network_config,
     read_config,
     served,
     settings_of,
 )
+from alexdeploy.triton.differences import difference
 from tests.helpers.graphs import conv_lrn_gemm, of_pixels
 from tests.unit.triton.conftest import CONTRACT, save
 
@@ -46,7 +46,7 @@ model_warmup {{ name: "batch 16" batch_size: 16 inputs {{ key: "input" value {{ 
   input_data_file: "image" }} }} }}
 """
 OF_AN_ENGINE = """
-name: "ants" platform: "tensorrt_plan" default_model_filename: "model.plan" max_batch_size: 32
+name: "ants" platform: "tensorrt_plan" backend: "tensorrt" default_model_filename: "model.plan" max_batch_size: 32
 version_policy { all {} }
 input { name: "pixels" data_type: TYPE_FP16 dims: [3, 8, 8] }
 output { name: "scores" data_type: TYPE_FP16 dims: [4] label_filename: "labels.txt" }
@@ -100,7 +100,7 @@ def test_triton_s_own_backend_gets_the_graph_s_types(tmp_path: Path) -> None:
     proto.graph.output[0].name, proto.graph.output[0].type.tensor_type.elem_type = "halves", onnx.TensorProto.FLOAT16
     found = served(artifact_of(save(tmp_path / "net.onnx", proto)), "onnxruntime")
     config = network_config(found, "ants", Settings())
-    assert (config.platform, config.backend) == ("onnxruntime_onnx", "")
+    assert (config.platform, config.backend) == ("onnxruntime_onnx", "onnxruntime")
     assert (config.output[0].name, config.output[0].data_type) == ("halves", model_config_pb2.TYPE_FP16)
     label = [*image_configs(found, "ants", Settings())][1]
     assert label.input[0].data_type == model_config_pb2.TYPE_FP16

@@ -12,14 +12,15 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from alexdeploy import files, publish
-from alexdeploy.errors import AlexdeployError, GateError, InputError, UnavailableError, UsageError
+from alexdeploy.errors import AlexdeployError, GateError, InputError, InputWarning, UnavailableError, UsageError
 from alexdeploy.runners.artifact import EngineArtifact
 from alexdeploy.specs import Profile
 from alexdeploy.triton import publish as room
 from alexdeploy.triton.golden import draw_images, network_inputs, read_golden
-from alexdeploy.triton.publish import check_repository, versions_of
+from alexdeploy.triton.repository import check_repository, versions_of
 from tests.helpers.graphs import conv_lrn_gemm, run
 from tests.unit.triton.conftest import CONTRACT, save
 
@@ -108,7 +109,7 @@ def test_an_engine_goes_with_its_sidecar_and_without_answers_where_nothing_runs_
 
     monkeypatch.setattr(EngineArtifact, "runner", nothing_here)
     done = publish(engine(), root, image=True)
-    assert (done.served.builder, done.answers) == ("tensorrt 10.16.1.11", ())
+    assert (done.served.builder, done.answers, done.unanswered) == ("tensorrt 10.16.1.11", (), "no GPU")
     assert files_of(root / "net/1") == {
         *("model.plan", "model.plan.json", "golden.safetensors", "golden.safetensors.json"),
     }
@@ -138,6 +139,36 @@ def test_another_version_changes_nothing_that_is_served(model: Path, root: Path,
     check_repository(root, "net")
 
 
+def test_a_version_that_the_ensemble_of_the_others_does_not_fit_is_refused(
+    model: Path, root: Path, tmp_path: Path
+) -> None:
+    publish(model, root, image=True)
+    proto = conv_lrn_gemm()
+    proto.graph.node[-1].output[0] = "scores"
+    proto.graph.node.append(helper.make_node("Softmax", ["scores"], ["logits"]))
+    before = tree(root)
+    with pytest.raises(UsageError, match=r"'net-label' is published with .*ends_in_softmax.*, there false, here true"):
+        publish(save(tmp_path / "shares.onnx", proto), root, name="net")
+    assert tree(root) == before
+
+
+def test_what_a_killed_publish_left_is_named(model: Path, root: Path) -> None:
+    left = root.parent / ".repository.abc.partial"
+    left.mkdir()
+    with pytest.warns(InputWarning, match=r"repository\.abc\.partial: is left of a publish that was killed"):
+        publish(model, root)
+    assert left.exists()
+
+
+@pytest.mark.parametrize("location", ["model.onnx", "model.py", "golden.safetensors", "model.onnx.json"])
+def test_weights_of_a_name_that_is_needed_are_refused(tmp_path: Path, root: Path, location: str) -> None:
+    (tmp_path / "apart").mkdir()
+    whole, path = onnx.load(save(tmp_path / "whole.onnx")), tmp_path / "apart/net.onnx"
+    onnx.save(whole, path, save_as_external_data=True, location=location, size_threshold=0)
+    with pytest.raises(UsageError, match=rf"apart/net.onnx: holds its weights in '{location}', a name that is needed"):
+        publish(path, root)
+
+
 def test_folders_that_triton_takes_for_no_version_are_none(tmp_path: Path) -> None:
     for name in ("2", "10", "01", "0", "-1", ".3", "warmup"):
         (tmp_path / name).mkdir()
@@ -159,12 +190,18 @@ def other_contract(path: Path) -> Path:
         ({"instances": 0}, "`instances` 0: expected 1 to 2147483647"),
         ({"max_batch": 2**31}, "`max_batch` 2147483648: expected 1 to"),
         ({"max_delay_us": -1}, "`max_delay_us` -1: expected 0 to"),
+        ({"max_batch": 1_398_102}, "`max_batch` 1398102: 'net' is published with 32"),
+        ({"name": "new", "max_batch": 1_398_102}, "1398102: one batch would take more than 1 GiB; .* at most 1398101"),
         ({"backend": "onnxruntime"}, "'net' is published with .*: platform, there missing, here onnxruntime_onnx"),
         ({"backend": "openvino"}, "`backend` openvino: does not run .*net.onnx; leave it out for python"),
-        ({"name": "net-image"}, "'net-image' is published with another configuration.* backend, "),
+        *(
+            ({"name": f"net-{end}"}, f"`name` 'net-{end}': -{end} is the end of a model beside a network's")
+            for end in ("decode", "label", "image")
+        ),
+        ({"name": "n" * 201}, "`name` 'n{40}…': expected at most 200 letters"),
         ({"name": "foreign"}, r"foreign: is there and has no config\.pbtxt"),
         *(
-            ({"name": name}, "`name` '.*': expected letters")
+            ({"name": name}, "`name` '.*': expected at most 200 letters")
             for name in ("", ".net", "a/b", "..", "a b", "net\n", "né")
         ),
     ],
@@ -206,7 +243,7 @@ def test_checkpoints_and_no_folders_are_refused(tmp_path: Path, model: Path, roo
         publish(tmp_path / "net.pth", root)
     with pytest.raises(UsageError, match="it is a file; name a folder"):
         publish(model, model)
-    with pytest.raises(UsageError, match="No such file or directory; name another folder"):
+    with pytest.raises(UsageError, match="folder '.*repository/deeper' does not exist; create it first"):
         publish(model, root / "deeper" / "still")
     assert not root.exists()
 
