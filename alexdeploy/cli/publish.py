@@ -131,6 +131,8 @@ def _check(repository: Path, url: str, name: str | None, version: int | None, as
         )
     for number, line in enumerate(found.findings):
         note(line if number else f"error: {line}")
+    for line in found.left_out:
+        note(f"note: {line}")
     if found.findings:
         sys.exit(GateError.exit_code)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,10 @@ _HEIF = frozenset({".heic", ".heif"})
 _AVERAGING = frozenset({"pillow", "torchvision"})  # resamplings that see every pixel of the image they shrink
 # what clients send. Pillow reads more: its EPS reader starts Ghostscript, others are old and little tried
 _FROM_CLIENTS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MOST_PIXELS = 50_000_000  # of what is decoded, and of an image resized by its shorter side, or padded
 _MOST_SCANS = 100  # of a JPEG, as libtiff has it: each costs a pass over all pixels, and 75 bytes are one
+_MARKER = re.compile(rb"\xff([\x01-\xfe])")
+_SCAN, _END = 0xDA, 0xD9
 _STILL = 2  # times the size that is wanted, at least, after reduced decoding
 
 
@@ -37,7 +41,7 @@ def open_image(path: Path) -> Image.Image:
         return Image.open(path)
 
 
-def image_from_bytes(content: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
+def image_from_bytes(content: bytes, *, max_pixels: int = MOST_PIXELS) -> Image.Image:
     """The image that a client sent, decoded; of several frames the first.
 
     Args:
@@ -69,13 +73,24 @@ def _too_much(image: Image.Image, content: bytes, max_pixels: int) -> str:
     """What would take too much memory or time to decode, in words; empty where nothing does."""
     if image.width * image.height > max_pixels:
         return f"{image.width} x {image.height} pixels; at most {max_pixels} are taken"
-    if isinstance(image, JpegImageFile) and (scans := content.count(b"\xff\xda")) > _MOST_SCANS:
+    if isinstance(image, JpegImageFile) and (scans := _scans(content)) > _MOST_SCANS:
         return f"{scans} scans; at most {_MOST_SCANS} are taken"
     if isinstance(image, TiffImageFile):  # a tile may be far larger than the image
         width, height = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
         if width * height > max_pixels:
             return f"tiles of {width} x {height} pixels; at most {max_pixels} are taken"
     return ""
+
+
+def _scans(content: bytes) -> int:
+    """Scans of a JPEG, as libjpeg meets them: not those of a thumbnail in it, nor of what follows its end."""
+    scans, place = 0, 2
+    while (marker := _MARKER.search(content, place)) and (kind := marker[1][0]) != _END:
+        place = marker.end()
+        scans += kind == _SCAN
+        if kind >= 0xC0 and not 0xD0 <= kind <= 0xD7:  # others stand alone
+            place += int.from_bytes(content[place : place + 2], "big")
+    return scans
 
 
 def decode_reduced(image: Image.Image, contract: Contract) -> None:

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
 from alexdeploy.contract import Contract
+from alexdeploy.data.decode import MOST_PIXELS
 from alexdeploy.errors import InputError
 from alexdeploy.optional import require
 
-_MOST_PIXELS = 50_000_000  # of an image resized by its shorter side, or padded
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,8 +29,9 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
     """One decoded image → the contract's ``input_shape`` and ``input_type``.
 
     Raises:
-        InputError: pixels whose range is not known (32-bit integers and floats); an image so narrow that it would
-            become huge when its shorter side is resized or padded.
+        InputError: pixels whose range is not known (32-bit integers and floats), or colours that are not RGB or gray;
+            damaged EXIF data, where the contract turns by them; an image so narrow that it would become huge when its
+            shorter side is resized or padded.
         UnavailableError: the library that the contract's resampling names is not installed.
     """
     return to_input(center_crop(resize(image, contract), contract.size), contract)
@@ -54,7 +55,11 @@ def resize(image: Image.Image, contract: Contract) -> Image.Image:
     """Turned upright where the contract says so, in its colours (RGB for bgr), and resized; not yet cropped."""
     if contract.exif_orientation:
         image = _upright(image)
-    image = _eight_bits(image).convert("L" if contract.color == "gray" else "RGB")
+    image = _eight_bits(image)
+    try:
+        image = image.convert("L" if contract.color == "gray" else "RGB")
+    except ValueError as error:
+        raise InputError(f"its colours ({image.mode}) cannot be converted; store it as RGB") from error
     if contract.resize is None:
         return image
     if isinstance(contract.resize, int):
@@ -70,7 +75,10 @@ def resize(image: Image.Image, contract: Contract) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """As ``ImageOps.exif_transpose``, which also writes the other tags anew, and fails on odd ones."""
     image.load()
-    method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # its reader raises anything, and quotes the file
+        raise InputError("its EXIF data are damaged, so which side is up is not known; store it anew") from None
     return image if method is None else image.transpose(method)
 
 
@@ -99,7 +107,7 @@ def _shorter_side(image: Image.Image, side: int) -> tuple[int, int]:
 
 def _check_not_huge(image: Image.Image, size: tuple[int, int]) -> None:
     """Refuse a needle: 108 bytes of PNG may hold one of 1 x 60000, and 256 x 15360000 pixels take gigabytes."""
-    if size[0] * size[1] > max(_MOST_PIXELS, 16 * min(size) ** 2):
+    if size[0] * size[1] > max(MOST_PIXELS, 16 * min(size) ** 2):
         raise InputError(
             f"{image.width} x {image.height} pixels become {size[0]} x {size[1]} when resized or padded; crop the image"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import AlexdeployError, DeviceLostError, InputError, UnavailableError, UsageError
 from alexdeploy.machine import cores
 from alexdeploy.runners.artifact import load
-from alexdeploy.runners.classifier import likeliest, probabilities
+from alexdeploy.triton.golden import likeliest
 
 
 class _Model:
@@ -77,7 +78,7 @@ class Network(_Model):
                 answers[place] = _failure(error)
         try:
             answers |= dict(zip(batches, map(self._response, self._infer([*batches.values()])), strict=True))
-        except AlexdeployError as error:
+        except Exception as error:  # as in _answer
             answers |= {place: _failure(error) for place in batches}
         return [answers[place] for place in range(len(requests))]
 
@@ -128,7 +129,7 @@ class Label(_Model):
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the class names."""
         super().initialize(args)
-        self._labels = Contract.from_json(self._parameters["contract"], self._name).labels
+        self._contract = Contract.from_json(self._parameters["contract"], self._name)
         self._ends_in_softmax = self._parameters["ends_in_softmax"] == "true"
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -136,26 +137,29 @@ class Label(_Model):
         return [_answer(self._labelled, request) for request in requests]
 
     def _labelled(self, request: Any) -> Any:
-        answers = []
-        for place, scores in enumerate(self._tensor(request)):
-            (shares,) = probabilities(scores[None], self._ends_in_softmax, self._name, str(place))
-            answers += likeliest(shares, self._labels, 1)
-        labels = np.array([[label.encode()] for label, _ in answers], np.object_)
-        return self._response(labels, np.array([[share] for _, share in answers], np.float32))
+        labels, shares = likeliest(
+            self._tensor(request), self._contract, ends_in_softmax=self._ends_in_softmax, origin=self._name
+        )
+        return self._response(np.array([[label.encode()] for label in labels], np.object_), shares[:, None])
 
 
 def _answer(answer: Callable[[Any], Any], request: Any) -> Any:
     try:
         return answer(request)
-    except AlexdeployError as error:
+    except Exception as error:  # the server would send its traceback, with paths and perhaps content
         return _failure(error)
 
 
-def _failure(error: AlexdeployError) -> Any:
+def _failure(error: Exception) -> Any:
     """A response that holds the error: 400 for what was sent, 503 and 500 for what is wrong here."""
     codes = {UsageError: "INVALID_ARG", InputError: "INVALID_ARG", UnavailableError: "UNAVAILABLE"}
     code = getattr(pb_utils.TritonError, codes.get(type(error), "INTERNAL"))
-    return pb_utils.InferenceResponse([], pb_utils.TritonError(" ".join(str(error).split()), code))
+    told = str(error)
+    if not isinstance(error, AlexdeployError):  # what it says may quote the content
+        told = f"{type(error).__name__} in the model"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        pb_utils.Logger.log_error(f"{told}: {place.filename}, line {place.lineno}")
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(" ".join(told.split()), code))
 
 
 def _instances(config: Mapping[str, Any]) -> int:

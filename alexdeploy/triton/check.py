@@ -64,11 +64,19 @@ class Compared:
 
 @dataclass(frozen=True)
 class Checked:
-    """All comparisons, and in words what is not as it was published; nothing where the server is sound."""
+    """What a check has to tell.
+
+    Attributes:
+        url: of the server.
+        compared: all comparisons.
+        findings: in words what is not as it was published; nothing where the server is sound.
+        left_out: what could not be compared, and why.
+    """
 
     url: str
     compared: tuple[Compared, ...]
     findings: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def check_server(
@@ -98,8 +106,10 @@ def check_server(
     names = [name] if name is not None else _published(root)
     there = {number for one in names for number in versions_of(root / one)}
     if not there:
-        known = few(_published(root)) or "no model"
-        raise InputError(f"{root}: was not written by publish, or not as '{name}'; it has {known}")
+        known = few(_published(root))
+        if name is None or not known:
+            raise InputError(f"{root}: no model was published in it; name the folder that publish wrote")
+        raise InputError(f"{root}: no model '{name}' was published in it; it has {known}")
     if version is not None and version not in there:
         raise UsageError(f"`version` {version}: {root} has {few(map(str, sorted(there)))}")
     check = _Check(root, url, timeout_s)
@@ -107,7 +117,8 @@ def check_server(
         check.model(one, version)
     if check.trouble and not check.findings:
         raise check.trouble[0]
-    return Checked(url, tuple(check.compared), tuple(check.findings))
+    left_out = (*check.left_out, *map(str, check.trouble))
+    return Checked(url, tuple(check.compared), tuple(check.findings), left_out)
 
 
 def _published(root: Path) -> list[str]:
@@ -136,13 +147,14 @@ class _Version:
 
 
 class _Check:
-    """Collects comparisons and findings; ``trouble`` is what could not be compared."""
+    """Collects comparisons and findings; ``trouble`` is what the server did not answer."""
 
     def __init__(self, root: Path, url: str, timeout_s: float) -> None:
         self._root = root
         self._runner = partial(KServeRunner, url, timeout_s=timeout_s)
         self.compared: list[Compared] = []
         self.findings: list[str] = []
+        self.left_out: list[str] = []
         self.trouble: list[UnavailableError] = []
 
     def model(self, name: str, only: int | None) -> None:
@@ -151,6 +163,8 @@ class _Check:
         with self._collecting(name):
             check_repository(self._root, name)
         running = self._running(name)
+        if unknown := [str(number) for number in running if number not in there]:
+            self._find(name, None, f"the server also has version {few(unknown)}, which was not published here")
         opened = []
         for number in there if only is None else sorted({only} & {*there}):
             if number not in running:
@@ -178,9 +192,12 @@ class _Check:
         name = version.name
         config = read_config(self._root / name / CONFIG)
         compare = {name: self._class_names, f"{name}{DECODE}": self._decode, f"{name}{LABEL}": self._label}
-        if newest:  # the ensemble takes no other
+        image = (self._root / f"{name}{IMAGE}").exists()
+        if newest:
             compare[f"{name}{IMAGE}"] = self._image
-        for expected in expected_configs(config, version.served, image=(self._root / f"{name}{IMAGE}").exists()):
+        elif image:
+            self.left_out.append(f"{name}{IMAGE}: its answers were not compared: it takes a newer version than this")
+        for expected in expected_configs(config, version.served, image=image):
             with self._collecting(expected.name), self._runner(expected.name) as runner:
                 there = runner.config()
                 self._config(there, expected)
@@ -249,31 +266,38 @@ class _Check:
         each = _in_batches(ask, np.eye(classes, dtype=dtype), most)  # one of every class
         labels = version.served.contract.labels or tuple(map(str, range(classes)))
         self._names(model, list(each[:, 0]), labels, "the class names in its contract are in another order")
-        self._probabilities(model, _in_batches(ask, version.logits.astype(dtype), most), version)
+        answers = _in_batches(ask, version.logits.astype(dtype), most)
+        bound = rerun_tolerance(Precision.of(fp16=dtype == "float16"))  # it gets the very logits, whoever made them
+        self._probabilities(model, answers, version, near=bound, bound=bound)
 
     def _image(self, version: _Version, runner: KServeRunner, most: int) -> None:
         model = f"{version.name}{IMAGE}"
         answers = _in_batches(partial(_labels, runner, model), _as_bytes(version.golden.images), most)
-        self._probabilities(model, answers, version)
+        size, moved = float(np.max(np.abs(version.logits))), version.tolerance
+        bound = moved * max(1.0, 2 * size)  # an error of the logits, in their exponentials
+        self._probabilities(model, answers, version, near=moved, bound=bound)
 
-    def _probabilities(self, model: str, answers: npt.NDArray[np.object_], version: _Version) -> None:
-        """Labels and probabilities, (K, 2), of the golden images."""
+    def _probabilities(
+        self, model: str, answers: npt.NDArray[np.object_], version: _Version, *, near: float, bound: float
+    ) -> None:
+        """Labels and probabilities, (K, 2), of the golden images.
+
+        Two classes whose logits are nearer than ``near``, relative to the largest, may change places.
+        """
         contract, softmax = version.served.contract, version.served.ends_in_softmax
         labels, shares = golden.likeliest(version.logits, contract, ends_in_softmax=softmax)
-        size = float(np.max(np.abs(version.logits)))
         names = contract.labels or tuple(map(str, range(version.logits.shape[1])))
-        # two classes that are as good as equal may change places
-        near = version.logits >= version.logits.max(axis=1, keepdims=True) - 2 * version.tolerance * size
+        apart = 2 * near * float(np.max(np.abs(version.logits)))
+        equal = version.logits >= version.logits.max(axis=1, keepdims=True) - apart
         found = [str(label) for label in answers[:, 0]]
         wrong = [
             index
             for index, label in enumerate(found)
-            if label not in {name for name, is_near in zip(names, near[index], strict=True) if is_near}
+            if label not in {name for name, is_equal in zip(names, equal[index], strict=True) if is_equal}
         ]
         self._compare(model, None, "labels", passed=not wrong)
         for index in wrong[:1]:
             self._find(model, None, f"golden image {index} is '{found[index]}', expected '{labels[index]}'")
-        bound = version.tolerance * max(1.0, 2 * size)  # an error of the logits, in their exponentials
         self._numbers(
             model, None, "probabilities", answers[:, 1].astype(np.float32), shares, bound, "it computes something else"
         )

@@ -109,16 +109,22 @@ def network_inputs(images: tuple[bytes, ...], contract: Contract) -> Batch:
 
 
 def likeliest(
-    scores: Logits, contract: Contract, *, ends_in_softmax: bool
+    scores: Logits, contract: Contract, *, ends_in_softmax: bool, origin: str = "the network"
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
     """Label and probability (K,) of each row of (K, classes), as the model ``NAME-label`` gives them.
+
+    Args:
+        scores: one row or more.
+        contract: with the class names.
+        ends_in_softmax: the scores are probabilities.
+        origin: what a message calls the network; it calls an image by its place.
 
     Raises:
         GateError: scores that are not finite.
     """
     answers = []
     for number, row in enumerate(scores):
-        (shares,) = classifier.probabilities(row[None], ends_in_softmax, "the network", f"image_{number}")
+        (shares,) = classifier.probabilities(row[None], ends_in_softmax, origin, str(number))
         answers += classifier.likeliest(shares, contract.labels, 1)
     labels, found = zip(*answers, strict=True)
     return labels, np.array(found, np.float32)

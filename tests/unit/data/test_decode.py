@@ -142,6 +142,23 @@ def test_a_tile_and_a_hundred_scans_are_read() -> None:
     assert image_from_bytes(_jpeg_with_scans(100)).getextrema() == (77, 77)
 
 
+def test_scans_are_counted_to_the_end_of_the_image_and_outside_other_segments() -> None:
+    scan = b"\xff\xda" * 101
+    content = _jpeg_with_scans(100)
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(scan)) + scan
+    film = b"\0\0\0\x18ftypmp42" + scan  # as phones append to a photo
+    image_from_bytes(content[:2] + thumbnail + content[2:] + film)
+    content = _jpeg_with_scans(101)
+    last = content.rindex(b"\xff\xda")
+    with pytest.raises(InputError, match="101 scans"):  # no such segment, so what would be its length hides nothing
+        image_from_bytes(content[:last] + b"\xff\x02\xff\xff" + content[last:])
+
+
+def test_a_long_run_of_fill_bytes_is_read_once() -> None:
+    content = _jpeg_with_scans(6)
+    image_from_bytes(content[:-2] + b"\xff" * 2_000_000 + b"\0" + content[-2:])  # takes hours if done by squares
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("content", "reason"),

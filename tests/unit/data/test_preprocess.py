@@ -11,6 +11,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import InterpolationMode, v2
 
 from alexdeploy.contract import Contract
@@ -203,6 +204,30 @@ def test_an_odd_exif_tag_does_not_matter() -> None:
     with Image.open(file) as image:
         assert image.getexif()[271] == 5
         assert preprocess(image, _contract(crop=(40, 30), exif_orientation=True)).shape == (3, 40, 30)
+
+
+@pytest.mark.parametrize(("kind", "exif"), [("PNG", b"SECRET"), ("WEBP", b"SECRET"), ("PNG", b"II*\0")])
+def test_damaged_exif_data_are_told_in_a_line_where_they_matter(kind: str, exif: bytes) -> None:
+    file = BytesIO()
+    _noise((40, 30)).save(file, kind, exif=b"Exif\0\0" + exif)
+    preprocess(Image.open(file), _contract(crop=(30, 40)))
+    with pytest.raises(
+        InputError, match=r"^its EXIF data are damaged, so which side is up is not known; store it anew$"
+    ):
+        preprocess(Image.open(file), _contract(crop=(30, 40), exif_orientation=True))
+
+
+def test_exif_data_in_a_text_chunk_that_is_none() -> None:
+    file, text = BytesIO(), PngInfo()
+    text.add_text("Raw profile type exif", "exif\n\n 3\nSECRET")
+    _noise((40, 30)).save(file, "PNG", pnginfo=text)
+    with pytest.raises(InputError, match=r"^its EXIF data are damaged"):
+        preprocess(Image.open(file), _contract(crop=(30, 40), exif_orientation=True))
+
+
+def test_colours_that_pillow_does_not_convert_are_refused() -> None:
+    with pytest.raises(InputError, match=r"its colours \(LAB\) cannot be converted"):
+        preprocess(Image.new("LAB", (40, 30)), _contract("gray", crop=30))
 
 
 def test_sixteen_bits_are_the_same_picture_as_eight(tmp_path: Any) -> None:

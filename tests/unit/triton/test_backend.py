@@ -186,6 +186,24 @@ def test_an_unreadable_image_does_not_sink_the_others(backend: Any) -> None:
     np.testing.assert_array_equal(good.arrays[0][0], other.arrays[0][0])
 
 
+def test_of_a_fault_that_nobody_foresaw_the_client_gets_no_traceback(
+    backend: Any, network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SyntaxError("SECRET")
+
+    monkeypatch.setattr(backend, "preprocess", fail)
+    decode = backend.Decode()
+    decode.initialize(arguments(contract=CONTRACT.to_json()))
+    (answer,) = decode.execute([{"input": np.array([[encoded(1)]], np.object_)}])
+    assert (answer.error.code, answer.error.message) == ("INTERNAL", "SyntaxError in the model")
+    monkeypatch.setattr(network._runner, "infer", fail)
+    good, bad = network.execute([{"input": images(1)}, {"input": images(1)[0]}])
+    assert (good.error.message, bad.error.code) == ("SyntaxError in the model", "INVALID_ARG")
+    assert [line.split(" in ")[0] for line in backend.pb_utils.Logger.errors] == ["SyntaxError"] * 2
+    assert "SECRET" not in "".join(backend.pb_utils.Logger.errors)
+
+
 def test_a_label_is_a_number_where_classes_have_no_names(backend: Any) -> None:
     nameless = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
     model = backend.Label()

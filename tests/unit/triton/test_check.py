@@ -18,6 +18,7 @@ from alexdeploy.specs import TensorSpec
 from alexdeploy.triton import check as room
 from alexdeploy.triton.check import Checked, check_server
 from alexdeploy.triton.config import CONFIG, read_config
+from alexdeploy.triton.golden import likeliest
 from tests.unit.triton.conftest import CONTRACT, save
 
 Array = npt.NDArray[Any]
@@ -157,7 +158,39 @@ def test_a_server_that_fails_under_way_is_unavailable_unless_there_is_more_to_te
     with pytest.raises(UnavailableError, match="no answer"):
         check(server)
     (server.repository / "net" / "labels.txt").write_text("ant\n")
-    assert [finding.split(" ")[1] for finding in check(server).findings] == ["labels.txt"]
+    found = check(server)
+    assert [finding.split(" ")[1] for finding in found.findings] == ["labels.txt"]
+    assert found.left_out == ("http://host:8000: no answer",)
+
+
+def test_a_version_that_was_not_published_is_named(server: Server) -> None:
+    server.versions = ["1", "2", "3"]
+    words = ("net: the server also has version 2, 3, which was not published here",)
+    assert check(server).findings == check(server, version=1).findings == words
+
+
+def test_of_an_older_version_the_ensemble_is_not_asked(server: Server, tmp_path: Path) -> None:
+    publish(tmp_path / "net.onnx", tmp_path / "other", name="net", image=True)
+    publish(tmp_path / "net.onnx", tmp_path / "other", name="net")
+    server.repository, server.versions = tmp_path / "other", ["1", "2"]
+    words = ("net-image: its answers were not compared: it takes a newer version than this",)
+    assert check(server, version=1).left_out == words
+
+
+def test_the_label_s_model_is_held_to_its_own_arithmetic(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room._Version, "tolerance", 2e-2)  # as of a network in INT8
+    version = room._opened(server.repository, "net", 1)
+    labels, shares = likeliest(version.logits, CONTRACT, ends_in_softmax=False)
+    lines = {}
+    for model in ("_label", "_image"):
+        judge = room._Check(server.repository, "http://host:8000", 30)
+        answers = iter([np.array([[name, 1.0] for name in CONTRACT.labels], object)] if model == "_label" else [])
+        given = np.array([*zip(labels, shares * 1.001, strict=True)], object)
+        monkeypatch.setattr(room, "_labels", lambda *_, answers=answers, given=given: next(answers, given))
+        getattr(judge, model)(version, Client(server), 9)
+        lines[model] = judge.findings
+    assert lines["_image"] == []
+    assert [line[:44] for line in lines["_label"]] == ["net-label: probabilities differ by 1.0e-03 ("]
 
 
 def test_golden_answers_of_an_engine_that_nothing_here_runs(
@@ -177,10 +210,13 @@ def test_golden_answers_of_an_engine_that_nothing_here_runs(
 
 
 def test_what_is_not_in_the_repository(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"repository: .*'nothing'; it has net"):
+    with pytest.raises(InputError, match=r"repository: no model 'nothing' was published in it; it has net"):
         check(server, name="nothing")
-    with pytest.raises(InputError, match="it has no model"):
-        check_server(tmp_path / "absent", "http://host:8000")
+    for name in (None, "net"):
+        with pytest.raises(
+            InputError, match="absent: no model was published in it; name the folder that publish wrote"
+        ):
+            check_server(tmp_path / "absent", "http://host:8000", name=name)
     with pytest.raises(UsageError, match=r"`version` 2: .*repository has 1"):
         check(server, version=2)
 

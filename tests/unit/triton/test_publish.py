@@ -243,7 +243,7 @@ def test_checkpoints_and_no_folders_are_refused(tmp_path: Path, model: Path, roo
         publish(tmp_path / "net.pth", root)
     with pytest.raises(UsageError, match="it is a file; name a folder"):
         publish(model, model)
-    with pytest.raises(UsageError, match="folder '.*repository/deeper' does not exist; create it first"):
+    with pytest.raises(UsageError, match=r"folder '.*repository/deeper' does not exist; create it first"):
         publish(model, root / "deeper" / "still")
     assert not root.exists()
 
