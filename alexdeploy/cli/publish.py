@@ -169,5 +169,6 @@ def _row(done: Published) -> dict[str, Any]:
         "built_with": done.served.builder or None,
         "settings": done.settings,
         "answers": done.answers,
+        "unanswered": done.unanswered or None,
         "serve": _start(done),
     }
