@@ -152,7 +152,11 @@ def _answer(answer: Callable[[Any], Any], request: Any) -> Any:
 
 def _failure(error: Exception) -> Any:
     """A response that holds the error: 400 for what was sent, 503 and 500 for what is wrong here."""
-    codes = {UsageError: "INVALID_ARG", InputError: "INVALID_ARG", UnavailableError: "UNAVAILABLE"}
+    codes: dict[type[Exception], str] = {
+        UsageError: "INVALID_ARG",
+        InputError: "INVALID_ARG",
+        UnavailableError: "UNAVAILABLE",
+    }
     code = getattr(pb_utils.TritonError, codes.get(type(error), "INTERNAL"))
     told = str(error)
     if not isinstance(error, AlexdeployError):  # what it says may quote the content

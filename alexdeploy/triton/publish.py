@@ -96,7 +96,8 @@ def publish(
         repository: the folder that holds the models; made where it is missing.
         name: of the model; None for the file's without its suffix.
         version: None for the one after the highest there is.
-        image: write the models that take encoded images and give label and probability, too.
+        image: write the models that take encoded images and give label and probability, too. Where they are there, a
+            further version must fit them in any case.
         backend: ``onnxruntime`` for an ONNX file without our runner; None for what the file needs.
         instances: copies that run side by side; None for that of the versions before, or 1.
         max_batch: images in one call at most; None for that of the versions before, or 32, or what the engine takes.
@@ -229,9 +230,9 @@ def _staging(root: Path) -> Iterator[Path]:
     # Triton takes any folder in a repository for a model, hidden ones too
     beside = not root.is_mount() and os.access(root.parent, os.W_OK)
     place = root.parent if beside else root
-    for path in place.glob(f".{glob.escape(root.name)}.*.partial"):
+    for left in place.glob(f".{glob.escape(root.name)}.*.partial"):
         text = "is left of a publish that was killed, or belongs to one that runs now; if none does, remove it"
-        warnings.warn(f"{path}: {text}", InputWarning, stacklevel=5)
+        warnings.warn(f"{left}: {text}", InputWarning, stacklevel=5)
     try:
         folder = TemporaryDirectory(dir=place, prefix=f".{root.name}.", suffix=".partial")
     except OSError as error:

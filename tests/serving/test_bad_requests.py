@@ -29,6 +29,13 @@ def needle() -> bytes:
     return file.getvalue()
 
 
+def odd_exif() -> bytes:
+    """A whole image whose EXIF data are none."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG", exif=b"Exif\0\0" + SECRET)
+    return file.getvalue()
+
+
 def mixed() -> npt.NDArray[np.object_]:
     return as_bytes(encoded(1), SECRET)
 
@@ -45,6 +52,7 @@ BAD: dict[str, tuple[str, Any, str]] = {  # model, input, what the message must 
     "a bomb": ("digits-image", as_bytes(bomb(8000, 8000)), "8000 x 8000 pixels; at most 50000000"),
     "a larger bomb": ("digits-image", as_bytes(bomb(60000, 60000)), "too many pixels"),
     "a needle": ("digits-image", as_bytes(needle()), "2 x 8000000 pixels become 10 x 40000000"),
+    "odd EXIF data": ("digits-image", as_bytes(odd_exif()), "its EXIF data are damaged"),
     "one of two images": ("digits-image", mixed(), f"{len(SECRET)} bytes are no image"),
     "numbers for an image": ("digits-image", np.zeros((1, 1), np.float32), "data-type is 'FP32'"),
     "too many images": ("digits-image", as_bytes(*[encoded(1)] * (MAX_BATCH + 1)), f"must be <= {MAX_BATCH}"),
