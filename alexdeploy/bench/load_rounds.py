@@ -73,7 +73,7 @@ class _Series:
 
     def add(self, slice_: Slice, expected: Expected) -> None:
         sent = [*slice_.early, *slice_.requests]
-        problems = [problem for request in sent if (problem := _problem(request, expected))]
+        problems = [problem for request in sent if (problem := problem_of(request, expected))]
         self.requests += len(sent)
         self.failures += len(problems)
         self.problem = self.problem or next(iter(problems), "")
@@ -169,7 +169,8 @@ def _read(counters: CountersOf) -> Counters | None:
         return None
 
 
-def _problem(request: traffic.Request, expected: Expected) -> str | None:
+def problem_of(request: traffic.Request, expected: Expected) -> str | None:
+    """Why a request failed, in words: its error, or whose answer it got instead; None where it did not."""
     if request.answer is None:
         return request.error
     right = expected.logits[request.image][None]
