@@ -262,7 +262,8 @@ def many(subject: Subject, server: Server, count: int) -> dict[str, Any]:
     """``count`` requests over HTTP at 32 in flight, each answer compared, and memory after each fifth of them."""
     right = subject.right("tensors", len(subject.inputs))
     clients = Clients("HTTP", server, name_of(2, 0), subject.requests(len(subject.inputs))["tensors"])
-    memory_mb, problems, began = [memory(server)], [], time.perf_counter()
+    problems: list[str | None] = []
+    memory_mb, began = [memory(server)], time.perf_counter()
 
     def one(number: int) -> str | None:
         index, answer, error = number % len(right.images), None, None
