@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from alexdeploy.runners.predict import Prediction
     from alexdeploy.specs import Progress
 
+_KEEPS = "keeps what is done, the same command goes on from there"
+
 
 @click.command("predict")
 @click.argument("artifact", type=FILE)
@@ -77,9 +79,13 @@ def command(
     elif workers is not None:
         raise UsageError("--workers goes with --out: finished shards are kept beside that file; name one")
     from alexdeploy.data.labels import read_class_indices
+    from alexdeploy.runners import labelling
     from alexdeploy.runners.artifact import open_artifact
     from alexdeploy.runners.predict import JUDGED, find_images, predict
 
+    shards = labelling.shards_folder(out) if out is not None else None
+    if shards is not None and shards.is_dir() and workers is None:
+        raise UsageError(f"{shards}: keeps shards of --out {out}; go on with --workers, or remove that folder")
     skipped: list[str] = []
     with progress(f"opening {printable(artifact.name)}") as bar:
         opened = open_artifact(artifact)
@@ -89,12 +95,10 @@ def command(
         judged = shown.Judged(opened, images, found, skipped)
         how: dict[str, Any] = {"ten_crop": ten_crop, "skipped": skipped if skip_bad_images else None, "device": device}
         predictions: list[Prediction] = []
-        if workers is not None and out is not None:
-            from alexdeploy.runners.labelling import labelled, shards_folder
-
+        if workers is not None and out is not None and shards is not None:
             with (
-                _resumable(shards_folder(out)),
-                labelled(opened, found, out, workers=workers, top=top, on_progress=bar, **how) as answers,
+                _resumable(shards),
+                labelling.labelled(opened, found, out, workers=workers, top=top, on_progress=bar, **how) as answers,
             ):
                 judged.write(out, judged.passing(answers, top))
         else:
@@ -133,6 +137,8 @@ def _resumable(folder: Path) -> Iterator[None]:
     """Whoever stops the block is told how to go on."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        note(f"{printable(folder)}: keeps what is done; the same command goes on from there")
+    except KeyboardInterrupt:
+        raise click.Abort(f"interrupted; {printable(folder)} {_KEEPS}") from None
+    except SystemExit:
+        note(f"{printable(folder)} {_KEEPS}")
         raise

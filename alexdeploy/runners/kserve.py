@@ -379,11 +379,7 @@ def _line(text: str) -> str:
 
 
 def parse_url(url: str) -> tuple[str, str]:
-    """(scheme, what tritonclient takes: host:port, of HTTP with a path).
-
-    Raises:
-        UsageError: no URL of a server.
-    """
+    """(scheme, what tritonclient takes: host:port, of HTTP with a path); a UsageError where it is no URL."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         grpc, port = parts.scheme.startswith("grpc"), parts.port

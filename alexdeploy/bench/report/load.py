@@ -59,7 +59,7 @@ def load_notes(report: LoadReport) -> list[str]:
         f"Answers: {report.images} images were compared before, {percent(report.agreement)} agree, largest relative "
         f"error {report.relative_error:.1e}; under load every answer was.",
         f"{report.rounds} rounds in random order; 95 % intervals, ±: half of one. Arrivals per second are Poisson's, "
-        f"their latency counts from when they were due; at most {SENDERS} are in flight, the others wait in the client.",
+        f"their latency counts from when they were due; at most {SENDERS} are in flight, the others wait here.",
         "batch, queue ms and model ms: differences of the server's counters over the slices of that load."
         if counted
         else "The server has no counters: batch and queue are not known.",
