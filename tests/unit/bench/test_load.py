@@ -34,12 +34,16 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = 100.0
         monkeypatch.setattr(traffic, "_now", lambda: self.time)
-        monkeypatch.setattr(traffic, "_wait", lambda stopped, seconds: self.pass_by(seconds) or stopped.is_set())
+        monkeypatch.setattr(traffic, "_wait", self.wait)
         monkeypatch.setattr(traffic, "SENDERS", 1)
 
     def pass_by(self, seconds: float) -> None:
         assert seconds >= 0
         self.time += seconds
+
+    def wait(self, stopped: threading.Event, seconds: float) -> bool:
+        self.pass_by(seconds)
+        return stopped.is_set()
 
 
 @pytest.fixture

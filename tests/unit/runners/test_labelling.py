@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexdeploy import files
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.runners import labelling
@@ -268,16 +270,16 @@ def test_a_folder_that_a_run_removes_meanwhile_and_a_file_in_its_place_are_refus
     artifact: Artifact, found: list[FoundImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "p.csv"
-    flock = labelling.fcntl.flock
+    flock = fcntl.flock
 
     def locked_late(file: BinaryIO, how: int) -> None:
         shutil.rmtree(shards_folder(out))
         flock(file, how)
 
-    monkeypatch.setattr(labelling.fcntl, "flock", locked_late)
+    monkeypatch.setattr(fcntl, "flock", locked_late)
     with pytest.raises(UsageError, match="has just ended"), labelled(artifact, found[:1], out, workers=1):
         pass
-    monkeypatch.setattr(labelling.files, "make_folder", lambda folder: None)
+    monkeypatch.setattr(files, "make_folder", lambda folder: None)
     with pytest.raises(UsageError, match="has just ended"), labelled(artifact, found[:1], out, workers=1):
         pass
     shards_folder(out).touch()
