@@ -270,11 +270,22 @@ def test_an_error_of_ours_is_no_failed_request() -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_a_stop_does_not_wait_for_arrivals_that_are_due_later(stop: type[BaseException]) -> None:
-    """It comes to the thread that waits for the senders, which sleep until the last two are due."""
+def test_a_stop_does_not_wait_for_arrivals_that_are_due_later(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when two senders already wait until the last two are due."""
     asked: list[float] = []
+    waiting = threading.Semaphore(0)
+
+    def wait(stopped: threading.Event, seconds: float) -> bool:
+        if seconds > 1:
+            waiting.release()
+        return stopped.wait(seconds)
+
+    monkeypatch.setattr(traffic, "_wait", wait)
 
     def ask(image: Floats) -> Floats:
+        assert all(waiting.acquire(timeout=10) for _ in range(2))
         asked.append(image.item())
         raise stop
 
@@ -341,10 +352,10 @@ def test_counters_are_differences_over_the_slices_of_one_load() -> None:
 
 def test_counters_that_went_back_do_not_count() -> None:
     """A version was unloaded, and its counters with it."""
-    left = count(1000, -10)
+    left, more = count(10**6, -10), count(1)
 
     def counters() -> Counters:
-        return Counters(next(left), 500, 0, 0, 500, 0)
+        return Counters(next(left), next(more), 0, 0, next(more), 0)
 
     assert rows(Load(in_flight=1), counters=counters)["server", "1 in flight"].served is None
 
