@@ -73,19 +73,13 @@ def command(
     Example: alexdeploy predict model.onnx photo.jpg photos/ --out predictions.csv
     """
     if out is not None:
-        files.check_output(out, *[labels] if labels is not None else [])
-        if out.suffix.lower() not in shown.SUFFIXES:
-            raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl, or in .txt for a record")
+        _check_out(out, labels, workers)
     elif workers is not None:
         raise UsageError("--workers goes with --out: finished shards are kept beside that file; name one")
     from alexdeploy.data.labels import read_class_indices
-    from alexdeploy.runners import labelling
     from alexdeploy.runners.artifact import open_artifact
     from alexdeploy.runners.predict import JUDGED, find_images, predict
 
-    shards = labelling.shards_folder(out) if out is not None else None
-    if shards is not None and shards.is_dir() and workers is None:
-        raise UsageError(f"{shards}: keeps shards of --out {out}; go on with --workers, or remove that folder")
     skipped: list[str] = []
     with progress(f"opening {printable(artifact.name)}") as bar:
         opened = open_artifact(artifact)
@@ -95,10 +89,12 @@ def command(
         judged = shown.Judged(opened, images, found, skipped)
         how: dict[str, Any] = {"ten_crop": ten_crop, "skipped": skipped if skip_bad_images else None, "device": device}
         predictions: list[Prediction] = []
-        if workers is not None and out is not None and shards is not None:
+        if workers is not None and out is not None:
+            from alexdeploy.runners.labelling import labelled, shards_folder
+
             with (
-                _resumable(shards),
-                labelling.labelled(opened, found, out, workers=workers, top=top, on_progress=bar, **how) as answers,
+                _resumable(shards_folder(out)),
+                labelled(opened, found, out, workers=workers, top=top, on_progress=bar, **how) as answers,
             ):
                 judged.write(out, judged.passing(answers, top))
         else:
@@ -130,6 +126,16 @@ def _counted(answers: Iterable[Prediction], total: int, skipped: list[str], bar:
         yield answer
         done = number + len(skipped)
         bar(f"{done} of {total} images, {done / (time.monotonic() - began):.0f}/s", done / total)
+
+
+def _check_out(out: Path, labels: Path | None, workers: int | None) -> None:
+    files.check_output(out, *[labels] if labels is not None else [])
+    if out.suffix.lower() not in shown.SUFFIXES:
+        raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl, or in .txt for a record")
+    from alexdeploy.runners.labelling import shards_folder
+
+    if workers is None and (folder := shards_folder(out)).is_dir():
+        raise UsageError(f"{folder}: keeps shards of --out {out}; go on with --workers, or remove that folder")
 
 
 @contextlib.contextmanager
