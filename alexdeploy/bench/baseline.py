@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from alexdeploy.bench.load_results import LoadReport
 from alexdeploy.bench.results import BenchReport, Change
 from alexdeploy.errors import InputError
 
-_Report = TypeVar("_Report", BenchReport, LoadReport)
+_T = TypeVar("_T")
 
 _LESS_ACCURATE = 0.01
 _NOTHING_IN_COMMON = "the baseline has no row in common with this bench; give the same artifacts and batch sizes"
@@ -38,16 +38,11 @@ def load_saved(path: Path) -> BenchReport | LoadReport:
     Raises:
         InputError: missing, or something else.
     """
-    try:
-        return _decoded(path, BenchReport)
-    except InputError as error:
-        try:
-            return _decoded(path, LoadReport)
-        except InputError:
-            raise error from None
+    found = _decoded(path, dict[str, Any])
+    return _decoded(path, LoadReport) if "url" in found else _decoded(path, BenchReport)
 
 
-def _decoded(path: Path, kind: type[_Report]) -> _Report:
+def _decoded(path: Path, kind: type[_T]) -> _T:
     files.check_input(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)

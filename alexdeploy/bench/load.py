@@ -25,11 +25,12 @@ from alexdeploy.files import printable
 from alexdeploy.metrics import agreement, relative_error, rerun_tolerance
 from alexdeploy.runners.artifact import open_artifact
 from alexdeploy.runners.base import Runner
-from alexdeploy.runners.kserve import KServeRunner
+from alexdeploy.runners.kserve import KServeRunner, parse_url
 from alexdeploy.specs import Progress, Runtime, cuda_ordinal
 
 IMAGES = 64
 _MOST_IN_FLIGHT = 1024
+_RATES = 0.1, 100_000.0
 _REFUSED = "nothing was timed; alexdeploy publish with `check` says more"
 
 
@@ -61,12 +62,12 @@ def run_load(
         progress: called with what is being done and the share of it that is.
 
     Raises:
-        UsageError: no load, or one beyond 1,024 in flight.
+        UsageError: no such URL; no load, one beyond 1,024 in flight, or a rate out of 0.1 to 100,000.
         UnavailableError: no server, or nothing here runs the artifact.
         InputError: an unusable file, or no such model on the server.
         GateError: the server answers something else than the runner.
     """
-    loads = _loads(in_flight, rates)
+    loads = loads_for(url, in_flight, rates)
     started = time.perf_counter()
     artifact = open_artifact(path)
     name = model or path.stem
@@ -114,12 +115,22 @@ def run_load(
     )
 
 
-def _loads(in_flight: Sequence[int], rates: Sequence[float]) -> list[Load]:
+def loads_for(url: str, in_flight: Sequence[int], rates: Sequence[float]) -> list[Load]:
+    """The loads of a server, which is not asked yet.
+
+    Raises:
+        UsageError: as ``run_load``.
+    """
+    parse_url(url)
     loads = [*(Load(in_flight=count) for count in in_flight), *(Load(rate_per_s=rate) for rate in rates)]
     if not loads:
         raise UsageError("no load was given; expected `in_flight`, such as 1 and 16, or `rates`")
     if max(in_flight, default=1) > _MOST_IN_FLIGHT:
         raise UsageError(f"`in_flight` {max(in_flight)}: expected at most {_MOST_IN_FLIGHT}, each is a thread here")
+    least, most = _RATES
+    beyond = next((rate for rate in rates if not least <= rate <= most), None)
+    if beyond is not None:
+        raise UsageError(f"`rates` {beyond:g}: expected {least:g} to {most:,.0f} images per second")
     return loads
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from threading import Barrier
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ class _Series:
 
     def add(self, slice_: Slice, expected: Expected) -> None:
         sent = [*slice_.early, *slice_.requests]
-        problems = [problem for request in sent if (problem := _problem(request, expected))]
+        problems = [problem for request in sent if (problem := problem_of(request, expected))]
         self.requests += len(sent)
         self.failures += len(problems)
         self.problem = self.problem or next(iter(problems), "")
@@ -128,12 +128,17 @@ def take_rounds(
                 with no_garbage_collection():
                     taken = _take(pool, one, targets[one.target], expected.images, lengths[one.load], (seed, rounds))
                 after = _read(counters) if before is not None else None
-                if before is not None and after is not None:
-                    one.counted.append(after - before)
+                if before is not None and after is not None and min(astuple(after - before)) >= 0:
+                    one.counted.append(after - before)  # less than before: a version was unloaded
                 if taken.requests or taken.unsent:  # else nothing was due, by chance, for no target
                     one.add(taken, expected)
             rounds += 1
     return [_row(one, _reference(one, series)) for one in series], rounds
+
+
+def least_seconds(loads: Sequence[Load]) -> float:
+    """What all rounds of the three targets take at least; of requests in flight that is not known before."""
+    return MIN_ROUNDS * len(get_args(Target)) * sum(_least_seconds(load, 0.0) for load in loads)
 
 
 def _least_seconds(load: Load, one_image_s: float) -> float:
@@ -158,7 +163,14 @@ def _connect(pool: Executor, threads: int, counters: CountersOf) -> None:
         all_here.wait()
         _read(counters)
 
-    for done in [pool.submit(run) for _ in range(threads)]:
+    try:
+        begun = [pool.submit(run) for _ in range(threads)]
+    except BaseException as error:
+        all_here.abort()  # else those that are here wait for ever
+        if isinstance(error, RuntimeError):
+            raise UnavailableError(f"no {threads} threads can be started ({error}); give fewer `in_flight`") from error
+        raise
+    for done in begun:
         done.result()
 
 
@@ -169,7 +181,8 @@ def _read(counters: CountersOf) -> Counters | None:
         return None
 
 
-def _problem(request: traffic.Request, expected: Expected) -> str | None:
+def problem_of(request: traffic.Request, expected: Expected) -> str | None:
+    """Why a request failed, in words: its error, or whose answer it got instead; None where it did not."""
     if request.answer is None:
         return request.error
     right = expected.logits[request.image][None]

@@ -25,7 +25,7 @@ _PATIENCE_S = 0.5  # or the length of a slice: for so long after it what is late
 
 Ask = Callable[[Batch], Logits]
 
-_now, _sleep = time.perf_counter, time.sleep
+_now, _wait = time.perf_counter, threading.Event.wait
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def send_when_due(pool: Executor, ask: Ask, images: Batch, due: Sequence[float],
                 number, when = pending.get_nowait()
             except queue.Empty:
                 return
-            _sleep(max(started + when - _now(), 0.0))
+            if _wait(stopped, max(started + when - _now(), 0.0)):
+                return
             yield _request(ask, images, number % len(images), started + when, started)
 
     requests = _gather(pool, send, range(SENDERS), stopped.set)

@@ -132,8 +132,8 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context is not None else ""
         return error.exit_code, f"{' '.join(error.format_message().split()).rstrip('.')}{hint}"
-    except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED, "interrupted"
+    except (click.Abort, KeyboardInterrupt) as stop:
+        return _INTERRUPTED, str(stop) or "interrupted"
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

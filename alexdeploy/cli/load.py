@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -106,7 +106,7 @@ def put_under_load(
 ) -> None:
     """``bench --server``: exit 5 where a request failed."""
     context = click.get_current_context()
-    for name in ("batch", "max_drop", "server_ms", "baseline", "wide"):
+    for name in ("batch", "max_drop", "server_ms", "baseline"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise UsageError(f"`{name}` is not for a load report; leave it out, or `server`")
     if len(artifacts) != 1 or len(runtimes) > 1 or "auto" in runtimes:
@@ -116,12 +116,16 @@ def put_under_load(
     in_flight = _IN_FLIGHT if serving.in_flight is None else serving.in_flight
     closed = numbers(int, "in-flight", in_flight) if serving.in_flight is not None or not rates else []
     shown.check(*artifacts)
-    from alexdeploy.bench.load import IMAGES, run_load
+    from alexdeploy.bench.load import IMAGES, loads_for, run_load
+    from alexdeploy.bench.load_rounds import least_seconds
     from alexdeploy.optional import require
 
     with progress("loading SciPy and the client"):
         for module in ("scipy", "tritonclient", *(("jinja2",) if shown.html else ())):
             require(module)
+    least_s = least_seconds(loads_for(serving.server or "", closed, rates))
+    if least_s > seconds:
+        note(f"note: at these `rates` ten rounds take {least_s / 60:.1f} minutes at least, more than `seconds`")
     dataset = data.open("val")
     note_data(dataset, IMAGES)
     with progress(f"opening {artifacts[0].name}") as bar:
@@ -141,7 +145,9 @@ def put_under_load(
     show_load(report, shown, as_json=as_json)
     failed = [row for row in report.rows if row.status == "failed"]
     if failed:
-        note(f"error: {len(failed)} of {len(report.rows)} loads had failed requests, see above; mend the server")
+        who = dict.fromkeys(row.target for row in failed)
+        mend = "; mend the server" if "server" in who else ""
+        note(f"error: {len(failed)} of {len(report.rows)} rows had failed requests ({', '.join(who)}), see above{mend}")
         sys.exit(GateError.exit_code)
 
 
@@ -166,7 +172,8 @@ def show_load(report: LoadReport, files: ReportFiles, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    print_columns(load_columns(report), title=load_title(report))
+    columns = load_columns(report)
+    print_columns([replace(column, rank=0) for column in columns] if files.wide else columns, title=load_title(report))
     ratios = ratio_columns(report)
     if ratios:
         print_columns(ratios, title=RATIO_TITLE)

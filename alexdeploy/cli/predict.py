@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from alexdeploy.runners.predict import Prediction
     from alexdeploy.specs import Progress
 
+_KEEPS = "keeps what is done, the same command goes on from there"
+
 
 @click.command("predict")
 @click.argument("artifact", type=FILE)
@@ -71,9 +73,7 @@ def command(
     Example: alexdeploy predict model.onnx photo.jpg photos/ --out predictions.csv
     """
     if out is not None:
-        files.check_output(out, *[labels] if labels is not None else [])
-        if out.suffix.lower() not in shown.SUFFIXES:
-            raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl, or in .txt for a record")
+        _check_out(out, labels, workers)
     elif workers is not None:
         raise UsageError("--workers goes with --out: finished shards are kept beside that file; name one")
     from alexdeploy.data.labels import read_class_indices
@@ -128,11 +128,23 @@ def _counted(answers: Iterable[Prediction], total: int, skipped: list[str], bar:
         bar(f"{done} of {total} images, {done / (time.monotonic() - began):.0f}/s", done / total)
 
 
+def _check_out(out: Path, labels: Path | None, workers: int | None) -> None:
+    files.check_output(out, *[labels] if labels is not None else [])
+    if out.suffix.lower() not in shown.SUFFIXES:
+        raise UsageError(f"--out {out}: expected a name that ends in .csv or .jsonl, or in .txt for a record")
+    from alexdeploy.runners.labelling import shards_folder
+
+    if workers is None and (folder := shards_folder(out)).is_dir():
+        raise UsageError(f"{folder}: keeps shards of --out {out}; go on with --workers, or remove that folder")
+
+
 @contextlib.contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
     """Whoever stops the block is told how to go on."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        note(f"{printable(folder)}: keeps what is done; the same command goes on from there")
+    except KeyboardInterrupt:
+        raise click.Abort(f"interrupted; {printable(folder)} {_KEEPS}") from None
+    except SystemExit:
+        note(f"{printable(folder)} {_KEEPS}")
         raise

@@ -95,7 +95,7 @@ class KServeRunner(Runner):
     tf32 = None
 
     def __init__(self, url: str, model: str, *, version: str = "", timeout_s: float = 30.0) -> None:
-        scheme, address = _parsed(url)
+        scheme, address = parse_url(url)
         self.runtime = f"kserve-{scheme[:4]}"
         self._asked = _Asked(url, model, version)
         self._wire = (_Grpc if scheme.startswith("grpc") else _Http)(scheme, address, self._asked, timeout_s)
@@ -378,8 +378,8 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:_LONGEST]
 
 
-def _parsed(url: str) -> tuple[str, str]:
-    """(scheme, what tritonclient takes: host:port, of HTTP with a path)."""
+def parse_url(url: str) -> tuple[str, str]:
+    """(scheme, what tritonclient takes: host:port, of HTTP with a path); a UsageError where it is no URL."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         grpc, port = parts.scheme.startswith("grpc"), parts.port

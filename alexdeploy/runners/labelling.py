@@ -49,7 +49,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         model: SHA-256 (hex) of the artifact.
         labels: its class names, or those given to it.
         top, ten_crop: as for ``predict``.
-        count, images: how many images, and the SHA-256 (hex) of their paths and truths, in order.
+        count, images: how many images, and the SHA-256 (hex) of their paths and truths, in order, and where a path
+            is relative of the working directory.
         shard: images of a shard.
     """
 
@@ -153,9 +154,11 @@ def labelled(
         on_progress: told after each shard.
 
     Raises:
-        UsageError: another run writes there, or the shards are of another model, other options or images.
+        UsageError: another run writes there, or the shards are of another model, other options or images; relative
+            paths are other images in another working directory.
         UnavailableError: a worker was killed; also as for ``predict``.
-        InputError, GateError: as for ``predict``; a GateError also for a shard that was changed.
+        InputError, GateError: as for ``predict``; a GateError also for a shard that has not one row for each of its
+            images.
     """
     folder, labels = shards_folder(out), artifact.contract.labels
     with _locked(folder) as lock:
@@ -180,27 +183,40 @@ def labelled(
         yield _joined(shards, skipped)
         seen.warn("the images", artifact.contract)
         for path in (*shards, folder / "manifest.json", folder / "lock"):
-            path.unlink()
-        folder.rmdir()
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds somebody else's file, or the lock of the next run
+            folder.rmdir()
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[_Lock]:
     """The folder, made where there is none, for this run alone."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: a file, where the folder of the shards would be; choose another `out`")
     files.make_folder(folder)
     path, since = folder / "lock", time.monotonic()
-    busy = f"{folder}: another run writes there; wait for it to end, or choose another `out`"
-    with path.open("ab") as file:
+    gone = UsageError(f"{folder}: another run has just ended and removed it; give the command again if need be")
+    try:
+        opened = path.open("ab")
+    except FileNotFoundError:
+        raise gone from None
+    with opened as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() - since > _PATIENCE_S:
-                    raise UsageError(busy) from None
+                    raise UsageError(
+                        f"{folder}: another run writes there; wait for it to end, or choose another `out`"
+                    ) from None
                 time.sleep(0.05)
-        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            raise UsageError(busy)  # it has just ended, and removed its folder
+        try:
+            ours = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            ours = False
+        if not ours:
+            raise gone
         yield _Lock(file.fileno())
 
 
@@ -232,6 +248,8 @@ def _digest(images: Sequence[FoundImage]) -> str:
     digest = hashlib.sha256()
     for image in images:
         digest.update(os.fsencode(image.name) + b"\0" + (image.truth or "").encode() + b"\0")
+    if not all(image.name.startswith(os.sep) for image in images):
+        digest.update(bytes(Path.cwd()))
     return digest.hexdigest()
 
 
@@ -248,7 +266,9 @@ def _joined(shards: dict[Path, Sequence[FoundImage]], skipped: list[str] | None)
         except msgspec.MsgspecError:
             rows = []
         if [row.image for row in rows] != [printable(image.name) for image in images]:
-            raise GateError(f"{path}: changed since it was written; remove it and give the command again")
+            raise GateError(
+                f"{path}: has not one row for each of its images: it was changed; remove it and give the command again"
+            )
         for row in rows:
             if row.top:
                 answered = True

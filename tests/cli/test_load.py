@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alexdeploy.bench import load_rounds, traffic
+from alexdeploy.bench.waiting import QueuedRunner
 from alexdeploy.errors import UnavailableError
 from alexdeploy.runners.artifact import load
 from tests.cli.conftest import Run
@@ -100,7 +101,44 @@ def test_requests_that_fail_exit_5_after_the_report(run: Run, asked: list[object
     assert result.code == 5
     rows = json.loads(result.out)["rows"]
     assert [row["status"] for row in rows] == ["failed", "ok", "ok"]
-    assert "error: 1 of 3 loads had failed requests, see above; mend the server" in result.err
+    assert "error: 1 of 3 rows had failed requests (server), see above; mend the server" in result.err
+
+
+def test_requests_that_fail_here_are_no_fault_of_the_server(run: Run, asked: list[object], monkeypatch: Patch) -> None:
+    def out_of_memory(*_: object) -> NoReturn:
+        raise UnavailableError("out of memory")
+
+    monkeypatch.setattr(QueuedRunner, "infer", out_of_memory)
+    result = run(*asked, "--in-flight", 1)
+    assert result.code == 5
+    assert result.err.rstrip().endswith("error: 1 of 3 rows had failed requests (queued), see above")
+
+
+@pytest.mark.parametrize("words", [["--rates", 200000], ["--in-flight", 5000], ["--server", "ftp://x"]])
+def test_loads_and_url_are_checked_before_the_data_is_opened(
+    words: list[object], run: Run, asked: list[object], tmp_path: Path
+) -> None:
+    result = run(*asked, "--data", tmp_path / "missing", *words)
+    assert result.code == 2
+    assert str(words[1]) in result.err
+
+
+def test_rates_that_take_longer_than_asked_are_told_before(run: Run, asked: list[object], tmp_path: Path) -> None:
+    result = run(*asked, "--data", tmp_path / "missing", "--rates", "0.5,100")
+    assert "note: at these --rates ten rounds take 5.0 minutes at least, more than --seconds" in result.err
+    result = run(*asked, "--data", tmp_path / "missing", "--rates", "100", "--seconds", 60)
+    assert "ten rounds" not in result.err
+
+
+def test_wide_shows_every_column(run: Run, asked: list[object], out: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    result = run(*asked, "--in-flight", 1, "--wide")
+    assert result.code == 0, result.err
+    columns = ("p90 ms", "batch", "queue ms", "model ms")
+    assert all(column in result.out for column in columns)
+    (out / "wide.json").write_text(run(*asked, "--in-flight", 1, "--json").out)
+    assert all(column in run("report", out / "wide.json", "--wide").out for column in columns)
+    assert not any(column in run("report", out / "wide.json").out for column in columns)
 
 
 def test_another_model_is_refused(run: Run, asked: list[object], served: Served) -> None:

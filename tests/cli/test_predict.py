@@ -105,3 +105,8 @@ def test_workers_write_the_same_bytes_in_every_format(run: Run, model: Path, pho
     refused = run(*command, "--workers", 2)
     assert refused.code == 2
     assert "--workers goes with --out" in refused.err
+    (out / "stopped.csv.shards").mkdir()
+    refused = run(*command, "--out", out / "stopped.csv")
+    assert refused.code == 2
+    assert "stopped.csv.shards: keeps shards of --out" in refused.err
+    assert not (out / "stopped.csv").exists()

@@ -58,8 +58,8 @@ def load_notes(report: LoadReport) -> list[str]:
         "together; shared is the runner called by every thread.",
         f"Answers: {report.images} images were compared before, {percent(report.agreement)} agree, largest relative "
         f"error {report.relative_error:.1e}; under load every answer was.",
-        f"{report.rounds} rounds in random order; ±: half the 95 % interval. Arrivals per second are Poisson's, their "
-        f"latency counts from when they were due; at most {SENDERS} are in flight, the others wait in the client.",
+        f"{report.rounds} rounds in random order; 95 % intervals, ±: half of one. Arrivals per second are Poisson's, "
+        f"their latency counts from when they were due; at most {SENDERS} are in flight, the others wait here.",
         "batch, queue ms and model ms: differences of the server's counters over the slices of that load."
         if counted
         else "The server has no counters: batch and queue are not known.",
@@ -128,7 +128,7 @@ def _latency(estimate: Estimate | None, instead: str = "-") -> str:
     if estimate is None:
         return instead
     low, high = estimate.ci95
-    return f"{milliseconds(estimate.value)} ±{milliseconds((high - low) / 2)}"
+    return f"{milliseconds(estimate.value)} ({milliseconds(low)}–{milliseconds(high)})"
 
 
 def _served(row: LoadRow, name: str) -> str:

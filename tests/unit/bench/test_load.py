@@ -34,12 +34,16 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = 100.0
         monkeypatch.setattr(traffic, "_now", lambda: self.time)
-        monkeypatch.setattr(traffic, "_sleep", self.pass_by)
+        monkeypatch.setattr(traffic, "_wait", self.wait)
         monkeypatch.setattr(traffic, "SENDERS", 1)
 
     def pass_by(self, seconds: float) -> None:
         assert seconds >= 0
         self.time += seconds
+
+    def wait(self, stopped: threading.Event, seconds: float) -> bool:
+        self.pass_by(seconds)
+        return stopped.is_set()
 
 
 @pytest.fixture
@@ -265,6 +269,42 @@ def test_an_error_of_ours_is_no_failed_request() -> None:
         rows(Load(in_flight=4), ask=broken)
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stop_does_not_wait_for_arrivals_that_are_due_later(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when two senders already wait until the last two are due."""
+    asked: list[float] = []
+    waiting = threading.Semaphore(0)
+
+    def wait(stopped: threading.Event, seconds: float) -> bool:
+        if seconds > 1:
+            waiting.release()
+        return stopped.wait(seconds)
+
+    monkeypatch.setattr(traffic, "_wait", wait)
+
+    def ask(image: Floats) -> Floats:
+        assert all(waiting.acquire(timeout=10) for _ in range(2))
+        asked.append(image.item())
+        raise stop
+
+    with ThreadPoolExecutor(traffic.SENDERS) as pool, pytest.raises(stop):
+        send_when_due(pool, ask, IMAGES, [0.0, 20.0, 20.0], 30.0)
+    assert asked == [1]
+
+
+def test_threads_that_wait_for_others_end_where_those_cannot_start() -> None:
+    class Full(ThreadPoolExecutor):
+        def submit(self, *args: Any, **options: Any) -> Any:
+            if len(self._threads) == 2:
+                raise RuntimeError("can't start new thread")
+            return super().submit(*args, **options)
+
+    with Full(3) as pool, pytest.raises(UnavailableError, match=r"no 3 threads .* give fewer `in_flight`"):
+        load_rounds._connect(pool, 3, lambda: None)
+
+
 def test_what_is_slower_than_the_queued_runner_is_called_so() -> None:
     """By a factor of about twenty, of waiting that no machine shortens."""
 
@@ -308,6 +348,16 @@ def test_counters_are_differences_over_the_slices_of_one_load() -> None:
         assert row.served.mean_batch == pytest.approx(2, rel=0.2)
         assert (row.served.queue_ms, row.served.compute_ms) == (3, 0.5)
         assert found["queued", load].served is None
+
+
+def test_counters_that_went_back_do_not_count() -> None:
+    """A version was unloaded, and its counters with it."""
+    left, more = count(10**6, -10), count(1)
+
+    def counters() -> Counters:
+        return Counters(next(left), next(more), 0, 0, next(more), 0)
+
+    assert rows(Load(in_flight=1), counters=counters)["server", "1 in flight"].served is None
 
 
 def test_a_server_without_counters_and_one_that_is_gone_have_none() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from alexdeploy.bench import load_rounds, traffic
 from alexdeploy.bench.baseline import load_saved
+from alexdeploy.bench.intervals import Estimate
 from alexdeploy.bench.load import is_loopback, run_load
 from alexdeploy.bench.load_results import LoadReport
 from alexdeploy.bench.report.load import load_columns, load_notes, ratio_columns, write_html, write_markdown
@@ -85,6 +86,17 @@ def test_a_report_is_saved_and_shown_again(served: Served, path: Path, tmp_path:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="expected the JSON of a bench"):
         load_saved(tmp_path / "other.json")
+    (tmp_path / "other.json").write_bytes(saved.read_bytes().replace(b'"p50_ms":{"value":', b'"p50_ms":{"valve":', 1))
+    with pytest.raises(InputError, match=r"missing required field `value` - at `\$\.rows\[0\]\.p50_ms`"):
+        load_saved(tmp_path / "other.json")
+
+
+def test_an_interval_is_shown_with_both_its_ends(served: Served, path: Path) -> None:
+    """±, half its width, would say of this one that the latency may be below 0."""
+    report = under_load(served, path, in_flight=[1])
+    row = dataclasses.replace(report.rows[0], p99_ms=Estimate(0.58, (0.4, 4.0)))
+    (p99,) = [column for column in load_columns(dataclasses.replace(report, rows=[row])) if column.header == "p99 ms"]
+    assert p99.cells == ["0.58 (0.4–4)"]
 
 
 def test_a_server_that_answers_something_else_is_refused_before_timing(served: Served, path: Path) -> None:
@@ -160,6 +172,9 @@ def test_what_cannot_be_asked_is_refused(served: Served, path: Path) -> None:
         under_load(served, path, in_flight=[])
     with pytest.raises(UsageError, match="`in_flight` 5000: expected at most 1024"):
         under_load(served, path, in_flight=[5000])
+    for rate in (1e-300, 0.09, 1e8, 1e20):
+        with pytest.raises(UsageError, match=r"`rates` .*: expected 0\.1 to 100,000 images per second"):
+            under_load(served, path, rates=[100, rate])
     with pytest.raises(InputError, match="unknown model: 'weeds'"):
         under_load(served, path, model="weeds")
     served.url = "http://127.0.0.1:9"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from alexdeploy import files
 from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.runners import labelling
@@ -112,8 +116,7 @@ def test_a_run_that_is_stopped_twice_goes_on_and_has_every_image_once(
     _, said = interrupted.communicate(timeout=20)
     assert interrupted.returncode == 130
     assert [text for text in said.splitlines() if text] == [
-        f"{folder}: keeps what is done; the same command goes on from there",
-        "error: interrupted",
+        f"error: interrupted; {folder} keeps what is done, the same command goes on from there"
     ]
     assert kept.items() < shards_in(folder).items()
     kept = shards_in(folder)
@@ -222,7 +225,7 @@ def test_a_changed_shard_and_a_folder_that_is_none_are_refused(
     for rows in [whole[:-1], [*whole, whole[0]], [whole[1], whole[0], *whole[2:]], [*whole[:-1], whole[-1][:9]]]:
         first.write_bytes(b"".join(rows))
         with (
-            pytest.raises(GateError, match=r"000000\.jsonl: changed since it was written; remove it"),
+            pytest.raises(GateError, match=r"000000\.jsonl: has not one row for each of its images: .*; remove it"),
             labelled(artifact, found[:40], out, workers=1) as predictions,
         ):
             list(predictions)
@@ -250,6 +253,56 @@ def test_a_second_run_is_refused_and_what_a_kill_left_is_removed(
         with pytest.raises(UsageError, match="another run writes there"), labelled(artifact, found, out, workers=1):
             pass
     assert not folder.exists()
+
+
+def test_a_file_of_somebody_else_stays_and_spoils_nothing(
+    artifact: Artifact, found: list[FoundImage], tmp_path: Path
+) -> None:
+    out = tmp_path / "p.csv"
+    stray = shards_folder(out) / "notes.txt"
+    with labelled(artifact, found[:40], out, workers=1) as predictions:
+        stray.touch()
+        assert len(list(predictions)) == 40
+    assert [*shards_folder(out).iterdir()] == [stray]
+
+
+def test_a_folder_that_a_run_removes_meanwhile_and_a_file_in_its_place_are_refused(
+    artifact: Artifact, found: list[FoundImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.csv"
+    flock = fcntl.flock
+
+    def locked_late(file: BinaryIO, how: int) -> None:
+        shutil.rmtree(shards_folder(out))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", locked_late)
+    with pytest.raises(UsageError, match="has just ended"), labelled(artifact, found[:1], out, workers=1):
+        pass
+    monkeypatch.setattr(files, "make_folder", lambda folder: None)
+    with pytest.raises(UsageError, match="has just ended"), labelled(artifact, found[:1], out, workers=1):
+        pass
+    shards_folder(out).touch()
+    with pytest.raises(UsageError, match=r"a file, where .* choose another `out`"):  # noqa: SIM117
+        with labelled(artifact, found[:1], out, workers=1):
+            pass
+
+
+def test_the_same_names_in_another_working_directory_are_other_images(
+    artifact: Artifact, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = [FoundImage("a.png")], tmp_path / "p.csv"
+    for place, picture in (("one", "000.png"), ("two", "001.png")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.png").hardlink_to(next(photos.rglob(picture)))
+    monkeypatch.chdir(tmp_path / "one")
+    done(artifact, images, out)
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(UsageError, match=r"\(other images\)"), labelled(artifact, images, out, workers=1):
+        pass
+    monkeypatch.chdir(tmp_path / "one")
+    with labelled(artifact, images, out, workers=1) as predictions:
+        assert list(predictions) == list(predict(artifact, images, top=JUDGED))
 
 
 def test_what_is_odd_about_the_images_is_told_once(artifact: Artifact, tmp_path: Path) -> None:
