@@ -206,10 +206,17 @@ def _follow_inputs(node: ir.Node, opset: int) -> list[ir.Value]:
 
 
 def _does_not_hold(node: ir.Node, half: ir.DataType) -> bool:
-    """True if a constant of the node leaves the range of the type (FP16: ±65504), or is too small for it."""
+    """True if a constant of the node leaves the range of the type (FP16: ±65504), or is too small for it.
+
+    A scale stays FP32. That of an activation tells how large this gets; constants in levels are judged at their reader.
+    """
     limit = float(ml_dtypes.finfo(half.numpy()).max)  # type: ignore[no-untyped-call]
-    for index, value in enumerate(node.inputs):
-        array = _constant(value)
+    constants = [_constant(value) for value in node.inputs]
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        read, scale = node.inputs[0], constants[1]
+        stored = read is not None and read.const_value is not None
+        constants = [] if stored or scale is None else [scale * np.float32(127)]
+    for index, array in enumerate(constants):
         if array is None or not array.size:
             continue
         largest = float(np.max(np.abs(array)))

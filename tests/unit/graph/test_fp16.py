@@ -212,7 +212,7 @@ def with_bias(value: float) -> ir.Model:
 @pytest.mark.parametrize("bias", [0.0, 0.3, 100.0])
 @pytest.mark.parametrize("dialect", ["tensorrt", "onnxruntime", "openvino"])
 def test_a_bias_in_levels_of_32_bits_is_no_reason_for_an_island(dialect: Dialect, bias: float) -> None:
-    """Its scale is tiny, and its levels are no int8."""
+    """Its scale is tiny, and its levels are no int8; scales stay FP32."""
     ranges = {"input": TensorRange(1e-4), "flatten1": TensorRange(1e-4)}
     outputs = {"conv1": TensorRange(5.0), "relu1": TensorRange(5.0), "logits": TensorRange(5.0)}
     half = to_fp16(insert_qdq(with_bias(bias), ranges | outputs, dialect=dialect))
@@ -255,3 +255,9 @@ def test_a_dead_channel_of_a_batch_normalization_is_divided_by_its_epsilon(epsil
     half = to_fp16(ir.from_proto(make_model(nodes, weights)))
     (bn,) = (node for node in half.graph if node.op_type == "BatchNormalization")
     assert bn.outputs[0].dtype == (ir.DataType.FLOAT if island else ir.DataType.FLOAT16)
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(1e-3, "FLOAT16"), (1e-7, "FLOAT")])
+def test_the_scale_of_an_activation_tells_whether_fp16_holds_it(largest: float, kind: str) -> None:
+    ranges = {"input": TensorRange(largest), "flatten1": TensorRange(largest)}
+    assert conv_types(to_fp16(insert_qdq(ir.from_proto(conv_lrn_gemm()), ranges))) == {kind}
