@@ -257,7 +257,8 @@ def _constant(value: ir.Value | None) -> npt.NDArray[np.floating] | None:
     others = tuple(index for index in range(levels.ndim) if index != axis)
     offset = np.float32(0) if zero is None or scale.ndim > 1 else zero.astype(np.float32)  # of blocks there is none
     ends = (end(levels, axis=others).astype(np.float32) - offset for end in (np.min, np.max))
-    return np.maximum(*map(np.abs, ends)) * scale
+    largest: npt.NDArray[np.floating] = np.maximum(*map(np.abs, ends)) * scale
+    return largest
 
 
 class _Casts:

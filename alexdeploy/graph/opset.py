@@ -60,7 +60,7 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
 def _in_one_opset(model: ir.Model) -> ir.Model:
     """With the functions in the opset of the graph, or the graph in theirs; ``InlinePass`` takes no other."""
     functions = dict(model.functions)
-    opset = max(one.opset_imports.get("", 0) for one in (model, *functions.values()))
+    opset = max([model.opset_imports.get("", 0), *(one.opset_imports.get("", 0) for one in functions.values())])
     if model.opset_imports.get("", opset) < opset:
         model.functions.clear()  # ONNX's converter knows none
         model = raised(model, opset)

@@ -108,7 +108,7 @@ def by_onnx(model: bytes, batch: Array) -> Array:
     """By ONNX's own reference implementation, which rounds to FP16 after each node; ONNX Runtime does not."""
     evaluator = ReferenceEvaluator(onnx.load_from_string(model))
     with np.errstate(all="ignore"):
-        (found,) = evaluator.run(None, {evaluator.input_names[0]: batch})  # type: ignore[misc]
+        (found,) = evaluator.run(None, {evaluator.input_names[0]: batch})
     return np.asarray(found).reshape(len(batch), -1)
 
 

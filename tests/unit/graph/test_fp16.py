@@ -14,7 +14,7 @@ from alexdeploy.graph.fp16 import LIMIT, certify_lrn, largest_values, to_bf16, t
 from alexdeploy.graph.model import precision_of
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.specs import Dialect, Precision
-from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
+from tests.helpers.graphs import Array, conv_lrn_gemm, images, make_model, run
 
 
 def types(model: ir.Model) -> dict[str, int]:
@@ -232,7 +232,7 @@ def test_weights_in_levels_are_judged_by_their_values() -> None:
         helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["w"], "dq", axis=0),
         helper.make_node("Conv", ["input", "w"], ["logits"], "conv"),
     ]
-    weights = {
+    weights: dict[str, Array] = {
         "levels": np.array([[100, 130, 120], [200, 100, 90]], np.uint8).reshape(2, 3, 1, 1),
         "scale": np.array([1e3, 1.0], np.float32),
         "zero": np.array([128, 100], np.uint8),

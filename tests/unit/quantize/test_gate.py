@@ -71,7 +71,7 @@ def times(factor: float, name: str = "w2") -> ir.Model:
     return other
 
 
-FIXES = {
+FIXES: dict[str, tuple[Callable[[ir.Model], ir.Model], str, str]] = {
     "int8": (lambda model: insert_qdq(model, RANGES), "less than 100%", "calibrate on images that the network is for"),
     "fp16": (to_fp16, "at most 5%", "calibrate, and give `ranges`.*; or take BF16$"),
     "bf16": (to_bf16, "less than 100%", "take FP32, or FP16 with `ranges`"),
