@@ -6,7 +6,7 @@ One image in and logits out, LRN in one node, every node named, a preprocessing 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,11 +113,12 @@ def adopt_onnx(
     before = _Original(path, original, interface, constants)
     parity = _parity(before, plain, model, contract)
     if fused and not parity.worst <= parity.tolerance:
-        decomposed, _ = _rewritten(plain, fuse=False)
-        otherwise = _parity(before, plain, decomposed, contract)
-        if otherwise.worst <= otherwise.tolerance:
-            warnings.warn(f"{path}: {few(fused)}: like an LRN, but none; left as it is", InputWarning, stacklevel=2)
-            model, fused, parity = decomposed, [], otherwise
+        wrong = _no_lrn(before, plain, [*fused], contract)
+        if wrong:
+            told = few(fused[output] for output in wrong)
+            model, fused = _rewritten(plain, wrong)
+            parity = _parity(before, plain, model, contract)
+            warnings.warn(f"{path}: {told}: like an LRN, but none; left as it is", InputWarning, stacklevel=2)
     if not parity.worst <= parity.tolerance:
         _check_finite(plain, path)
     parity.check(f"adopted, {path} differs from the original")
@@ -133,21 +134,37 @@ def adopt_onnx(
         parents=(files.parent(path),),
         details={
             "contract": contract.fingerprint,
-            "fused_lrn": fused,
+            "fused_lrn": [*fused.values()],
             "interface": msgspec.to_builtins(interface),
             "parity": {"random_inputs": parity.random_inputs},
         },
     )
-    return AdoptResult(op_counts(model), fused, parity, interface)
+    return AdoptResult(op_counts(model), [*fused.values()], parity, interface)
 
 
-def _rewritten(plain: ir.Model, *, fuse: bool = True) -> tuple[ir.Model, list[str]]:
-    """The model as it is to be written, and the names of the LRN nodes it did not have before."""
+def _rewritten(plain: ir.Model, leave: Collection[str] = ()) -> tuple[ir.Model, dict[str, str]]:
+    """The model as it is to be written, and the LRN nodes it did not have before: their names by their results.
+
+    Results in ``leave`` get none.
+    """
     native = {node.outputs[0].name for node in plain.graph if node.op_type == "LRN"}
-    model = fuse_lrn(plain)[0] if fuse else plain
-    model = restore_flatten(fold_constants(name_unnamed(modernised(model))))  # folding invents names
-    lrn = [node for node in model.graph if node.op_type == "LRN"]
-    return model, [str(node.name) for node in lrn if node.outputs[0].name not in native]
+    model = restore_flatten(
+        fold_constants(name_unnamed(modernised(fuse_lrn(plain, leave)[0])))
+    )  # folding invents names
+    lrn = [node for node in model.graph if node.op_type == "LRN" and node.outputs[0].name not in native]
+    return model, {str(node.outputs[0].name): str(node.name) for node in lrn}
+
+
+def _no_lrn(original: _Original, plain: ir.Model, fused: Sequence[str], contract: Contract) -> list[str]:
+    """Those of the fused results that were none of an LRN; none where something else is wrong."""
+
+    def is_right(leave: Collection[str]) -> bool:
+        parity = _parity(original, plain, _rewritten(plain, leave)[0], contract)
+        return parity.worst <= parity.tolerance
+
+    if not is_right(fused):
+        return []
+    return [one for one in fused if not is_right([other for other in fused if other != one])]
 
 
 def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:

@@ -1,8 +1,11 @@
-"""bfloat16 and FP8 for ONNX Runtime on a CPU, which has no kernels of them: FP32 arithmetic on rounded values.
+"""16 bits and FP8 for ONNX Runtime on a CPU, which has no kernels of them: FP32 arithmetic on rounded values.
 
 A kernel of bfloat16 multiplies exactly, sums in FP32 and rounds its result once; so does this, but for the order of the
 sums. FP8 is computed so by ONNX Runtime itself, from its Q/DQ; but its optimizers (1.32) take a Relu before an FP8
 QuantizeLinear for superfluous, so that negative values pass, and fail at a Clip there.
+
+FP16 it computes in FP32, without rounding between the nodes of a region (1.32, even without its optimizers): what
+overflows on a GPU does not on the CPU. That is well for answers, and useless for a judgement on the graph.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-_FLOAT, _BF16, _FP8 = ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN
+_FLOAT, _FP16, _BF16, _FP8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN
 # what they give is one of the values that they read, so it is rounded already
 _EXACT = frozenset(
     {"Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu", "Reshape"}
@@ -18,18 +21,27 @@ _EXACT = frozenset(
 _EXACT |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
-def for_cpu(model: ir.Model) -> ir.Model:
+_OWN_TYPE = frozenset({"Cast", "Constant", "ConstantOfShape", "EyeLike"})  # an attribute says it
+
+
+def for_cpu(model: ir.Model, *, fp16: bool = False) -> ir.Model:
     """The same function in FP32 with a rounding to bfloat16 wherever the graph has a bfloat16 result.
 
     Names stay; bfloat16 tensors hold FP32 now. A model without bfloat16 and FP8 is returned as it is.
+
+    Args:
+        model: not changed.
+        fp16: the same for FP16, where what is above 65504 becomes infinite.
     """
+    halves = (_BF16, _FP16) if fp16 else (_BF16,)
     found = {value.dtype for node in model.graph for value in node.outputs}
     found |= {value.dtype for value in model.graph.initializers.values()}
-    if found.isdisjoint((_BF16, _FP8)):
+    if found.isdisjoint((*halves, _FP8)):
         return model
     model = model.clone()
     _without_fp8_quantize(model.graph)
-    _without_bf16(model.graph)
+    for half in halves:
+        _without(half, model.graph)
     return model
 
 
@@ -52,28 +64,31 @@ def _without_fp8_quantize(graph: ir.Graph) -> None:
         ir.convenience.replace_nodes_and_values(graph, node, [node], [divide, cast], [levels], cast.outputs)
 
 
-def _without_bf16(graph: ir.Graph) -> None:
+def _without(half: ir.DataType, graph: ir.Graph) -> None:
     for value in graph.initializers.values():
-        if value.dtype == _BF16 and value.const_value is not None:
+        if value.dtype == half and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
             value.type = ir.TensorType(_FLOAT)
     for node in list(graph):
         for output in node.outputs:
-            if output.dtype == _BF16:
+            if output.dtype == half:
                 output.type = ir.TensorType(_FLOAT)
                 if node.op_type not in _EXACT:
-                    _round(graph, node, output)
+                    _round(half, graph, node, output)
+    for value in graph.inputs:
+        if value.dtype == half and value.uses():
+            _widen(graph, value)
 
 
-def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
-    """FP32 → bfloat16 → FP32 behind ``output``, whose name and users the result takes."""
+def _round(half: ir.DataType, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+    """FP32 → 16 bits → FP32 behind ``output``, whose name and users the result takes."""
     name, users = output.name, list(output.uses())
     output.name = f"{name}.exact"
-    if node.op_type == "Cast":  # it rounds by itself
-        output.type, rounded = ir.TensorType(_BF16), node
+    if node.op_type in _OWN_TYPE:  # it rounds by itself
+        output.type, rounded = ir.TensorType(half), node
     else:
-        rounded = ir.node("Cast", [output], {"to": int(_BF16)}, name=f"{name}.round")
-        rounded.outputs[0].name, rounded.outputs[0].type = f"{name}.rounded", ir.TensorType(_BF16)
+        rounded = ir.node("Cast", [output], {"to": int(half)}, name=f"{name}.round")
+        rounded.outputs[0].name, rounded.outputs[0].type = f"{name}.rounded", ir.TensorType(half)
         graph.insert_after(node, [rounded])
     back = ir.node("Cast", rounded.outputs, {"to": int(_FLOAT)}, name=f"{name}.widen")
     graph.insert_after(rounded, [back])
@@ -84,3 +99,14 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
     for index, value in enumerate(graph.outputs):
         if value is output:
             graph.outputs[index] = result
+
+
+def _widen(graph: ir.Graph, images: ir.Value) -> None:
+    """An input of 16 bits as FP32 for all its users."""
+    users = list(images.uses())
+    cast = ir.node("Cast", [images], {"to": int(_FLOAT)}, name=f"{images.name}.widen")
+    cast.outputs[0].name, cast.outputs[0].type = f"{images.name}.wide", ir.TensorType(_FLOAT)
+    cast.outputs[0].shape = images.shape
+    graph.insert_before(graph[0], [cast])
+    for user, index in users:
+        user.replace_input_with(index, cast.outputs[0])

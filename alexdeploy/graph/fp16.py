@@ -46,6 +46,7 @@ MARGIN = 4.0  # unseen images may reach this many times what was measured
 SMALLEST = float(np.finfo(np.float16).tiny)  # 6.1e-5; what is smaller has fewer bits, and below 3e-8 it is 0
 _MOST_LOST = 0.01  # of a constant, relative; 11 bits lose 0.0003
 _DIVISORS = {"Div": 1, "BatchNormalization": 4}  # an element that becomes 0 there is no small error
+_EPSILON = 1e-5  # of a BatchNormalization that does not say it
 
 
 def largest_values(model: ir.Model) -> dict[str, ir.Value]:
@@ -205,10 +206,17 @@ def _follow_inputs(node: ir.Node, opset: int) -> list[ir.Value]:
 
 
 def _does_not_hold(node: ir.Node, half: ir.DataType) -> bool:
-    """True if a constant of the node leaves the range of the type (FP16: ±65504), or is too small for it."""
+    """True if a constant of the node leaves the range of the type (FP16: ±65504), or is too small for it.
+
+    A scale stays FP32. That of an activation tells how large this gets; constants in levels are judged at their reader.
+    """
     limit = float(ml_dtypes.finfo(half.numpy()).max)  # type: ignore[no-untyped-call]
-    for index, value in enumerate(node.inputs):
-        array = _constant(value)
+    constants = [_constant(value) for value in node.inputs]
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        read, scale = node.inputs[0], constants[1]
+        stored = read is not None and read.const_value is not None
+        constants = [] if stored or scale is None else [scale * np.float32(127)]
+    for index, array in enumerate(constants):
         if array is None or not array.size:
             continue
         largest = float(np.max(np.abs(array)))
@@ -217,23 +225,40 @@ def _does_not_hold(node: ir.Node, half: ir.DataType) -> bool:
         divides = _DIVISORS.get(node.op_type) == index
         if divides or largest < SMALLEST:
             lost = np.abs(array.astype(half.numpy()).astype(np.float32) - array)
-            each = divides and bool(np.any(lost > _MOST_LOST * np.abs(array)))
-            if each or np.linalg.norm(lost) > _MOST_LOST * np.linalg.norm(array):
+            divisor = np.abs(array) + (_epsilon(node) if divides else 0)
+            each = divides and bool(np.any(lost > _MOST_LOST * divisor))
+            if each or np.linalg.norm(lost) > _MOST_LOST * np.linalg.norm(divisor):
                 return True
     return False
 
 
+def _epsilon(node: ir.Node) -> float:
+    """What is added to a divisor before the division."""
+    given = node.attributes.get("epsilon")
+    return 0.0 if node.op_type != "BatchNormalization" else _EPSILON if given is None else given.as_float()
+
+
 def _constant(value: ir.Value | None) -> npt.NDArray[np.floating] | None:
-    """A float constant; of a quantized one the largest value of each channel."""
+    """A float constant; of a quantized one the largest magnitude in each channel."""
     if value is None:
         return None
     if value.const_value is not None:
         return value.const_value.numpy() if value.dtype == _FLOAT else None
     made = value.producer()
-    if made is None or made.op_type != "DequantizeLinear" or made.inputs[0] is None or made.inputs[1] is None:
+    if made is None or made.op_type != "DequantizeLinear":
         return None
-    levels, scale = made.inputs[0].const_value, made.inputs[1].const_value
-    return scale.numpy() * np.float32(127) if levels is not None and scale is not None else None
+    constants = [None if one is None or one.const_value is None else one.const_value.numpy() for one in made.inputs]
+    levels, scale, zero = (*constants, None)[:3]
+    if levels is None or scale is None:
+        return None
+    scale = scale.astype(np.float32)
+    along = made.attributes.get("axis")
+    axis = levels.ndim if scale.ndim != 1 or scale.size == 1 else 1 if along is None else along.as_int() % levels.ndim
+    others = tuple(index for index in range(levels.ndim) if index != axis)
+    offset = np.float32(0) if zero is None or scale.ndim > 1 else zero.astype(np.float32)  # of blocks there is none
+    ends = (end(levels, axis=others).astype(np.float32) - offset for end in (np.min, np.max))
+    largest: npt.NDArray[np.floating] = np.maximum(*map(np.abs, ends)) * scale
+    return largest
 
 
 class _Casts:

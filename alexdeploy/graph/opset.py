@@ -21,10 +21,19 @@ def modernised(model: ir.Model) -> ir.Model:
     """A copy in opset 13 or later, converted by ONNX's own converter.
 
     Functions of the file are written out where they are called, and initializers are inputs no more.
+
+    Raises:
+        InputError: ONNX's converter cannot raise it, or functions cannot be written out.
     """
     model = model.clone()
     if model.functions:
-        common.InlinePass()(model)
+        model = _in_one_opset(model)
+        try:
+            common.InlinePass()(model)
+        except ValueError as error:
+            raise InputError(
+                f"its functions cannot be written out where they are called ({error}); export it without functions"
+            ) from error
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, MIN_IR)
@@ -39,19 +48,45 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
     """
     before = model.opset_imports.get("", opset)
     if before < opset:
-        try:
-            model = ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
-        except (EncodeError, RuntimeError, ValueError) as error:
-            why = " ".join(str(error).split())[:200]
-            if before < RUN_OPSET:  # the converter's words are those of its source
-                why = f"nor does ONNX Runtime run what is older than {RUN_OPSET}"
-            raise InputError(
-                f"the graph has opset {before}, {opset} is needed, and ONNX cannot convert it ({why}); export it in "
-                f"opset {opset}"
-            ) from error
+        model = _converted(model, opset, "the graph")
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         model.ir_version = max(model.ir_version, helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))
     else:
         model = model.clone()
     infer_shapes(model)
     return model
+
+
+def _in_one_opset(model: ir.Model) -> ir.Model:
+    """With the functions in the opset of the graph, or the graph in theirs; ``InlinePass`` takes no other."""
+    functions = dict(model.functions)
+    opset = max([model.opset_imports.get("", 0), *(one.opset_imports.get("", 0) for one in functions.values())])
+    if model.opset_imports.get("", opset) < opset:
+        model.functions.clear()  # ONNX's converter knows none
+        model = raised(model, opset)
+    for key, function in functions.items():
+        if function.opset_imports.get("", opset) < opset:
+            body = ir.Model(function.graph, ir_version=model.ir_version)
+            body = _converted(body, opset, f"the function '{function.name}'")
+            function = ir.Function(*key, graph=body.graph, attributes=[*function.attributes.values()])
+        model.functions[key] = function
+    return model
+
+
+def _converted(model: ir.Model, opset: int, what: str) -> ir.Model:
+    """By ONNX's converter.
+
+    Raises:
+        InputError: it cannot.
+    """
+    before = model.opset_imports.get("", opset)
+    try:
+        return ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
+    except (EncodeError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        if before < RUN_OPSET:  # the converter's words are those of its source
+            why = f"nor does ONNX Runtime run what is older than {RUN_OPSET}"
+        raise InputError(
+            f"{what} has opset {before}, {opset} is needed, and ONNX cannot convert it ({why}); export it in "
+            f"opset {opset}"
+        ) from error

@@ -21,6 +21,7 @@ TENSORRT_NAMES = {  # as its reports have them
     ir.DataType.UINT8: "INT8",
     ir.DataType.FLOAT8E4M3FN: "FP8",
 }
+_MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})  # adopt folds them
 HALF_NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
 FP8_WINDOW = 32
 INTEGER_OPERATORS = frozenset(  # multiply integers themselves, as dynamic quantization and QOperator write it
@@ -135,6 +136,9 @@ def why_left_float(node: ir.Node) -> str | None:
             return "its weights are float64"
         return "its weight is no matrix" if _is_stacked(node) else None
     if not depends_on_input(weight):
+        maker = weight.producer() if weight is not None else None
+        if maker is not None and maker.op_type in _MOVES and _is_initializer(_moved(weight)):
+            return f"its weights go through a {maker.op_type}; adopt the file, which computes that once"
         return "its weights are computed at run time"
     return "its weights are its first input" if not depends_on_input(first) else None
 
@@ -239,6 +243,13 @@ def _outputs(node: ir.Node) -> int | None:
 
 def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _moved(value: ir.Value | None) -> ir.Value | None:
+    """What is behind nodes that only move or convert its values."""
+    while value is not None and (maker := value.producer()) is not None and maker.op_type in _MOVES:
+        value = maker.inputs[0]
+    return value
 
 
 def _is_double(node: ir.Node) -> bool:

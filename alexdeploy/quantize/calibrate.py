@@ -152,6 +152,7 @@ class _ObservedModel:
         batch = self._input.shape[0]
         self.frozen_batch = batch if isinstance(batch, int) else None
         self.observers = {name: ActivationObserver(name) for name in tensors}
+        self._shapes = {str(value.name): value.shape for node in self._model.graph for value in node.outputs}
         self._measured = _measured(self._model)
         self._peaks = {tensor: 0.0 for tensor, _ in self._measured.values() if tensor not in self.observers}
         self._comparing = Lock()
@@ -172,7 +173,8 @@ class _ObservedModel:
             fed = np.resize(images, (self.frozen_batch, *images.shape[1:]))
         found = opened.result().run(fed)
         activations = {self._input.name: images}
-        activations |= {name: samples_first(found[name], len(fed), count) for name in self.observers if name in found}
+        for name in self.observers.keys() & found.keys():
+            activations[name] = samples_first(found[name], self._shapes.get(name), len(fed), count)
         for name, observer in self.observers.items():
             observer.update(activations[name], first, samples=count)
         with self._comparing:
@@ -217,16 +219,24 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
     return model, tensors
 
 
-def samples_first(activation: npt.NDArray[np.float32], fed: int, wanted: int) -> npt.NDArray[np.float32]:
-    """The activation of the ``wanted`` first of ``fed`` images, with the axis that runs over them as the first.
+def samples_first(
+    activation: npt.NDArray[np.float32], shape: ir.Shape | None, fed: int, wanted: int
+) -> npt.NDArray[np.float32]:
+    """What ``fed`` images gave, of which ``wanted`` count, with the axis that runs over them as the first.
 
-    That axis may run over equal parts of an image, such as windows. Where no axis runs over images, all of it is one.
+    That is the first of ``shape``, the graph's, that is open: ViT has (tokens, images, channels). It may run over equal
+    parts of an image, such as windows. Where no axis runs over images, all of it is one.
+
+    In a frozen graph no axis is open. Where it is not plain which one runs over the images, those that only fill the
+    batch are taken too: they are copies of the others.
     """
-    shape = activation.shape
-    if shape and shape[0] % fed == 0:
-        return activation[: shape[0] // fed * wanted]
-    if fed in shape:
-        return np.moveaxis(activation, shape.index(fed), 0)[:wanted]
+    sizes = activation.shape
+    if wanted < fed:
+        plain = bool(sizes) and sizes[0] == fed and fed not in sizes[1:]
+        return activation[:wanted] if plain else np.atleast_1d(activation)
+    axis = next((index for index, dim in enumerate(shape or ()) if not isinstance(dim, int)), 0)
+    if axis < len(sizes) and sizes[axis] % fed == 0:
+        return np.moveaxis(activation, axis, 0)
     return activation[None]
 
 

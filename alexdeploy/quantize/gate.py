@@ -1,11 +1,16 @@
 """The last check of what was written into a graph: it is run once beside the graph that it was made from.
 
-It catches what is broken, not what is less exact: a file that ONNX Runtime does not load, or one whose answers have
-nothing to do with those of the original. How exact it is, ``compare`` measures on a data set.
+It asks whether the graph is right, not how exact it is: ONNX Runtime has to load it, and its answers must have to do
+with those of the original. How exact it is, ``compare`` measures on a data set. A network that is right may be far off
+on two drawn images: EfficientNet-Lite0 by 6 % in BF16, 58 % in FP8 and 73 % in INT8, LeNet with ``entropy`` by 84 %.
+
+Both run without ONNX Runtime's own optimizations, which are wrong (1.32) for a Clip before a QuantizeLinear with a
+scale below 1e-9: MobileNet-V2 with fresh weights was off by 75 % with them, and by 6 % without.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +21,23 @@ from PIL import Image
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import GateError, InputError, UnavailableError
+from alexdeploy.errors import GateError, InputError, InputWarning, UnavailableError
 from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.lrn.lower import lower_lrn
 from alexdeploy.graph.model import precision_of, split_weights
-from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
+from alexdeploy.optional import require
+from alexdeploy.specs import Precision
 
 IMAGES = 2
-# of the distance ‖answers - original‖ / ‖original‖; networks that work were below 0.15 in INT8 and 0.002 in FP16
-QUANTIZED_BOUND, HALF_BOUND = 0.5, 0.05
+# of the distance ‖answers - original‖ / ‖original‖; at 1 the answers might as well be zeros. FP16 has 11 bits, so what
+# is far off has overflowed or vanished.
+UNRELATED, HALF_BOUND = 1.0, 0.05
+QUANTIZED_DOUBT, BF16_DOUBT = 0.5, 0.2
 _COARSE = 9  # colours along each side of a drawn image
 
 
-def check_answers(written: ir.Model, original: ir.Model, contract: Contract, origin: Path) -> float:
-    """Run both graphs on two drawn images.
+def check_answers(written: ir.Model, original: ir.Model, contract: Contract, origin: Path) -> float | None:
+    """Run both graphs on two drawn images. Answers that are far off, but may be right, are an ``InputWarning``.
 
     Args:
         written: what is to be saved or built.
@@ -38,27 +46,42 @@ def check_answers(written: ir.Model, original: ir.Model, contract: Contract, ori
         origin: the file of ``original``, for messages.
 
     Returns:
-        The largest distance of any output.
+        The largest distance of any output; None, with an ``InputWarning``, where ONNX Runtime is not installed.
 
     Raises:
-        GateError: ONNX Runtime does not run ``written``, or it answers otherwise than ``original``.
+        GateError: ONNX Runtime does not load ``written``, or its answers have nothing to do with those of ``original``.
+        InputError: it does not load ``original``.
+        UnavailableError: it fails in running one of them, as where memory is short.
     """
-    images = drawn_images(contract)
-    precision = precision_of(written)
-    expected = _answers(original, images)
+    precision, images = precision_of(written), drawn_images(contract)
     try:
-        found = _answers(written, images)
-    except (InputError, UnavailableError) as error:
+        require("onnxruntime")
+    except UnavailableError as error:
+        warnings.warn(
+            f"{origin} in {precision.value} was not run beside the original: {error}", InputWarning, stacklevel=2
+        )
+        return None
+    expected = _answers(original, images, str(origin))
+    try:
+        found = _answers(written, images, f"{origin} in {precision.value}")
+    except InputError as error:
         raise GateError(
-            f"{origin} in {precision.value} cannot be run, so nothing was written: {error}; this is a fault of "
-            "alexdeploy, please report it with the file"
+            f"{error}; nothing was written, and this is a fault of alexdeploy, please report it with the file"
         ) from error
-    bound = QUANTIZED_BOUND if precision.quantized else HALF_BOUND
     worst = max((_distance(found[name], answer) for name, answer in expected.items()), default=0.0)
-    if not worst <= bound:
+    half = precision is Precision.FP16
+    if worst > HALF_BOUND if half else worst >= UNRELATED:
+        most = f"at most {HALF_BOUND:.0%}" if half else f"less than {UNRELATED:.0%}"
         raise GateError(
             f"{origin} in {precision.value} answers otherwise than it does in float: on {IMAGES} drawn images by "
-            f"{worst:.0%} of its answers, at most {bound:.0%} is allowed, so nothing was written; {_fix(written)}"
+            f"{worst:.0%} of its answers, {most} is allowed, so nothing was written; {_fix(precision)}"
+        )
+    if worst >= (QUANTIZED_DOUBT if precision.quantized else BF16_DOUBT):
+        warnings.warn(
+            f"{origin} in {precision.value} is {worst:.0%} away from its answers in float on {IMAGES} drawn images; "
+            "judge it on your images, with compare or bench",
+            InputWarning,
+            stacklevel=2,
         )
     return worst
 
@@ -72,25 +95,32 @@ def drawn_images(contract: Contract, count: int = IMAGES) -> Batch:
     return from_pixels(np.stack([np.asarray(image).reshape(height, width, -1) for image in images]), contract)
 
 
-def _answers(model: ir.Model, images: Batch) -> dict[str, npt.NDArray[np.floating]]:
+def _answers(model: ir.Model, images: Batch, origin: str) -> dict[str, npt.NDArray[np.floating]]:
     """Its float outputs by name."""
-    graph, weights = split_weights(lower_lrn(for_cpu(model)))  # large weights are not copied
-    with OnnxRuntimeRunner(graph, weights) as runner:
-        outputs = runner.run(images)
+    from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner  # where TensorRT-RTX builds it may be missing
+
+    graph, weights = split_weights(lower_lrn(for_cpu(model, fp16=True)))  # large weights are not copied
+    try:
+        with OnnxRuntimeRunner(graph, weights, optimized=False) as runner:
+            outputs = runner.run(images)
+    except (InputError, UnavailableError) as error:
+        raise type(error)(f"{origin}: {str(error).removeprefix('the model: ')}") from error
     return {name: array for name, array in outputs.items() if np.issubdtype(array.dtype, np.floating)}
 
 
 def _distance(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
-    """‖found - expected‖ / ‖expected‖; inf where one is not finite."""
-    wide, reference = found.astype(np.float64), expected.astype(np.float64)
+    """‖found - expected‖ / ‖expected‖ where ``expected`` is finite; inf where only ``found`` is not."""
+    told = np.isfinite(expected)
+    wide, reference = found[told].astype(np.float64), expected[told].astype(np.float64)
     lost, norm = float(np.linalg.norm(wide - reference)), float(np.linalg.norm(reference))
     if not np.isfinite(lost):
         return float("inf")
     return lost / norm if norm > 0 else 0.0 if lost == 0 else float("inf")
 
 
-def _fix(written: ir.Model) -> str:
-    precision = precision_of(written)
+def _fix(precision: Precision) -> str:
     if precision.quantized:
         return "calibrate on images that the network is for, or find the layers to keep in float with analyze"
+    if precision.bf16:
+        return "take FP32, or FP16 with `ranges`; if it has the answers of FP32 on your images, report it with the file"
     return "calibrate, and give `ranges`, which tell the layers that FP16 does not hold; or take BF16"

@@ -58,6 +58,7 @@ class OnnxRuntimeRunner(Runner):
         weights: initializers that a serialised model refers to and does not hold; not copied.
         folder: holds the file that a serialised model names as the place of its other weights.
         threads: that one call uses; None for as many as there are cores.
+        optimized: by ONNX Runtime; else node by node, as the graph says.
 
     Raises:
         InputError: ONNX Runtime cannot load the model; the message is its own.
@@ -77,9 +78,12 @@ class OnnxRuntimeRunner(Runner):
         *,
         folder: Path | None = None,
         threads: int | None = None,
+        optimized: bool = True,
     ) -> None:
         self._folder = folder
         options = session_options()
+        if not optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads or 0
         self._start_with(model, weights, options, {})
 

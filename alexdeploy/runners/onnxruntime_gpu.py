@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from alexdeploy.machine import current_gpu, tf32_is_forbidden, why_no_cuda
 from alexdeploy.optional import require
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options
 from alexdeploy.runners.onnxruntime_cache import cache_folder, engine_cache
-from alexdeploy.runners.onnxruntime_graphs import GraphCalls
+from alexdeploy.runners.onnxruntime_graphs import BoundCall, GraphCalls
 from alexdeploy.runners.onnxruntime_libraries import load_libraries, tensorrt_version, why_not_loaded
 from alexdeploy.specs import DEFAULT_BATCHES, Precision, Profile
 
@@ -95,7 +96,14 @@ class CudaRunner(OnnxRuntimeRunner):
         self._graphs = None
 
     def _bound(self, batch: Batch) -> Callable[[], object]:
-        return self._graphs.call_on(batch, self._logits[0]) if self._graphs else super()._bound(batch)
+        graphs = self._graphs  # once: another thread may close the runner
+        if graphs is None:
+            return super()._bound(batch)
+        return partial(self._run_graph, graphs.call_on(batch, self._logits[0]))
+
+    def _run_graph(self, call: BoundCall) -> object:
+        _ = self._session  # refused where the runner is closed
+        return call()
 
     def layer_times_ms(self, batch: Batch) -> dict[str, float]:  # noqa: ARG002
         return {}  # ONNX Runtime's profiler times the launch of a GPU kernel, not the kernel
@@ -132,7 +140,8 @@ class CudaRunner(OnnxRuntimeRunner):
         return options
 
     def _run_piece(self, piece: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:
-        return self._graphs.run(piece, names) if self._graphs else super()._run_piece(piece, names)
+        graphs = self._graphs
+        return super()._run_piece(piece, names) if graphs is None else graphs.run(piece, names)
 
     def _check_available(self) -> None:
         if self._provider not in ort.get_available_providers():

@@ -89,7 +89,7 @@ class OpenVinoRunner(Runner):
         if len(batch) > self._whole or self.frozen_batch not in (None, len(batch)):
             return partial(self.infer, batch)
         request = self._compiled.create_infer_request()
-        request.set_input_tensor(ov.Tensor(batch.copy()))
+        request.infer({0: batch})  # copied in; with `set_input_tensor` beside calls of other threads the process dies
         return partial(self._run_request, request)
 
     def _run_request(self, request: ov.InferRequest) -> object:

@@ -136,6 +136,24 @@ def vanishing() -> Foreign:
     )
 
 
+def overflowing() -> Foreign:
+    """Activations of about a million between two convolutions, each with weights that FP16 holds."""
+    weights = network_weights()
+    return built(
+        [
+            node("Conv", ["image", "w1", "b1"], ["c1"], "c1", strides=[2, 2], pads=[1, 1, 1, 1]),
+            node("Relu", ["c1"], ["r1"], "r1"),
+            node("Conv", ["r1", "large"], ["c2"], "c2", pads=[1, 1, 1, 1]),
+            node("Relu", ["c2"], ["r2"], "r2"),
+            node("Conv", ["r2", "small"], ["c3"], "c3"),
+            node("GlobalAveragePool", ["c3"], ["pooled"], "pool"),
+            *head(),
+        ],
+        large=np.clip(weights["w2"] * 1e6, -6e4, 6e4),
+        small=normal(16, 16, 1, 1) * np.float32(1e-4),
+    )
+
+
 # Files that did not load
 
 
@@ -515,6 +533,7 @@ def squeeze_and_excite() -> Foreign:
 
 MAKERS = (
     *(tiny_channels, ends_in_softmax, ends_in_sigmoid, normalized, small_factor, small_variance, vanishing),
+    overflowing,
     *(stacked_matmul, constant_of_shape, mask_of_shape, captured, float64_island),
     *(taken_activation_name, taken_weight_name, vector_matmul, reshape_attribute, dropout_mask),
     *(local_function, constant_on_the_left, computed_weight),

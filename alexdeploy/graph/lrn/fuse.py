@@ -8,6 +8,7 @@ not the names, and the caller proves the result by running both graphs (``alexde
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -25,17 +26,17 @@ class _Lrn:
     bias: float
 
 
-def fuse_lrn(model: ir.Model) -> tuple[ir.Model, list[str]]:
+def fuse_lrn(model: ir.Model, leave: Collection[str] = ()) -> tuple[ir.Model, list[str]]:
     """Replace every decomposed LRN by an LRN node; returns the new model and the names of the nodes it got.
 
     Anything that is not exactly this pattern is left alone. Windows of any odd size are fused; whether a
-    runtime takes them is for its own check.
+    runtime takes them is for its own check. So are those whose result is named in ``leave``.
     """
     model = model.clone()
     fused: list[str] = []
     for node in list(model.graph):
         found = _match(node)
-        if found is None:
+        if found is None or node.outputs[0].name in leave:
             continue
         name = str(node.name or node.outputs[0].name)
         attributes = {"size": found.size, "alpha": found.alpha, "beta": found.beta, "bias": found.bias}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from alexdeploy.export.from_onnx import adopt_onnx
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.lrn.fuse import fuse_lrn
 from alexdeploy.graph.model import contract_of, load_onnx, op_counts
+from alexdeploy.graph.opset import modernised
 from alexdeploy.recipe import load_contract, load_recipe
+from tests.field.zoo import local_function
 from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
 
 CONTRACT = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -78,19 +80,25 @@ def test_lrn_that_either_exporter_took_apart_is_put_back_and_proven(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_the_parity_gate_finds_to_be_no_lrn_is_left_as_it_is(
-    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("wrong", "kept"),
+    [(["/2/Div"], ["/5/Div"]), (["/5/Div"], ["/2/Div"]), (["/2/Div", "/5/Div"], [])],
+    ids=["first", "second", "both"],
+)
+def test_what_the_parity_gate_finds_to_be_no_lrn_is_left_as_it_is_and_only_that(
+    wrong: list[str], kept: list[str], theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sabotaged(model: ir.Model) -> tuple[ir.Model, list[str]]:
-        model, names = fuse_lrn(model)
-        lrn = next(node for node in model.graph if node.op_type == "LRN")
-        lrn.attributes["alpha"] = ir.AttrFloat32("alpha", 0.5001)
+    def sabotaged(model: ir.Model, leave: Collection[str] = ()) -> tuple[ir.Model, list[str]]:
+        model, names = fuse_lrn(model, leave)
+        for node in model.graph:
+            if node.name in wrong and node.op_type == "LRN":
+                node.attributes["alpha"] = ir.AttrFloat32("alpha", 0.6)
         return model, names
 
     monkeypatch.setattr(from_onnx, "fuse_lrn", sabotaged)
-    with pytest.warns(InputWarning, match=r"/2/Div, /5/Div: like an LRN, but none; left as it is"):
+    with pytest.warns(InputWarning, match=f"theirs.onnx: {', '.join(wrong)}: like an LRN, but none; left as it is"):
         result = adopt_onnx(theirs, CONTRACT, tmp_path / "ours.onnx")
-    assert (result.fused, result.ops.get("LRN")) == ([], None)
+    assert (result.fused, result.ops.get("LRN", 0)) == (kept, len(kept))
     assert result.parity.worst <= 1e-5
     expected, found = (
         ort.InferenceSession(str(path)).run(None, {"image": images(2)})[0] for path in (theirs, tmp_path / "ours.onnx")
@@ -182,6 +190,31 @@ def test_an_old_opset_is_raised_to_the_first_with_per_channel_scales(tmp_path: P
     result = adopt_onnx(theirs, CONTRACT, tmp_path / "ours.onnx")
     assert len(result.fused) == 2
     assert load_onnx(tmp_path / "ours.onnx").opset_imports[""] == 13
+
+
+@pytest.mark.parametrize(("graph", "function"), [(17, 18), (18, 17), (12, 11)])
+def test_a_function_of_another_opset_is_written_out(graph: int, function: int, tmp_path: Path) -> None:
+    """ONNX Runtime runs such files; where an operator differs, ONNX's checker refuses them."""
+    foreign = local_function()
+    foreign.model.opset_import[0].version = graph
+    foreign.model.functions[0].opset_import[0].version = function
+    onnx.save(foreign.model, tmp_path / "theirs.onnx")
+    before = load_onnx(tmp_path / "theirs.onnx")
+    modernised(before)
+    assert [one.opset_imports[""] for one in before.functions.values()] == [function], "the model is not changed"
+    adopted = adopt_onnx(tmp_path / "theirs.onnx", foreign.contract, tmp_path / "ours.onnx")
+    assert adopted.parity.worst < 1e-6
+    ours = onnx.load(tmp_path / "ours.onnx")
+    assert not ours.functions
+    assert adopted.ops["Conv"] == 2
+
+
+def test_functions_that_cannot_be_written_out_are_refused_in_a_line() -> None:
+    model = local_function().model
+    model.functions[0].opset_import.append(helper.make_opsetid("other", 2))
+    model.opset_import.append(helper.make_opsetid("other", 1))
+    with pytest.raises(InputError, match=r"^its functions cannot be written out .*; export it without functions$"):
+        modernised(ir.from_proto(model))
 
 
 def test_weights_that_an_old_file_lists_as_inputs_are_inputs_no_more(tmp_path: Path) -> None:

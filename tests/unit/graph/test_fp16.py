@@ -13,8 +13,8 @@ from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.fp16 import LIMIT, certify_lrn, largest_values, to_bf16, to_fp16
 from alexdeploy.graph.model import precision_of
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from alexdeploy.specs import Precision
-from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
+from alexdeploy.specs import Dialect, Precision
+from tests.helpers.graphs import Array, conv_lrn_gemm, images, make_model, run
 
 
 def types(model: ir.Model) -> dict[str, int]:
@@ -193,3 +193,71 @@ def test_what_has_a_type_of_its_own_keeps_it(to_half: Callable[[ir.Model], ir.Mo
     if to_half is to_fp16:
         batch = images()
         np.testing.assert_allclose(run(half, batch)[0], run(model, batch)[0], rtol=2e-2, atol=2e-2)
+
+
+def conv_types(model: ir.Model) -> set[str]:
+    """Of what Conv and Gemm compute in."""
+    return {
+        node.outputs[0].dtype.name for node in model.graph if node.op_type in ("Conv", "Gemm") and node.outputs[0].dtype
+    }
+
+
+def with_bias(value: float) -> ir.Model:
+    model = ir.from_proto(conv_lrn_gemm())
+    for name, size in (("b1", 8), ("b2", 4)):
+        model.graph.initializers[name].const_value = ir.tensor(np.full(size, value, np.float32), name=name)
+    return model
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.3, 100.0])
+@pytest.mark.parametrize("dialect", ["tensorrt", "onnxruntime", "openvino"])
+def test_a_bias_in_levels_of_32_bits_is_no_reason_for_an_island(dialect: Dialect, bias: float) -> None:
+    """Its scale is tiny, and its levels are no int8; scales stay FP32."""
+    ranges = {"input": TensorRange(1e-4), "flatten1": TensorRange(1e-4)}
+    outputs = {"conv1": TensorRange(5.0), "relu1": TensorRange(5.0), "logits": TensorRange(5.0)}
+    half = to_fp16(insert_qdq(with_bias(bias), ranges | outputs, dialect=dialect))
+    assert conv_types(half) == {"FLOAT16"}
+
+
+def test_a_bias_in_levels_that_fp16_does_not_hold_makes_an_island() -> None:
+    ranges = {"input": TensorRange(4.0), "flatten1": TensorRange(2.0)}
+    outputs = {"conv1": TensorRange(2e6), "relu1": TensorRange(2e6), "logits": TensorRange(2e6)}
+    half = to_fp16(insert_qdq(with_bias(1e6), ranges | outputs, dialect="onnxruntime"))
+    assert conv_types(half) == {"FLOAT"}
+
+
+def test_weights_in_levels_are_judged_by_their_values() -> None:
+    """Of one channel, the levels times the scale, and not the scale alone."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["w"], "dq", axis=0),
+        helper.make_node("Conv", ["input", "w"], ["logits"], "conv"),
+    ]
+    weights: dict[str, Array] = {
+        "levels": np.array([[100, 130, 120], [200, 100, 90]], np.uint8).reshape(2, 3, 1, 1),
+        "scale": np.array([1e3, 1.0], np.float32),
+        "zero": np.array([128, 100], np.uint8),
+    }
+    half = to_fp16(ir.from_proto(make_model(nodes, weights)))  # 28 × 1e3
+    assert conv_types(half) == {"FLOAT16"}
+    weights["scale"] = np.array([3e3, 1.0], np.float32)
+    assert conv_types(to_fp16(ir.from_proto(make_model(nodes, weights)))) == {"FLOAT"}
+
+
+@pytest.mark.parametrize(("epsilon", "island"), [(1e-5, False), (1e-12, True)])
+def test_a_dead_channel_of_a_batch_normalization_is_divided_by_its_epsilon(epsilon: float, island: bool) -> None:
+    nodes = [
+        helper.make_node(
+            "BatchNormalization", ["input", "one", "zero", "zero", "var"], ["logits"], "bn", epsilon=epsilon
+        )
+    ]
+    weights = {"one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
+    weights["var"] = np.array([1.0, 1e-12, 2.0], np.float32)
+    half = to_fp16(ir.from_proto(make_model(nodes, weights)))
+    (bn,) = (node for node in half.graph if node.op_type == "BatchNormalization")
+    assert bn.outputs[0].dtype == (ir.DataType.FLOAT if island else ir.DataType.FLOAT16)
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(1e-3, "FLOAT16"), (1e-7, "FLOAT")])
+def test_the_scale_of_an_activation_tells_whether_fp16_holds_it(largest: float, kind: str) -> None:
+    ranges = {"input": TensorRange(largest), "flatten1": TensorRange(largest)}
+    assert conv_types(to_fp16(insert_qdq(ir.from_proto(conv_lrn_gemm()), ranges))) == {kind}

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from alexdeploy.contract import Contract
+from alexdeploy.export.from_onnx import adopt_onnx
 from alexdeploy.graph.fp16 import to_bf16, to_fp16
+from alexdeploy.graph.model import load_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
 from alexdeploy.graph.weighted import (
     grouped_hint,
     grouped_layers,
     half_type,
+    layers_left,
     quantized_nodes,
     quantized_type,
     weighted_nodes,
 )
+from alexdeploy.specs import Precision
 from tests.helpers.graphs import make_model, run
 
 
@@ -79,3 +87,18 @@ def test_a_matmul_counts_where_its_constant_is_a_matrix(shape: tuple[int, ...], 
     batch = random.standard_normal((2, 3, 8, 8)).astype(np.float32)
     expected = run(model, batch)[0]
     np.testing.assert_allclose(run(written, batch)[0], expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_weights_behind_a_transpose_are_left_with_what_to_do_and_that_helps(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], "flatten"),
+        helper.make_node("Transpose", ["w"], ["turned"], "turn"),
+        helper.make_node("MatMul", ["flat", "turned"], ["logits"], "fc"),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((4096, 192)).astype(np.float32)}
+    onnx.save(make_model(nodes, weights, rank=2), tmp_path / "theirs.onnx")
+    left = layers_left(load_onnx(tmp_path / "theirs.onnx"), Precision.INT8)
+    assert left == {"fc": "its weights go through a Transpose; adopt the file, which computes that once"}
+    contract = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    adopt_onnx(tmp_path / "theirs.onnx", contract, tmp_path / "ours.onnx")
+    assert layers_left(load_onnx(tmp_path / "ours.onnx"), Precision.INT8) == {}

@@ -14,8 +14,8 @@ from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
 from alexdeploy.graph.model import save_onnx
-from alexdeploy.quantize.calibrate import BATCH, calibrate
-from tests.helpers.graphs import Array, conv_lrn_gemm, run
+from alexdeploy.quantize.calibrate import BATCH, calibrate, samples_first
+from tests.helpers.graphs import Array, conv_lrn_gemm, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.0,) * 3, std=(1.0,) * 3)
 COUNT = 2 * BATCH + 5
@@ -129,3 +129,54 @@ def test_no_readable_image_at_all_is_an_error_not_a_random_calibration(model: Pa
     images = dataset(pixels(count=3), skip_bad=True, unreadable=frozenset({0, 1, 2}))
     with pytest.raises(InputError, match="none of the 3 images"):
         calibrate(model, images, samples=3)
+
+
+@pytest.mark.parametrize("batch", ["batch", BATCH])
+def test_any_token_of_any_image_shows_where_the_tokens_come_first(batch: int | str, tmp_path: Path) -> None:
+    """16 tokens are twice the images of a batch, and yet no axis of images; the last batch is filled up."""
+    nodes = [
+        onnx.helper.make_node("AveragePool", ["input"], ["pooled"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        onnx.helper.make_node("Transpose", ["pooled"], ["turned"], "turn", perm=[2, 3, 0, 1]),
+        onnx.helper.make_node("Reshape", ["turned", "rows"], ["tokens"], "tokens"),
+        onnx.helper.make_node("MatMul", ["tokens", "w"], ["wide"], "mm"),
+        onnx.helper.make_node("ReduceMean", ["wide", "first"], ["logits"], "mean", keepdims=0),
+    ]
+    weights = {"w": np.ones((3, 4), np.float32), "rows": np.array([16, -1, 3]), "first": np.array([0])}
+    model = store(make_model(nodes, weights, rank=2, shape=(batch, 3, 8, 8)), tmp_path)
+    for image in (0, BATCH, COUNT - 1):
+        bright = pixels()
+        bright[image, 6:, 6:] = 255
+        assert calibrate(model, dataset(bright), samples=COUNT).tensors["tokens"]["minmax"] == 1.0
+
+
+SHAPES = {
+    "images": (("batch", 3), (8, 3), (8, 3)),
+    "windows": (("windows", 3), (32, 3), (32, 3)),
+    "tokens": ((16, "batch", 3), (16, 8, 3), (8, 16, 3)),
+    "as many tokens": ((8, "batch", 3), (8, 8, 3), (8, 8, 3)),
+    "frozen": ((8, 3), (8, 3), (8, 3)),
+    "unknown": (None, (8, 3), (8, 3)),
+    "no axis": ((5, 3), (5, 3), (1, 5, 3)),
+    "scalar": ((), (), (1,)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_axis_of_the_images_comes_first(name: str) -> None:
+    known, sizes, expected = SHAPES[name]
+    shape = None if known is None else ir.Shape(known)
+    activation = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
+    found = samples_first(activation, shape, 8, 8)
+    assert found.shape == expected
+    assert sorted(found.ravel()) == sorted(activation.ravel())
+    if name in ("tokens", "as many tokens"):
+        np.testing.assert_array_equal(found[5], activation[:, 5])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((8, 3), (3, 3)), ((16, 8, 3), (16, 8, 3)), ((8, 8, 3), (8, 8, 3)), ((), (1,))]
+)
+def test_what_fills_a_frozen_batch_is_cut_off_only_where_its_axis_is_plain(
+    sizes: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert samples_first(np.zeros(sizes, np.float32), ir.Shape(sizes), 8, 3).shape == expected

@@ -236,6 +236,41 @@ def test_what_fails_while_running_is_an_error_of_ours(monkeypatch: pytest.Monkey
         runner.infer(images(2))
 
 
+@pytest.mark.parametrize("options", [{}, {"enable_cuda_graph": "1"}], ids=["plain", "graphs"])
+def test_a_closed_runner_refuses_every_call(options: dict[str, str]) -> None:
+    runner = OnTheCpu(MODEL, Precision.FP32, options)
+    call = runner.device_call(images(2))
+    call()
+    runner.close()
+    for late in (call, lambda: runner.infer(images(2)), lambda: runner.device_call(images(2))):
+        with pytest.raises(UsageError, match="the runner is closed; load the file again"):
+            late()
+
+
+class ClosedMeanwhile(OnTheCpu):
+    """Another thread closes it as soon as its graphs were looked at."""
+
+    looked_at = 0
+    armed = False
+
+    @property
+    def _graphs(self) -> Any:
+        self.looked_at += self.armed
+        return None if self.looked_at > 1 else self._kept
+
+    @_graphs.setter
+    def _graphs(self, graphs: Any) -> None:
+        self._kept = graphs
+
+
+@pytest.mark.parametrize("ask", ["infer", "device_call"])
+def test_closing_it_between_two_looks_at_the_graphs_is_no_failure(ask: str) -> None:
+    runner = ClosedMeanwhile(MODEL, Precision.FP32, {"enable_cuda_graph": "1"})
+    runner.armed = True
+    getattr(runner, ask)(images(2))
+    assert runner.looked_at == 1
+
+
 class Failing:
     """In place of a session, from the moment that a fault is set on."""
 

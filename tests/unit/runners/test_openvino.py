@@ -39,6 +39,46 @@ def test_infers_what_the_graph_says_at_any_batch_whole_and_in_pieces(tmp_path: P
             np.testing.assert_allclose(again[0] if count <= 4 else again, expected, rtol=1e-5, atol=1e-5)
 
 
+CALLS_BESIDE_CALLS = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from alexdeploy.runners.openvino import OpenVinoRunner
+
+runner = OpenVinoRunner(Path(sys.argv[1]))
+batch, done = np.ones((2, 3, 8, 8), np.float32), threading.Event()
+
+def ask():
+    while not done.is_set():
+        runner.infer(batch)
+
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(600):
+    runner.device_call(batch)()
+done.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_device_calls_beside_calls_of_other_threads_do_not_end_the_process(tmp_path: Path) -> None:
+    onnx.save(MODEL, tmp_path / "model.onnx")
+    program = [sys.executable, "-c", CALLS_BESIDE_CALLS, str(tmp_path / "model.onnx")]
+    assert subprocess.run(program, check=False).returncode == 0
+
+
+def test_a_device_call_keeps_its_batch_when_the_caller_changes_theirs() -> None:
+    batch = images(2)
+    expected = conv_lrn_gemm_in_torch(batch)
+    with OpenVinoRunner(MODEL.SerializeToString()) as runner:
+        call = runner.device_call(batch)
+        batch[:] = 0
+        found: Any = call()
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_float_layers_compute_in_fp32_unless_told_otherwise() -> None:
     model = MODEL.SerializeToString()
     precisions = [str(r._compiled.get_property("INFERENCE_PRECISION_HINT")) for r in map(OpenVinoRunner, (model,))]
