@@ -12,7 +12,7 @@ from alexdeploy.errors import InputError, UnavailableError
 from alexdeploy.graph.lrn import lower
 from alexdeploy.graph.model import load_onnx, model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from alexdeploy.runners import onnxruntime_gpu
+from alexdeploy.runners import onnxruntime, onnxruntime_gpu
 from alexdeploy.runners.artifact import load
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from alexdeploy.runners.onnxruntime_gpu import CudaRunner, TensorRtProviderRunner
@@ -109,3 +109,16 @@ def test_a_frozen_batch_is_served_in_pieces() -> None:
     np.testing.assert_allclose(runner.infer(images(5)), expected, rtol=1e-5, atol=1e-6)
     whole: Any = runner.device_call(images(5))()
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_sums_of_int8_are_made_exact_only_where_they_would_saturate(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "saturates_int8", lambda: saturates)
+    set_ones: list[str] = []
+    monkeypatch.setattr(
+        ort.SessionOptions, "add_session_config_entry", lambda _, key, value: set_ones.append(f"{key}={value}")
+    )
+    onnxruntime.session_options()
+    assert ("session.x64quantprecision=1" in set_ones) is saturates
