@@ -137,8 +137,6 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        return (
-            UnavailableError.exit_code,
-            f"{error.strerror}: {error.filename or 'output'}; free space or write elsewhere",
-        )
+        place = error.filename2 or error.filename or "output"  # of a copy the second is where it goes
+        return UnavailableError.exit_code, f"{error.strerror}: {place}; free space or write elsewhere"
     return 0, None

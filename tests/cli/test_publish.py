@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -40,6 +42,21 @@ def test_the_file_s_name_is_the_model_s(run: Run, model: Path, out: Path) -> Non
     assert (done.code, done.err.count("\n")) == (0, 1)
     assert "on a CPU its LRN runs in ONNX Runtime's slow kernel; our runner, the --backend python, " in done.err
     assert 'platform: "onnxruntime_onnx"' in (out / "net" / "config.pbtxt").read_text()
+
+
+def test_a_full_disk_is_told_where_it_is_and_leaves_nothing(
+    run: Run, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> NoReturn:
+        Path(target).write_bytes(b"the first block still fitted")
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    done = run("publish", model, "--triton", out / "repository")
+    assert done.code == 4
+    assert done.err.startswith(f"error: No space left on device: {out}")
+    assert "model.onnx; free space or write elsewhere" in done.err
+    assert [*out.iterdir()] == []
 
 
 def test_a_tensorrt_rtx_engine_keeps_its_sidecar(run: Run, engine: Path, out: Path) -> None:
