@@ -144,7 +144,7 @@ def _max_batch(server: KServeRunner) -> int:
 
 def is_loopback(url: str) -> bool:
     """Whether a server's address says that it is on this machine."""
-    host = urlsplit(url if "//" in url else f"//{url}").hostname or ""
+    host = urlsplit(f"//{parse_url(url)[1]}").hostname or ""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -148,9 +148,8 @@ def _rewritten(plain: ir.Model, leave: Collection[str] = ()) -> tuple[ir.Model, 
     Results in ``leave`` get none.
     """
     native = {node.outputs[0].name for node in plain.graph if node.op_type == "LRN"}
-    model = restore_flatten(
-        fold_constants(name_unnamed(modernised(fuse_lrn(plain, leave)[0])))
-    )  # folding invents names
+    fused = modernised(fuse_lrn(plain, leave)[0])
+    model = restore_flatten(fold_constants(name_unnamed(fused)))  # folding invents names
     lrn = [node for node in model.graph if node.op_type == "LRN" and node.outputs[0].name not in native]
     return model, {str(node.outputs[0].name): str(node.name) for node in lrn}
 
