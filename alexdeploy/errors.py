@@ -6,15 +6,25 @@ A message is one line that says what was found, what was expected and how to fix
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
+# what a terminal obeys, or what hides or turns the text around it: control characters, direction marks, zero widths.
+# Not the two joiners, which Persian, Hindi and emoji need
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 class AlexdeployError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend; of its text, ``visible`` is kept."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(visible(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(AlexdeployError, ValueError):  # a ValueError: msgspec adds the place in a file to such alone
@@ -49,6 +59,25 @@ class GateError(AlexdeployError):
 
 class InputWarning(UserWarning):
     """A file that works and is not quite what it should be; one line, which the command line shows on stderr."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(visible(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def visible(text: str) -> str:
+    """Text on one line as it can be shown to people, whatever names are in it.
+
+    A file may be named ``\\x1b]0;title\\x07``, and a class with a line break or a mark that turns the line around. Such
+    characters become escapes as Python writes them, bytes that are not UTF-8 as in ``files.printable``.
+    """
+    return text if text.isprintable() else UNSEEN.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name, as os.fsdecode keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    return match[0].encode("unicode_escape").decode()
 
 
 def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:

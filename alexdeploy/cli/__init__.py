@@ -16,7 +16,7 @@ import click
 
 from alexdeploy._version import __version__
 from alexdeploy.cli.output import warn, with_options
-from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name
+from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name, visible
 from alexdeploy.optional import unavailable
 
 COMMANDS = (
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _warnings_in_one_line():
         code, message = _run(arguments)
     if message:
+        message = visible(message)
         click.echo(f"error: {message}", err=True)
         if "--json" in arguments:
             click.echo(json.dumps({"error": message, "exit_code": code}))

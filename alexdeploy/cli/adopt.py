@@ -8,7 +8,7 @@ import click
 
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
-from alexdeploy.cli.output import print_json, progress
+from alexdeploy.cli.output import echo, print_json, progress
 from alexdeploy.errors import InputError, UsageError, few
 
 if TYPE_CHECKING:
@@ -201,4 +201,4 @@ def print_written(output: Path, ops: dict[str, int], parity: Parity, original: s
     """The line that a written ONNX file gets."""
     counts = ", ".join(f"{count} {name}" for name, count in ops.items())
     limit = f"(relative, limit {parity.tolerance:.0e})"
-    click.echo(f"{output}: {counts}; {more}parity with {original} {parity.worst:.1e} {limit}")
+    echo(f"{output}: {counts}; {more}parity with {original} {parity.worst:.1e} {limit}")

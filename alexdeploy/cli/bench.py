@@ -20,6 +20,7 @@ from alexdeploy.cli.options import (
     report_options,
 )
 from alexdeploy.cli.output import (
+    echo,
     note,
     note_data,
     note_left_out,
@@ -183,7 +184,7 @@ def show_report(report: BenchReport, files: ReportFiles, *, as_json: bool) -> No
 
 def show_bench(report: BenchReport, *, wide: bool = False) -> None:
     """The table as wide as the terminal, then its legend and notes; ``wide`` shows every column."""
-    from textwrap import fill, wrap
+    from textwrap import wrap
 
     from alexdeploy.bench.report.gpu import commands
     from alexdeploy.bench.report.table import notes
@@ -194,10 +195,10 @@ def show_bench(report: BenchReport, *, wide: bool = False) -> None:
     else:
         _show_compact(report, title)
     for line in notes(report):
-        note(fill(line, terminal_width(), subsequent_indent="  "))
+        note(*wrap(line, terminal_width(), subsequent_indent="  "))
     for command in commands(report):  # as a shell takes it, on more than one line too
         lines = wrap(command, terminal_width() - 4, break_long_words=False, break_on_hyphens=False)
-        note(" \\\n  ".join(lines))
+        note(*" \\\n  ".join(lines).split("\n"))
 
 
 def _show_compact(report: BenchReport, title: str) -> None:
@@ -209,7 +210,7 @@ def _show_compact(report: BenchReport, title: str) -> None:
     styles = ["dim" if skipped else None for skipped in compact.skipped]
     print_columns(compact.columns, title=title, styles=styles, width=width)
     for letter, name in compact.legend.items():
-        click.echo(f"{letter}  {name}")
+        echo(f"{letter}  {name}")
     note_left_out(compact.left_out, width)
     _show_gpu(report, compact.legend)
 

@@ -22,7 +22,7 @@ from alexdeploy.cli.options import (
     option_group,
     output_option,
 )
-from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress, warn
+from alexdeploy.cli.output import echo, note, note_data, note_skipped, print_json, progress, warn
 from alexdeploy.errors import UsageError
 from alexdeploy.specs import Builder, Hardware, Method, Profile, Progress
 
@@ -275,21 +275,20 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
         return
     asked = Counter(graph.quantized.values())
     quantized = "".join(f", {count} of {len(graph.weighted)} layers in {name}" for name, count in asked.items())
-    inputs = "\n".join(f"input {name}: {shape}" for name, shape in shapes.items())
     free = f"; free now: {plan.free_bytes / MIB:,.0f} MiB" if plan.free_bytes is not None else ""
-    click.echo(
-        f"would build {output} ({precision}{quantized}) with {library.name} {library.version}\n"
-        f"{inputs}\n"
+    echo(
+        f"would build {output} ({precision}{quantized}) with {library.name} {library.version}",
+        *(f"input {name}: {shape}" for name, shape in shapes.items()),
         f"device memory at batch {need.batch}, predicted: {need.total_bytes / MIB:,.0f} MiB "
         f"(weights {need.weights_bytes / MIB:,.0f}, activations {need.activations_bytes / MIB:,.0f}, "
-        f"input and output {need.io_bytes / MIB:,.0f}) and the kernels' workspace{free}"
+        f"input and output {need.io_bytes / MIB:,.0f}) and the kernels' workspace{free}",
     )
 
 
 def _show(output: Path, record: EngineRecord) -> None:
     total = len(record.layer_precisions)
     types = ", ".join(f"{count} of {total} layers in {name}" for name, count in record.precisions.items() if count)
-    click.echo(
+    echo(
         f"{output}: {record.size_bytes / 1e6:.1f} MB in {record.build_seconds:.1f} s with {record.builder} "
         f"{record.version}; {types or record.kernels_unknown or 'no layers with weights'}"
     )

@@ -7,7 +7,7 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, output_option
-from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
+from alexdeploy.cli.output import echo, note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError
 
 
@@ -89,11 +89,11 @@ def command(
             }
         )
     else:
-        click.echo(f"{output}: {len(ranges.tensors)} tensors, each saw all {ranges.samples} images")
+        echo(f"{output}: {len(ranges.tensors)} tensors, each saw all {ranges.samples} images")
         if ranges.moments is not None:
-            click.echo(f"{moments_path(output)}: {len(ranges.moments.data) / 1e6:.1f} MB, for rounding by gptq")
+            echo(f"{moments_path(output)}: {len(ranges.moments.data) / 1e6:.1f} MB, for rounding by gptq")
         if cache is not None:
-            click.echo(f"{cache}: the ranges by entropy, for TensorRT")
+            echo(f"{cache}: the ranges by entropy, for TensorRT")
 
 
 def _check_cache(cache: Path, output: Path, model: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import note, print_columns, print_json, progress
+from alexdeploy.cli.output import echo, note, print_columns, print_json, progress
 from alexdeploy.columns import Column
 from alexdeploy.errors import UsageError
 
@@ -63,7 +63,7 @@ def show(title: str, result: dict[str, Any]) -> None:
             columns.append(Column(header, cells, text=text, folds=key in ("name", "type"), rank=rank))
     print_columns(columns, title=f"{title} ({result['kind']})")
     totals = ("parameters", "connections", "macs", "memory_bytes", "precisions", "builder", "size_bytes")
-    click.echo(" · ".join(f"{key.replace('_', ' ')} {_cell(result[key])}" for key in totals if key in result))
+    echo(" · ".join(f"{key.replace('_', ' ')} {_cell(result[key])}" for key in totals if key in result))
     if result.get("kernels_unknown"):
         note(f"its kernels are not known: {result['kernels_unknown']}")
 

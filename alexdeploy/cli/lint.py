@@ -4,13 +4,13 @@ import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
-from textwrap import fill
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import click
 
 from alexdeploy.cli.options import FILE, json_option
-from alexdeploy.cli.output import print_json, progress, terminal_width
+from alexdeploy.cli.output import echo, print_json, progress, terminal_width
 from alexdeploy.errors import GateError, few
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command(model: Path, as_json: bool) -> None:
         print_json({"model": str(model), "findings": findings, **totals})
     else:
         show(findings)
-        click.echo(f"{model}: {counts['error']} errors, {counts['warning']} warnings")
+        echo(f"{model}: {counts['error']} errors, {counts['warning']} warnings")
     if counts["error"]:
         sys.exit(GateError.exit_code)
 
@@ -52,7 +52,8 @@ def show(findings: list[Finding]) -> None:
         nodes.setdefault(dataclasses.replace(finding, node=""), []).append(finding.node)
     for fault, names in nodes.items():
         severity = click.style(fault.severity, fg={"error": "red", "warning": "yellow"}[fault.severity])
-        click.echo(f"{severity}: {few(names)} ({fault.rule})")
+        click.echo(f"{severity}: ", nl=False)
+        echo(f"{few(names)} ({fault.rule})")
         for name, text in (("found:", fault.found), ("fix:", fault.fix)):
             indent = f"  {name:<7}"
-            click.echo(fill(text, terminal_width(), initial_indent=indent, subsequent_indent=" " * len(indent)))
+            echo(*wrap(text, terminal_width(), initial_indent=indent, subsequent_indent=" " * len(indent)))

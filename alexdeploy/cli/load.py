@@ -153,7 +153,7 @@ def put_under_load(
 
 def show_load(report: LoadReport, files: ReportFiles, *, as_json: bool) -> None:
     """Write the files asked for and print the tables, or all of it as JSON."""
-    from textwrap import fill
+    from textwrap import wrap
 
     from alexdeploy.bench.report.load import (
         RATIO_TITLE,
@@ -178,4 +178,4 @@ def show_load(report: LoadReport, files: ReportFiles, *, as_json: bool) -> None:
     if ratios:
         print_columns(ratios, title=RATIO_TITLE)
     for line in load_notes(report):
-        note(fill(line, terminal_width(), subsequent_indent="  "))
+        note(*wrap(line, terminal_width(), subsequent_indent="  "))

@@ -164,10 +164,11 @@ def method_option(*more: str) -> Callable[[Command], Command]:
 
 def note_cache(ranges: Path) -> None:
     """Say what cannot be checked where the ranges come from a calibration cache of TensorRT."""
+    from alexdeploy.cli.output import note
     from alexdeploy.quantize import tensorrt_cache
 
     if tensorrt_cache.is_cache(ranges):
-        click.echo(tensorrt_cache.PROVES_NOTHING, err=True)
+        note(tensorrt_cache.PROVES_NOTHING)
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
-from textwrap import fill
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
 
 from alexdeploy.columns import Column, table_width
-from alexdeploy.errors import few
+from alexdeploy.errors import UNSEEN, few, visible
 from alexdeploy.files import printable
 from alexdeploy.specs import Progress
 
@@ -38,9 +40,22 @@ _OPTION_OF = {  # settings whose options have other names
 
 
 def print_json(result: Any) -> None:
-    """One JSON object; dataclasses and structs are spelt out."""
-    encoded = msgspec.json.encode(result, enc_hook=str)
-    click.echo(msgspec.json.format(encoded, indent=2).decode())
+    """One JSON object; dataclasses and structs are spelt out. Names are whole, and no terminal obeys them."""
+    try:
+        encoded = msgspec.json.encode(result, enc_hook=str)
+    except UnicodeEncodeError:  # a file's name in other bytes than UTF-8
+        encoded = msgspec.json.encode(_in_utf8(msgspec.to_builtins(result, enc_hook=str)))
+    lines = msgspec.json.format(encoded, indent=2).decode().split("\n")
+    click.echo("\n".join(UNSEEN.sub(lambda character: json.dumps(character[0])[1:-1], line) for line in lines))
+
+
+def _in_utf8(value: Any) -> Any:
+    """The same of lists, mappings and text, whose names are ``printable``."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_in_utf8(key): _in_utf8(each) for key, each in value.items()}
+    return [_in_utf8(each) for each in value] if isinstance(value, list) else value
 
 
 def terminal_width() -> int:
@@ -66,7 +81,8 @@ def print_columns(
 
     if width is None and ((sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ):
         width = terminal_width()
-    shown = _fitting(columns, width) if width is not None else list(columns)
+    columns = [replace(column, cells=list(map(visible, column.cells))) for column in columns]
+    shown = _fitting(columns, width) if width is not None else columns
     table = Table()
     for column in shown:
         justify: Literal["left", "right"] = "left" if column.text else "right"
@@ -78,7 +94,7 @@ def print_columns(
     least = table_width(column.least for column in shown)  # a line that is too long is better than half a number
     console = Console(width=max(width, least) if width is not None else max(whole, len(title)), stderr=stderr)
     if title:
-        console.print(Text(title, "bold"))
+        console.print(Text(visible(title), "bold"))
     console.print(table)
     note_left_out([column.header for column in columns if column.header and column not in shown], width)
 
@@ -87,7 +103,7 @@ def note_left_out(headers: Sequence[str], width: int | None) -> None:
     """Name the columns for which a table had no room."""
     if headers:
         text = f"left out at {width} characters: {', '.join(headers)}; a wider terminal and --json show them"
-        note(fill(text, terminal_width(), subsequent_indent="  "))
+        note(*wrap(text, terminal_width(), subsequent_indent="  "))
 
 
 def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
@@ -104,22 +120,26 @@ def with_options(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
 
 
+def echo(*lines: str) -> None:
+    """Lines on stdout. A name in them may hold what a terminal obeys, so all text of commands comes through here."""
+    click.echo("\n".join(map(visible, lines)))
+
+
 def say(text: str) -> None:
     """One line on stdout, broken between words where that is a terminal."""
-    text = with_options(text)
-    click.echo(
-        fill(text, terminal_width(), subsequent_indent="  ", break_on_hyphens=False) if sys.stdout.isatty() else text
-    )
+    text = visible(with_options(text))
+    lines = wrap(text, terminal_width(), subsequent_indent="  ", break_on_hyphens=False)
+    echo(*lines if sys.stdout.isatty() else [text])
 
 
-def note(text: str) -> None:
-    """One line on stderr."""
-    click.echo(with_options(text), err=True)
+def note(*lines: str) -> None:
+    """Lines on stderr."""
+    click.echo("\n".join(visible(with_options(line)) for line in lines), err=True)
 
 
 def warn(text: str) -> None:
     """One line on stderr that should not be missed."""
-    click.secho(f"warning: {with_options(text)}", err=True, fg="yellow", bold=True)
+    click.secho(f"warning: {visible(with_options(text))}", err=True, fg="yellow", bold=True)
 
 
 def note_data(dataset: ImageDataset, samples: int | None = None) -> None:
@@ -147,9 +167,14 @@ def progress(what: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)  # it moves to and fro until a share is known
+        task = bar.add_task(visible(what), total=None)  # it moves to and fro until a share is known
         last = 0.0
 
         def update(what: str, share: float) -> None:
@@ -157,6 +182,6 @@ def progress(what: str) -> Iterator[Progress]:
             if share < last:  # the next piece of work: times are its own, and a full bar would stand still
                 bar.reset(task)
             last = share
-            bar.update(task, description=what, total=1.0, completed=share)
+            bar.update(task, description=visible(what), total=1.0, completed=share)
 
         yield update

@@ -11,7 +11,7 @@ import click
 from alexdeploy import files
 from alexdeploy.cli import predictions as shown
 from alexdeploy.cli.options import FILE, device_option, json_option
-from alexdeploy.cli.output import note, print_json, progress, warn
+from alexdeploy.cli.output import echo, note, print_json, progress, warn
 from alexdeploy.errors import UsageError, few
 from alexdeploy.files import printable
 
@@ -109,10 +109,10 @@ def command(
         result = {"artifact": printable(artifact), **answered, "accuracy": judged.accuracy}
         print_json({**result, "other_folders": judged.others, "skipped": skipped})
     elif out is not None:
-        click.echo(f"{printable(out)}: {judged.count} predictions")
+        echo(f"{printable(out)}: {judged.count} predictions")
     else:
         for prediction in predictions:
-            click.echo(shown.line(prediction))
+            echo(shown.line(prediction))
     if not as_json:
         judged.show()
     if skipped:

@@ -16,7 +16,7 @@ import msgspec
 from alexdeploy import files
 from alexdeploy.cli.output import note, print_columns
 from alexdeploy.columns import Column
-from alexdeploy.errors import few
+from alexdeploy.errors import few, visible
 from alexdeploy.files import printable
 
 if TYPE_CHECKING:
@@ -91,15 +91,18 @@ class Judged:
 
     def _record(self, predictions: Iterable[Prediction]) -> Iterator[str]:
         """What was run on what, each answer with its truth, and how many are right, for people to read."""
-        yield f"model: {printable(self._artifact.path)} (sha256 {self._artifact.digest})\n"
-        yield from (f"images: {printable(root)}\n" for root in self._roots)
-        yield "\n"
-        yield from (f"{line(p)}\n" if p.truth is None else f"{line(p)}; truth: {p.truth}\n" for p in predictions)
-        yield from (f"{image}: cannot be read\n" for image in self._skipped)
+        return (f"{visible(text)}\n" for text in self._lines(predictions))
+
+    def _lines(self, predictions: Iterable[Prediction]) -> Iterator[str]:
+        yield f"model: {printable(self._artifact.path)} (sha256 {self._artifact.digest})"
+        yield from (f"images: {printable(root)}" for root in self._roots)
+        yield ""
+        yield from (line(p) if p.truth is None else f"{line(p)}; truth: {p.truth}" for p in predictions)
+        yield from (f"{image}: cannot be read" for image in self._skipped)
         summary, accuracy = self.summary, self.accuracy
-        yield from (f"{text}\n" for text in (["", *summary] if summary else []))
+        yield from ["", *summary] if summary else []
         for row in accuracy.classes if accuracy is not None else ():
-            yield f"{row.label}: {row.right} of {row.images} right ({row.recall:.2%})\n"
+            yield f"{row.label}: {row.right} of {row.images} right ({row.recall:.2%})"
 
 
 def line(prediction: Prediction) -> str:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from alexdeploy.cli.options import FILE, json_option, option_group
-from alexdeploy.cli.output import note, print_columns, print_json, progress
+from alexdeploy.cli.output import echo, note, print_columns, print_json, progress
 from alexdeploy.columns import Column
 from alexdeploy.errors import GateError, UsageError
 from alexdeploy.files import printable
@@ -101,10 +101,10 @@ def command(
     if as_json:
         print_json(_row(done))
         return
-    click.echo(f"{done.name}, version {done.version}: {_words(done)}")
+    echo(f"{done.name}, version {done.version}: {_words(done)}")
     for model in done.models:
-        click.echo(f"  {printable(done.repository / model)}")
-    click.echo(f"serve it with: {_start(done)}")
+        echo(f"  {printable(done.repository / model)}")
+    echo(f"serve it with: {_start(done)}")
     if done.served.builder:
         note(f"note: the engine was made with {done.served.builder}; the server needs that version")
 

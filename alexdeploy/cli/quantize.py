@@ -16,7 +16,7 @@ from alexdeploy.cli.options import (
     option_group,
     output_option,
 )
-from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
+from alexdeploy.cli.output import echo, note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError, few
 from alexdeploy.specs import Dialect, Rounding
 
@@ -145,7 +145,7 @@ def command(
     left = f" (float: {few(name + why.get(name, '') for name in described['float'])})" if described["float"] else ""
     written = settings.precision.quantized
     rounded = "by gptq" if result.rounding == "gptq" else "to the nearest"
-    click.echo(
+    echo(
         f"{output}: {layers} of {described['layers']} layers in {written}{left}, ranges by {result.method}, "
         f"weights rounded {rounded}"
     )

@@ -9,7 +9,7 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.allocator import keep_freed_memory
 from alexdeploy.cli.options import FILE, DataChoice, data_options, device_option, json_option, option_group
-from alexdeploy.cli.output import note, note_data, note_skipped, print_json, progress
+from alexdeploy.cli.output import echo, note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError, few
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ def _show_result(result: TrainResult, judged: int, as_json: bool) -> None:
     if result.bf16:
         note('computed in bfloat16; precision = "fp32" in the recipe forbids that')
     tuned = f", rounded to INT8; before tuning {result.before:.2%}" if result.before is not None else ""
-    click.echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images{tuned}")
+    echo(f"{result.path}: top-1 {result.top1:.2%} on {judged} held-out images{tuned}")
     if result.test is not None:
-        click.echo(f"top-1 {result.test.test_top1:.2%} on {result.test.test_images} test images, which chose nothing")
+        echo(f"top-1 {result.test.test_top1:.2%} on {result.test.test_images} test images, which chose nothing")
 
 
 def _recipe(text: str, weights: Path | None, changes: dict[str, Any], *, tune: bool) -> tuple[Recipe, Path | None]:
