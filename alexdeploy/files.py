@@ -98,12 +98,14 @@ def check_input(path: Path) -> Path:
     """Fail early, in words, when an input file cannot be read.
 
     Raises:
-        InputError: missing, a folder, not to be read, or empty.
+        InputError: missing, no file, not to be read, or empty.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file")
+    if not path.is_file():
+        raise InputError(f"{path}: is a pipe, a socket or a device; write what it gives to a file")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it; change its mode or owner")
     if path.stat().st_size == 0:

@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 import click
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """The library's warnings on stderr, each once; those of other libraries as Python shows them."""
+    """The library's warnings and Pillow's on stderr, each once; those of other libraries as Python shows them."""
     shown: set[str] = set()
     with warnings.catch_warnings():
         as_python_does = warnings.showwarning
@@ -104,13 +105,18 @@ def _warnings_in_one_line() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if not issubclass(category, InputWarning):
+            text = str(message)
+            if Path(filename).parent.name == "PIL":  # of an image, which it does not name
+                text = f"Pillow, of an image: {text}"
+            elif not issubclass(category, InputWarning):
                 as_python_does(message, category, filename, lineno, file, line)
-            elif str(message) not in shown:
-                shown.add(str(message))
-                warn(str(message))
+                return
+            if text not in shown:
+                shown.add(text)
+                warn(text)
 
         warnings.showwarning = show
+        warnings.filterwarnings("ignore", ".* could be decompression bomb")  # below Pillow's limit; the user's own file
         warnings.simplefilter("always", InputWarning)
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".jsonl", ".txt")
 _ROWS = 20  # classes in the table
+_FORMULA = (*"=+-@\t\r\n＝＋－＠",)
+_NUMBER = re.compile(r"[-+]?[0-9.]+")
 
 
 class Judged:
@@ -146,11 +149,17 @@ def _csv(predictions: Iterable[Prediction]) -> Iterator[str]:
     names = [f"{name}_{place}" for place in more for name in ("label", "probability")]
     yield _csv_line(["image", "label", "probability", "truth", *names])
     for prediction in chain(ahead, rest):
-        first, *others = [(label, f"{probability:.6f}") for label, probability in prediction.top]
-        yield _csv_line([prediction.image, *first, prediction.truth, *chain.from_iterable(others)])
+        image = f"./{prediction.image}" if prediction.image.startswith(_FORMULA) else prediction.image
+        first, *others = [(_no_formula(label), f"{probability:.6f}") for label, probability in prediction.top]
+        yield _csv_line([image, *first, _no_formula(prediction.truth or ""), *chain.from_iterable(others)])
 
 
-def _csv_line(cells: Sequence[str | None]) -> str:
+def _no_formula(label: str) -> str:
+    """The label; with an apostrophe in front where a spreadsheet would take it for a formula (OWASP, CSV injection)."""
+    return f"'{label}" if label.startswith(_FORMULA) and not _NUMBER.fullmatch(label) else label
+
+
+def _csv_line(cells: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text).writerow(cells)
     return text.getvalue()

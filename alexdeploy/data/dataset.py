@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
-from alexdeploy.data.decode import decode_reduced
+from alexdeploy.data.decode import decode_reduced, has_frames
 from alexdeploy.data.labels import place_finder
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError, InputWarning, few
@@ -329,26 +329,29 @@ def _is_picture(array: Batch) -> bool:
 
 
 class Seen:
-    """Images that a contract was applied to, in any thread: the sizes of the first, and how many are stored turned."""
+    """What images are like that a contract was applied to, in any thread: their sizes, turned ones, further frames."""
 
     def __init__(self) -> None:
         self._shorter_sides: list[int] = []
-        self._images = self._turned = 0
+        self._images = self._turned = self._with_frames = 0
         self._lock = Lock()
 
     def add(self, image: Image.Image) -> None:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        with_frames = has_frames(image)
         with self._lock:
             self._images += 1
             if len(self._shorter_sides) < _MEASURED:
                 self._shorter_sides.append(min(image.size))
             self._turned += turned
+            self._with_frames += with_frames
 
     def merge(self, other: Seen) -> None:
         """Add what another one, such as that of another process, has seen."""
         self._shorter_sides = (self._shorter_sides + other._shorter_sides)[:_MEASURED]
         self._images += other._images
         self._turned += other._turned
+        self._with_frames += other._with_frames
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}  # a lock stays in its process
@@ -357,12 +360,19 @@ class Seen:
         vars(self).update(state, _lock=Lock())
 
     def warn(self, name: str, contract: Contract) -> None:
-        """An ``InputWarning`` of what the contract does to such images that was hardly meant."""
+        """An ``InputWarning`` of what is left unseen of such images, or seen as it was hardly meant."""
         side, crop = int(np.median(self._shorter_sides or [0])), min(contract.size)
         if contract.resize is None and side > _MUCH_LARGER * crop:
             warnings.warn(
                 f"{name}: only the central {crop} pixels of images of about {side} are seen; give the contract a "
                 "resize, if the network was trained on whole images",
+                InputWarning,
+                stacklevel=2,
+            )
+        if self._with_frames:
+            warnings.warn(
+                f"{name}: {self._with_frames} of {self._images} images are animated or have pages; only the first of "
+                "each is seen",
                 InputWarning,
                 stacklevel=2,
             )

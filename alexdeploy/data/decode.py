@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import re
@@ -32,6 +33,8 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         OSError: the file cannot be read or holds no image, or pillow-heif is not installed and it needs that.
     """
+    if not path.is_file() and path.exists() and not path.is_dir():
+        raise OSError("it is a pipe, a socket or a device, and no file")  # reading it might wait for ever
     try:
         return Image.open(path)
     except UnidentifiedImageError:
@@ -39,6 +42,16 @@ def open_image(path: Path) -> Image.Image:
             raise
         _register_heif()
         return Image.open(path)
+
+
+def has_frames(image: Image.Image) -> bool:
+    """True if it is animated or has pages, of which ``open_image`` gives the first.
+
+    A photograph with a smaller one behind it, as telephones write them (MPO), counts as one image.
+    """
+    with contextlib.suppress(Exception):  # damage behind the first frame, which is fine
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    return False
 
 
 def image_from_bytes(content: bytes, *, max_pixels: int = MOST_PIXELS) -> Image.Image:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 _SUFFIXES = "jpg jpeg jpe jfif png bmp webp ppm pgm pnm tif tiff gif avif jp2 j2k heic heif"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
-_NO_IMAGES = frozenset({"__MACOSX", "Thumbs.db"})  # beside those that begin with a dot, such as ._a.jpg of macOS
+_NO_IMAGES = frozenset(  # of macOS, Windows, Linux, Synology and QNAP: thumbnails and what was deleted
+    {
+        *("__MACOSX", "Thumbs.db", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
+        *("@eaDir", "#recycle", "@Recycle", "#snapshot"),
+    }
+)  # beside those that begin with a dot, such as ._a.jpg of macOS
 
 
 def is_image(name: str) -> bool:

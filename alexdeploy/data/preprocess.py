@@ -56,6 +56,8 @@ def resize(image: Image.Image, contract: Contract) -> Image.Image:
     if contract.exif_orientation:
         image = _upright(image)
     image = _eight_bits(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; on the direct way Pillow warns of a loss
     try:
         image = image.convert("L" if contract.color == "gray" else "RGB")
     except ValueError as error:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from alexdeploy.bench.accuracy import Accuracy
 from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.errors import visible
 from alexdeploy.optional import require
 
 if TYPE_CHECKING:
@@ -65,20 +66,23 @@ def figures(report: BenchReport) -> list[Figure]:
 
 
 def _name(report: BenchReport, measured: Row | Accuracy) -> str:
-    return f"{report.name(measured.artifact)} on {measured.runtime}"
+    name = visible(f"{report.name(measured.artifact)} on {measured.runtime}")
+    return f" {name}" if name.startswith("_") else name  # Matplotlib leaves such out of its legends
 
 
 def _short(name: str, most: int) -> str:
-    """At most so many characters: the beginning and the end."""
+    """At most so many characters, as they can be shown: the beginning and the end."""
+    name = visible(name)
     return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - most // 2 - 1) :]}"
 
 
 def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
     import matplotlib.pyplot as plt
 
-    # text stays text: the browser has the glyphs of every language, and Matplotlib's font has not
+    # text stays text, as the browser has the glyphs of every language and Matplotlib's font has not; $ begins no formula
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}
     with (
-        plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10, "axes.spines.top": False}),
+        plt.rc_context({**style, "font.size": 10, "axes.spines.top": False}),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")

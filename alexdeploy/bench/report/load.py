@@ -9,7 +9,7 @@ from alexdeploy import files
 from alexdeploy.bench.intervals import Estimate, Ratio
 from alexdeploy.bench.load_results import LoadReport, LoadRow
 from alexdeploy.bench.report.gpu import milliseconds
-from alexdeploy.bench.report.page import markdown_table, write_page
+from alexdeploy.bench.report.page import as_markdown, markdown_table, write_page
 from alexdeploy.bench.report.table import cpu_words, percent, ratio_text, where_line
 from alexdeploy.bench.traffic import SENDERS
 from alexdeploy.columns import Column
@@ -88,12 +88,12 @@ def write_markdown(report: LoadReport, path: Path) -> None:
     """Both tables, and the notes."""
     ratios = ratio_columns(report)
     lines = [
-        f"# {load_title(report)}",
+        f"# {as_markdown(load_title(report))}",
         "",
         *markdown_table(load_columns(report)),
         "",
         *([f"{RATIO_TITLE}:", "", *markdown_table(ratios), ""] if ratios else []),
-        *(f"- {note}" for note in load_notes(report)),
+        *(f"- {as_markdown(note)}" for note in load_notes(report)),
     ]
     files.write_bytes(path, ("\n".join(lines) + "\n").encode())
 

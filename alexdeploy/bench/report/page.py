@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from alexdeploy.bench.report.gpu import GPU_TITLE, commands, gpu_columns
 from alexdeploy.bench.report.table import HEADERS, TEXT_COLUMNS, cells, notes
 from alexdeploy.bench.results import BenchReport
 from alexdeploy.columns import Column
+from alexdeploy.errors import visible
 from alexdeploy.optional import require
 
+# what begins code, emphasis, HTML, entities, formulas, cells and links; underscores inside a word begin nothing
+_MARKS = re.compile(r"[\\`|<*~&$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])")
 _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 pixels and a forge have room
 
 
@@ -22,14 +26,14 @@ def write_markdown(report: BenchReport, path: Path) -> None:
     compact = compact_table(report, _MARKDOWN)
     text = [True] * TEXT_COLUMNS + [False] * (len(HEADERS) - TEXT_COLUMNS)
     lines = [
-        f"# Bench on {report.dataset}: {report.judged_on}",
+        f"# {as_markdown(f'Bench on {report.dataset}: {report.judged_on}')}",
         "",
         *markdown_table(compact.columns),
         "",
-        *(f"- {letter}: {name}" for letter, name in compact.legend.items()),
+        *(f"- {letter}: {as_markdown(name)}" for letter, name in compact.legend.items()),
         *_gpu(report, compact),
-        *(f"- {text}" for text in notes(report)),
-        *(["", "```", *commands(report), "```"] if commands(report) else []),
+        *(f"- {as_markdown(text)}" for text in notes(report)),
+        *(["", "```", *map(visible, commands(report)), "```"] if commands(report) else []),
         "",
         "## Every figure, a line for each batch size",
         "",
@@ -54,7 +58,12 @@ def _table(headers: Sequence[str], text: Sequence[bool], rows: Iterable[Sequence
     yield f"| {' | '.join(headers)} |"
     yield f"|{'|'.join(' --- ' if left else ' --: ' for left in text)}|"
     for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        yield f"| {' | '.join(map(as_markdown, row))} |"
+
+
+def as_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, whatever names are in it."""
+    return _MARKS.sub(r"\\\g<0>", visible(text))
 
 
 def write_html(report: BenchReport, path: Path) -> None:
@@ -82,13 +91,20 @@ def write_html(report: BenchReport, path: Path) -> None:
     )
 
 
+def _text_visible(value: Any) -> Any:
+    """Names as a page can show them; what is HTML already is left as it is."""
+    return visible(value) if type(value) is str else value
+
+
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill the template of that name, a file in this folder, which also gets our ``style``.
 
     Raises:
         UnavailableError: Jinja2 is not installed.
     """
-    environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = require("jinja2").Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_text_visible
+    )
     here = Path(__file__).parent
     style = (here / "page.css").read_text()
     page = environment.from_string((here / template).read_text()).render(style=style, **values)
