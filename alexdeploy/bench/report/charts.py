@@ -79,7 +79,7 @@ def _short(name: str, most: int) -> str:
 def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
     import matplotlib.pyplot as plt
 
-    # text stays text, as the browser has the glyphs of every language and Matplotlib's font has not; $ begins no formula
+    # text stays text: the browser has the glyphs of every language, Matplotlib's font has not; $ begins no formula
     style = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}
     with (
         plt.rc_context({**style, "font.size": 10, "axes.spines.top": False}),
