@@ -40,6 +40,12 @@ def has_test(folder: Path) -> bool:
     return "test" in _split_folders(folder)
 
 
+def splits_beside_train(folder: Path) -> list[str]:
+    """Names of folders of images to judge on, where a folder of training images is beside them."""
+    split_of = {name: _SPLIT_OF.get(name.casefold()) for name in subfolders(folder)}
+    return [name for name, split in split_of.items() if split in ("val", "test") and "train" in split_of.values()]
+
+
 def load_unsorted(folder: Path, *, skip_bad: bool) -> ImageDataset:
     """All images below a folder, without labels."""
     return _dataset(printable(folder), folder, _by_class(folder), skip_bad)

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
-from alexdeploy.data.decode import decode_reduced, has_frames
+from alexdeploy.data.decode import decode_reduced, has_frames, why_unreadable
 from alexdeploy.data.labels import place_finder
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError, InputWarning, few
@@ -179,7 +179,8 @@ class ImageDataset:
 
     def _unreadable(self, index: int, error: Exception) -> InputError:
         name = printable(self.samples[index])
-        return InputError(f"{self.name}: cannot read image '{name}' ({error}); remove it, or use `skip_bad_images`")
+        why = why_unreadable(error)
+        return InputError(f"{self.name}: cannot read image '{name}' ({why}); remove it, or use `skip_bad_images`")
 
     def images(self) -> Iterator[tuple[int, Image.Image]]:
         """(index, decoded image) in order.

@@ -44,6 +44,14 @@ def open_image(path: Path) -> Image.Image:
         return Image.open(path)
 
 
+def why_unreadable(error: Exception) -> str:
+    """What kept an image from being read, on one line, without the path that a message names anyhow."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no format that Pillow can read"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
 def has_frames(image: Image.Image) -> bool:
     """True if it is animated or has pages, of which ``open_image`` gives the first.
 

@@ -28,10 +28,10 @@ def image_files(root: Path) -> list[Path]:
 def image_names(root: Path) -> list[str]:
     """``image_files`` as text, which takes a third of the memory: there may be millions."""
     found: list[str] = []
-    seen: set[str] = set()
+    seen = set(map(str, Path(os.path.realpath(root)).parents))  # a link to them leads to other classes, and round
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back up
+        if real in seen:
             subfolders.clear()
             continue
         seen.add(real)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.data import preprocess
 from alexdeploy.data.dataset import UNREADABLE, Seen
-from alexdeploy.data.decode import open_image
+from alexdeploy.data.decode import open_image, why_unreadable
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.files import printable
 from alexdeploy.metrics import softmax
@@ -134,7 +134,7 @@ class Classifier:
         except UsageError:
             raise
         except (InputError, *UNREADABLE) as error:
-            raise InputError(f"cannot read image '{name}': {_reason(error)}") from error
+            raise InputError(f"cannot read image '{name}': {why_unreadable(error)}") from error
 
     def _answers(
         self, pending: list[tuple[int, str, Batch]], top: int
@@ -195,11 +195,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array {value.shape} {value.dtype}"
     return "None" if value is None else f"one of type {type(value).__name__}"
-
-
-def _reason(error: Exception) -> str:
-    """On one line, without the path that the message names anyhow."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no format that Pillow can read"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from alexdeploy.data import arrays_on_disk, lists
+from alexdeploy.data import arrays_on_disk, class_folders, lists
 from alexdeploy.data.folders import image_names
 from alexdeploy.data.labels import place_finder
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, InputWarning, few
 from alexdeploy.files import printable
 from alexdeploy.runners.artifact import Artifact
 from alexdeploy.runners.classifier import Classifier
@@ -93,7 +94,7 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
     """Files as given; folders searched through, sorted; lists as ``data.lists`` reads them, with their truth.
 
     The nearest folder above an image, up to the one given, that is named as a class tells its truth. Names are
-    compared as they are, then but for case.
+    compared as they are, then but for case. An ``InputWarning`` says where training images are among them.
 
     Raises:
         InputError: a path that does not exist, or a folder without images.
@@ -110,6 +111,7 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
             inside = image_names(path)
             if not inside:
                 raise InputError(f"{printable(path)}: the folder holds no images; name another")
+            _warn_of_train(path, truth_of)
             place_of = lru_cache(partial(_place_of_folder, root=path, truth_of=truth_of))
             found += [FoundImage(name, *place_of(os.path.dirname(name))) for name in inside]  # noqa: PTH120 (text)
         elif path.suffix.lower() in lists.SUFFIXES:
@@ -121,6 +123,18 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
         else:
             raise InputError(f"{printable(path)}: no such file; check the path")
     return found
+
+
+def _warn_of_train(root: Path, truth_of: Callable[[str], str | None]) -> None:
+    """Say that training images are among those that are labelled, unless ``train`` and the like are classes."""
+    held_out = [name for name in class_folders.splits_beside_train(root) if truth_of(name) is None]
+    if held_out:
+        warnings.warn(
+            f"{printable(root)}: training images are labelled and counted as well as those in "
+            f"{few(map(printable, held_out))}; name {printable(root / held_out[-1])} alone to judge the model",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def _listed(path: Path, truth_of: Callable[[str], str | None]) -> list[FoundImage]:
