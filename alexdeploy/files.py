@@ -113,6 +113,21 @@ def check_input(path: Path) -> Path:
     return path
 
 
+def utf8(data: bytes, origin: str) -> str:
+    """The text of a file, with or without a byte order mark.
+
+    Raises:
+        InputError: it is in another encoding; ``origin`` is the file named in the message.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{origin}: its text is not UTF-8; save it as UTF-8") from error
+    if "\0" in text:  # ASCII as UTF-16 without a mark
+        raise InputError(f"{origin}: its text is not UTF-8; save it as UTF-8")
+    return text
+
+
 def make_folder(path: Path) -> None:
     """Make a folder where there is none; its parent must exist.
 

@@ -15,6 +15,7 @@ import msgspec
 
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError, unknown_name
+from alexdeploy.files import utf8
 from alexdeploy.preprocessor_config import parse_preprocessor_config
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "models"
@@ -138,7 +139,7 @@ def load_contract(name_or_path: str) -> Contract:
     path = _recipe_file(name_or_path)
     text = path.read_bytes()
     if path.suffix.lower() == ".json":
-        return _from_json(_utf8(text, str(path)), str(path))
+        return _from_json(utf8(text, str(path)), str(path))
     content = _decode(text, str(path), dict[str, Any])
     if content.keys() and content.keys() <= set(Contract.__struct_fields__):
         raise InputError(f"{path}: put the line [preprocess] above its keys")
@@ -181,22 +182,11 @@ def parse_recipe(text: bytes, origin: str) -> Recipe:
 
 def _decode(text: bytes, origin: str, kind: type[_Decoded]) -> _Decoded:
     try:
-        return msgspec.toml.decode(_utf8(text, origin), type=kind)
+        return msgspec.toml.decode(utf8(text, origin), type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {_explain(str(error))}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(f"{origin}: not a TOML file: {error}") from error
-
-
-def _utf8(text: bytes, origin: str) -> str:
-    """As text, with or without a byte order mark."""
-    try:
-        decoded = text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{origin}: its text is not UTF-8; save it as UTF-8") from error
-    if "\0" in decoded:  # ASCII as UTF-16 without a mark
-        raise InputError(f"{origin}: its text is not UTF-8; save it as UTF-8")
-    return decoded
 
 
 def with_train_options(recipe: Recipe, **options: Any) -> Recipe:

@@ -45,8 +45,8 @@ def load_saved(path: Path) -> BenchReport | LoadReport:
 def _decoded(path: Path, kind: type[_T]) -> _T:
     files.check_input(path)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(files.utf8(path.read_bytes(), str(path)), type=kind)
+    except msgspec.MsgspecError as error:
         raise InputError(f"{path}: expected the JSON of a bench ({error})") from error
 
 

@@ -116,8 +116,11 @@ def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
 
 
 def with_options(message: str) -> str:
-    """A library's message names settings in backquotes, as Python has them; here they become options."""
-    return re.sub(r"`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
+    """A library's message names settings in backquotes, as Python has them; here they become options.
+
+    Not the fields of files, which msgspec names so.
+    """
+    return re.sub(r"(?<!field )`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
 
 
 def echo(*lines: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from alexdeploy import files
 from alexdeploy.errors import InputError, few
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def place_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
@@ -31,15 +34,15 @@ def read_class_indices(path: Path) -> tuple[str, ...]:
         InputError: not such a file, a name that is empty or there twice, or indices that are not 0, 1, 2 … each once.
     """
     files.check_input(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a class_indices.json or list of names in UTF-8; save it as UTF-8") from error
+    text = files.utf8(path.read_bytes(), str(path))
     try:
         pairs = _from_json(text) if path.suffix.lower() == ".json" or text[:1] in "{[" else _from_lines(text)
         for index, name in pairs:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"class {index} is {json.dumps(name)}, not a name")
+            name.encode()  # an error, and a ValueError, where JSON holds half of a character
+    except RecursionError as error:
+        raise InputError(f"{path}: not a class_indices.json: it is nested too deeply") from error
     except ValueError as error:
         raise InputError(
             f'{path}: not a class_indices.json ({error}); expected {{"0": "daisy", …}}, or a .txt with a name per line'
@@ -54,7 +57,7 @@ def read_class_indices(path: Path) -> tuple[str, ...]:
 
 
 def _from_lines(text: str) -> list[tuple[int, Any]]:
-    return [(index, line.strip()) for index, line in enumerate(text.rstrip().split("\n"))]
+    return [(index, line.strip()) for index, line in enumerate(_LINE_END.split(text.rstrip()))]
 
 
 def _from_json(text: str) -> list[tuple[int, Any]]:
@@ -71,11 +74,17 @@ def _from_json(text: str) -> list[tuple[int, Any]]:
     elif all(type(value) is int for value in content.values()):
         pairs = [(index, name) for name, index in content.items()]
     else:
-        pairs = [(int(index), name) for index, name in content.items()]
+        pairs = [(_number(index), name) for index, name in content.items()]
     if all(isinstance(value, list) and list(map(type, value)) == [str, str] for _, value in pairs):  # Keras
         count = Counter(name for _, (_, name) in pairs)
         pairs = [(index, f"{name} ({wordnet})" if count[name] > 1 else name) for index, (wordnet, name) in pairs]
     return pairs
+
+
+def _number(key: str) -> int:
+    if not key.isdecimal():
+        raise ValueError(f"'{key}' is no number of a class")
+    return int(key)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _table_rows(text: io.StringIO, name: str) -> Iterator[tuple[int, list[str]]]
     first = next((line for line in text if line.strip() and not line.startswith("#")), "")
     text.seek(0)
     delimiter = next((character for character in ",;\t" if character in first), ",")
-    rows = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
+    rows = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for cells in rows:
             yield rows.line_num, [cell.strip() for cell in cells]

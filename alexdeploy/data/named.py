@@ -20,6 +20,8 @@ from alexdeploy.pickled import load_arrays
 from alexdeploy.specs import Split
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+_GZIP = b"\x1f\x8b"
+_HELD = {bytes([0, 0, 8, 1]): "labels", bytes([0, 0, 8, 3]): "images"}  # by the first bytes of an IDX file
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -118,13 +120,19 @@ def _read_idx(path: Path, name: str, dims: int) -> npt.NDArray[np.uint8]:
             f"{path}: no such file; put the IDX files of {name} there, or name their root with `data_root`"
         )
     try:
-        data = gzip.decompress(path.read_bytes()) if path.is_file() else unpacked.read_bytes()
-        shape = np.frombuffer(data, dtype=">i4", count=dims, offset=4)
+        data = (path if path.is_file() else unpacked).read_bytes()
+        if data.startswith(_GZIP):  # whatever it is called: browsers unpack files and keep their names
+            data = gzip.decompress(data)
         if data[:4] != bytes([0, 0, 8, dims]):
-            raise ValueError(f"header {data[:4].hex()}")
-        return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(tuple(shape))
+            held = _HELD.get(data[:4], f"something else, which begins with {data[:4].hex() or 'nothing'}")
+            raise ValueError(f"it holds {held}")
+        shape = np.frombuffer(data, dtype=">u4", count=dims, offset=4)
+        if not shape.all():
+            raise ValueError(f"it is empty, its shape is {tuple(shape.tolist())}")
+        return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape.tolist())
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path}: not a gzipped IDX file of bytes ({error}); download it again") from error
+        kind = _HELD[bytes([0, 0, 8, dims])]
+        raise InputError(f"{path}: not an IDX file of {kind} ({error}); download it again") from error
 
 
 def _cifar10(split: Split, folder: Path) -> ImageDataset:
