@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
 
 
+_SETTING = re.compile(r"(?<!field )`(\w+)`")
 _OPTION_OF = {  # settings whose options have other names
     "batches": "--batch",
     "constants": "--constant",
@@ -120,7 +121,7 @@ def with_options(message: str) -> str:
 
     Not the fields of files, which msgspec names so.
     """
-    return re.sub(r"(?<!field )`(\w+)`", lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
+    return _SETTING.sub(lambda match: _OPTION_OF.get(match[1], f"--{match[1].replace('_', '-')}"), message)
 
 
 def echo(*lines: str) -> None:
