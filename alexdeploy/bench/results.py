@@ -123,6 +123,10 @@ class BenchReport:
         """``359 of 1797 images (the held-out fifth)``."""
         return self.taken or f"{self.images} images"
 
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("it has no rows")
+
     def name(self, artifact: str) -> str:
         """The file's name, with as many of its folders as tell it from the other files of the bench."""
         others = [Path(row.artifact).parts for row in self.rows if row.artifact != artifact]

@@ -24,7 +24,7 @@ from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.fake_quantize import fold_in_place, quantize_layers
-from alexdeploy.zoo.registry import build_network
+from alexdeploy.zoo.registry import build_network, check_images_fit
 from alexdeploy.zoo.weights import start_from
 
 SAVE_EVERY_S = 300.0
@@ -86,8 +86,8 @@ def train_network(
 
     Raises:
         InputError: the splits name different classes, an image or ``weights`` cannot be read, nothing to resume.
-        UsageError: a layer to train that the network lacks, ``resume`` with other settings, ``weights`` that ``path``
-            would overwrite, or ``ranges`` without ``weights``.
+        UsageError: images that the network does not take, a layer to train that it lacks, ``resume`` with other
+            settings, ``weights`` that ``path`` would overwrite, or ``ranges`` without ``weights``.
         UnavailableError: ``cuda`` without a GPU.
         TrainingDivergedError: NaN or infinite loss.
 
@@ -157,6 +157,7 @@ class _Run:
             fold_in_place(model)
             quantize_layers(model, ranges)
         self._model: ConvNet = model.to(processes.device).to(memory_format=torch.channels_last)
+        check_images_fit(self._model, self._contract, recipe.network.name)
         self._optimizer = learning.make_optimizer(self._model, settings)
         self._stepper = Stepper(self._model, self._optimizer, settings, processes)
         pixels = Pixels(learn, self._contract, cropped=settings.augment == "none")

@@ -18,7 +18,7 @@ from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.recipe import Recipe, load_recipe
 from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.fake_quantize import layer_ranges, quantize_layers
-from alexdeploy.zoo.registry import NETWORKS_WITH_LRN, build_network
+from alexdeploy.zoo.registry import NETWORKS_WITH_LRN, build_network, check_images_fit
 from alexdeploy.zoo.weight_files import WeightFile, read_weight_file
 from alexdeploy.zoo.weights import has_names, head_of, load_weights, named_for, suggestion
 
@@ -109,6 +109,8 @@ def load_checkpoint(path: Path, network: str | None = None, contract: Contract |
         contract = msgspec.structs.replace(recipe.preprocess, labels=labels or recipe.preprocess.labels)
         metrics = {}
     model = _loaded(recipe, file, path)
+    if not (_RECIPE in metadata and _CONTRACT in metadata):
+        check_images_fit(model, contract, recipe.network.name)
     if ranges:
         quantize_layers(model, ranges)
     classes = int(model.state_dict()[f"{head_of(model)}.weight"].shape[0])

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
+from torch import nn
+
+from alexdeploy.contract import Contract
 from alexdeploy.errors import UsageError, unknown_name
 from alexdeploy.recipe import NetworkSettings
 from alexdeploy.zoo import alexnet, lenet, vgg
@@ -44,3 +48,24 @@ def build_network(settings: NetworkSettings, classes: int) -> ConvNet:
     if settings.lrn:
         raise UsageError(f"'{name}' has no LRN to switch on; leave lrn out of its recipe")
     return NETWORKS[name](classes, dropout=settings.dropout)
+
+
+def check_images_fit(model: ConvNet, contract: Contract, name: str) -> None:
+    """The network must take images as the contract gives them: one is passed through.
+
+    Raises:
+        UsageError: they have another number of channels, or another size.
+    """
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(first.weight.new_zeros(1, *contract.input_shape))
+    except RuntimeError:
+        other = "another size" if first.in_channels == contract.channels else f"{first.in_channels} channel(s)"
+        raise UsageError(
+            f"'{name}' takes images of {other}, and the preprocessing gives {contract.input_shape}; change color, resize "
+            "or crop to those of its own recipe"
+        ) from None
+    finally:
+        model.train(was_training)
