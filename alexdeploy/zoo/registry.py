@@ -64,8 +64,8 @@ def check_images_fit(model: ConvNet, contract: Contract, name: str) -> None:
     except RuntimeError:
         other = "another size" if first.in_channels == contract.channels else f"{first.in_channels} channel(s)"
         raise UsageError(
-            f"'{name}' takes images of {other}, and the preprocessing gives {contract.input_shape}; change color, resize "
-            "or crop to those of its own recipe"
+            f"'{name}' takes images of {other}, and the preprocessing gives {contract.input_shape}; change color, "
+            "resize or crop to those of its own recipe"
         ) from None
     finally:
         model.train(was_training)
