@@ -93,7 +93,7 @@ def write_html(report: BenchReport, path: Path) -> None:
 
 def _text_visible(value: Any) -> Any:
     """Names as a page can show them; what is HTML already is left as it is."""
-    return visible(value) if type(value) is str else value
+    return "\n".join(map(visible, value.split("\n"))) if type(value) is str else value
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
