@@ -32,6 +32,16 @@ LIBRARIES = {"optional.py", "bench/environment.py", "cuda/wheels.py"}  # distrib
 MAX_PARAMETERS = 10
 
 
+_PRINTED = {
+    "cli/__init__.py": {  # visible; ASCII; our own help
+        "f'error: {message}'",
+        "json.dumps({'error': message, 'exit_code': code})",
+        "error.format_message()",
+    },
+    "cli/lint.py": {"f'{severity}: '"},
+}
+
+
 def words(node: ast.AST) -> set[str]:
     """The string constants directly inside a display, a subscript or a mapping's keys and values."""
     match node:
@@ -84,6 +94,17 @@ def test_only_the_artifact_asks_for_the_kind_of_a_file() -> None:
 def test_progress_has_one_form() -> None:
     spelled = [path for path in MODULES if "Callable[[str, float], None]" in path.read_text()]
     assert spelled == [SPECS]
+
+
+def test_names_reach_a_terminal_through_one_module() -> None:
+    """``cli/output.py`` makes control characters visible."""
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "click.echo", "click.secho"):
+                found.setdefault(str(path.relative_to(PACKAGE)), set()).add(ast.unparse(node.args[0]))
+    assert len(found.pop("cli/output.py")) >= 3
+    assert found == _PRINTED
 
 
 def test_no_import_circles() -> None:

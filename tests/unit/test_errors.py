@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import unicodedata
+import warnings
+
+import pytest
+
 from alexdeploy.errors import (
     DeviceLostError,
     GateError,
     InputError,
+    InputWarning,
     UnavailableError,
     UsageError,
     few,
     unknown_name,
+    visible,
 )
 
 
@@ -40,3 +47,40 @@ def test_fifty_layers_do_not_fill_a_line() -> None:
     assert message.startswith("unknown layer 'conv51x'; did you mean 'conv51'? valid: ")
     assert message.endswith(" and 41 more")
     assert len(unknown_name("command", "x", [f"c{number}" for number in range(20)]).split(", ")) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31m.png", r"\x1b[31m.png"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\nb\tc\rd\0", r"a\nb\tc\rd\x00"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),  # a control sequence in one character
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("a\u200bb\ufeff\u2066", r"a\u200bb\ufeff\u2066"),
+        ("\udcbb\udca8", r"\xbb\xa8"),  # bytes, as os.fsdecode has them
+        ("\ud800", r"\ud800"),
+        ("\U000e0041", r"\U000e0041"),
+        ("玫瑰\u3000é n\u0303 👩\u200d🔬 ab\\n", "玫瑰\u3000é n\u0303 👩\u200d🔬 ab\\n"),
+    ],
+)
+def test_what_a_terminal_would_obey_or_hide_is_shown_as_python_writes_it(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert visible(shown) == shown
+    assert str(InputError(f"{text}: no such file")) == f"{shown}: no such file"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn(text, InputWarning, stacklevel=1)
+    assert str(caught[0].message) == shown
+
+
+def test_no_character_that_controls_anything_is_left() -> None:
+    turning = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    joiners = "\u200c\u200d"  # Persian, Hindi and emoji need them
+    for code in (*range(0x10000), *range(0xE0000, 0xE0100)):
+        character = chr(code)
+        kind = unicodedata.category(character)
+        if kind in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in turning:
+            assert visible(character).isascii(), hex(code)
+        elif kind not in ("Cf", "Cn") or character in joiners:
+            assert visible(character) == character, hex(code)
