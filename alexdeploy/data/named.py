@@ -120,7 +120,8 @@ def _read_idx(path: Path, name: str, dims: int) -> npt.NDArray[np.uint8]:
             f"{path}: no such file; put the IDX files of {name} there, or name their root with `data_root`"
         )
     try:
-        data = (path if path.is_file() else unpacked).read_bytes()
+        path = path if path.is_file() else unpacked
+        data = path.read_bytes()
         if data.startswith(_GZIP):  # whatever it is called: browsers unpack files and keep their names
             data = gzip.decompress(data)
         if data[:4] != bytes([0, 0, 8, dims]):

@@ -76,6 +76,36 @@ def test_a_hidden_folder_is_no_class(tmp_path: Path, hidden: str) -> None:
     assert load_dataset(str(tmp_path), "train").classes == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    "system",
+    [
+        *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"),
+        *(".ipynb_checkpoints", ".@__thumb", ".Trash-1000"),
+    ],
+)
+def test_what_a_system_puts_into_folders_is_neither_class_nor_image(tmp_path: Path, system: str) -> None:
+    _fill(tmp_path, "a/1.png", "a/._1.png", "b/2.png", f"{system}/3.png", f"a/{system}/1.png/thumb.png")
+    for name in (".DS_Store", "desktop.ini", "Thumbs.db"):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    found = load_dataset(str(tmp_path), "all")
+    assert (list(found.samples), found.classes) == (["a/1.png", "b/2.png"], ("a", "b"))
+
+
+def test_a_link_back_up_leads_to_no_other_class(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    _fill(data, "a/1.png", "b/2.png")
+    _fill(elsewhere, "3.png")
+    for name, target in {
+        "a/up": "..",
+        "a/here": ".",
+        "a/link.png": "1.png",
+        "b/c": elsewhere,
+        "b/top": tmp_path,
+    }.items():
+        (data / name).symlink_to(target)
+    assert list(load_dataset(str(data), "all").samples) == ["a/1.png", "a/link.png", "b/2.png", "b/c/3.png"]
+
+
 @pytest.fixture
 def folder_with_a_corrupt_image(tmp_path: Path) -> str:
     _fill(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import ExifTags, Image
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset, split_by_name
 from alexdeploy.data.preprocess import preprocess
+from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError, InputWarning
 
 CONTRACT = Contract(color="gray", crop=2, mean=(0.0,), std=(1.0,))
@@ -239,8 +241,8 @@ def _said(dataset: ImageDataset, contract: Contract) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         list(dataset.batches(contract, 4))
-    assert {each.category for each in caught} <= {InputWarning}
-    return [str(each.message) for each in caught]
+    assert {each.category for each in caught} <= {InputWarning, ResourceWarning}  # Pillow keeps animated files open
+    return [str(each.message) for each in caught if each.category is InputWarning]
 
 
 def test_images_far_larger_than_the_crop_are_said_once_for_each_contract() -> None:
@@ -257,6 +259,24 @@ def test_images_stored_turned_are_counted_where_the_contract_does_not_turn_them(
     (text,) = _said(_photos((4, 4), turned={1, 4}), CONTRACT)
     assert text.startswith("set/val: 2 of 6 images carry an EXIF orientation that the contract does not apply")
     assert _said(_photos((4, 4), turned={1, 4}), replace_contract(CONTRACT, exif_orientation=True)) == []
+
+
+def test_images_with_further_frames_are_counted_and_the_first_is_what_is_seen(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+    kinds = ("gif", "webp", "png", "tif", "avif")
+    for suffix in kinds:
+        frames[0].save(tmp_path / f"several.{suffix}", save_all=True, append_images=frames[1:])
+        frames[0].save(tmp_path / f"single.{suffix}")
+    frames[0].save(tmp_path / "telephone.jpg", "MPO", save_all=True, append_images=[frames[0].resize((2, 2))])
+    damaged = (tmp_path / "several.gif").read_bytes()
+    (tmp_path / "damaged.gif").write_bytes(damaged[: len(damaged) // 2])
+    data = load_dataset(str(tmp_path), "all")
+    contract = Contract(color="rgb", crop=4, input_type="uint8", layout="nhwc")
+    (text,) = _said(data, contract)
+    assert text == f"{tmp_path}: 5 of 12 images are animated or have pages; only the first of each is seen"
+    for _, pixels in data.inputs(contract):
+        assert np.all(pixels[..., 0] > 200), "red"
+        assert np.all(pixels[..., 1:] < 60)
 
 
 def test_the_held_out_names_are_those_with_the_smallest_hashes() -> None:

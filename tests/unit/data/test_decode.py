@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
+import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from alexdeploy.contract import Contract
-from alexdeploy.data.decode import decode_reduced, image_from_bytes
+from alexdeploy.data.decode import decode_reduced, image_from_bytes, open_image
 from alexdeploy.data.preprocess import resize
 from alexdeploy.errors import InputError
 
@@ -211,3 +215,33 @@ def test_of_a_damaged_file_nothing_but_an_image_or_our_error_comes(kind: str) ->
         except InputError:
             refused += 1
     assert 0 < refused < 150
+
+
+def test_a_pipe_a_socket_and_a_device_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.path.relpath(tmp_path / "socket.png"))  # the whole path may be too long for one
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    with server:
+        for path in sorted(tmp_path.iterdir()):
+            with pytest.raises(OSError, match="it is a pipe, a socket or a device, and no file"):
+                open_image(path)
+    for name, kind in (("gone.png", FileNotFoundError), (".", IsADirectoryError)):
+        with pytest.raises(kind):
+            open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+def test_a_palette_with_transparency_is_its_colours_without_a_warning(
+    color: Any, transparency: Any, tmp_path: Path
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)).quantize(16)
+    palette = np.asarray(noise.getpalette(), np.uint8).reshape(-1, 3)
+    noise.save(tmp_path / "p.png", **({} if transparency is None else {"transparency": transparency}))
+    expected = Image.fromarray(palette[np.asarray(noise)]).convert("L" if color == "gray" else "RGB")
+    contract = Contract(color=color, crop=24, input_type="uint8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = resize(open_image(tmp_path / "p.png"), contract)
+    assert found.tobytes() == expected.tobytes()

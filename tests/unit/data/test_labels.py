@@ -30,7 +30,7 @@ def test_every_form_is_read(tmp_path: Path, content: dict[str, Any], names: tupl
     assert read_class_indices(tmp_path / "class_indices.json") == names
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_list_of_lines_and_the_bytes_of_a_windows_editor_are_read(tmp_path: Path, end: str) -> None:
     (tmp_path / "names.txt").write_bytes(end.join(["\ufeff雏菊", "great white shark", ""]).encode())
     assert read_class_indices(tmp_path / "names.txt") == ("雏菊", "great white shark")
@@ -58,6 +58,10 @@ def test_what_is_written_is_what_the_pytorch_tutorials_write(tmp_path: Path) -> 
         ('{"0": "a", "2": "b"}', "its 2 classes are not numbered 0 to 1, each once"),
         ('{"a": 0, "b": 0}', "each once"),
         ('{"a": true, "b": false}', "not a class_indices.json"),
+        ('{"id2label": {"0": "a"}}', "'id2label' is no number of a class"),
+        ('{"-1": "a", "0": "b"}', "'-1' is no number of a class"),
+        ('{"0": "\\ud800"}', "surrogates not allowed"),
+        ("[" * 100_000, "nested too deeply"),
         ('["a", "b", "a"]', "more than one class is named 'a'"),
         ("", "empty"),
     ],
@@ -73,6 +77,7 @@ def test_anything_else_is_named(tmp_path: Path, text: str, complaint: str) -> No
     [
         ("雏菊\n玫瑰\n".encode("gbk"), "save it as UTF-8"),
         ("daisy\n".encode("utf-16"), "save it as UTF-8"),
+        ("daisy\n".encode("utf-16-le"), "save it as UTF-8"),
         (b"daisy\n\nroses\n", 'class 1 is "", not a name'),
         (b"daisy\ndaisy\n", "more than one class is named 'daisy'"),
     ],

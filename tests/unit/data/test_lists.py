@@ -86,6 +86,7 @@ def test_bytes_that_are_no_text_name_files_too(folder: Path) -> None:
         ("l.csv", b"path,label\na.png,cat\nplain\n", None),
         ("l.csv", "a.png,cat".encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
         ("l.csv", b"", "the file is empty"),
+        ("l.csv", b'a.png,"cat\nb.png,dog\n', "is not CSV"),
         ("l.csv", b'a.png,"' + b"x" * 200_000 + b'"\n', "is not CSV"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_absent_mnist_files_are_named_with_the_option_that_finds_them(tmp_path: 
 def test_a_damaged_mnist_file_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz: not a gzipped IDX file.*download it again"):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz: not an IDX file of images.*download it again"):
         load_dataset("mnist", "train", data_root=tmp_path)
 
 
@@ -260,3 +261,41 @@ def test_the_flowers_are_split_four_to_one_class_by_class() -> None:
     counts = np.bincount(train.labels) + np.bincount(val.labels)
     assert counts.tolist() == [506, 718, 512, 559, 639]
     np.testing.assert_allclose(np.bincount(val.labels) / counts, 0.2, atol=0.001)
+
+
+IMAGES, LABELS = (bytes([0, 0, 8, dims]) for dims in (3, 1))
+SIZES = b"".join(size.to_bytes(4, "big") for size in (2, 3, 3))
+PIXELS = IMAGES + SIZES + bytes(18)
+TRUTH = LABELS + SIZES[:4] + bytes([7, 1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ending", [".gz", ""])
+def test_idx_files_are_known_by_their_bytes(tmp_path: Path, ending: str, packed: bool) -> None:
+    (tmp_path / "mnist").mkdir()
+    for name, data in (("images-idx3", PIXELS), ("labels-idx1", TRUTH)):
+        path = tmp_path / "mnist" / f"t10k-{name}-ubyte{ending}"
+        path.write_bytes(gzip.compress(data) if packed else data)
+    found = load_dataset("mnist", "val", data_root=tmp_path)
+    assert (found.labels.tolist(), found.image(1).size) == ([7, 1], (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("images", "complaint"),
+    [
+        (TRUTH, "images-idx3-ubyte: not an IDX file of images (it holds labels)"),
+        (PIXELS[:-1], "not an IDX file of images"),
+        (gzip.compress(PIXELS)[:-9], "not an IDX file of images"),
+        (b"<html>", "it holds something else, which begins with 3c68746d"),
+        (IMAGES + bytes(4) + SIZES[4:], "it is empty, its shape is (0, 3, 3)"),
+        (IMAGES + b"\xff" * 4 + SIZES[4:] + bytes(18), "not an IDX file of images"),
+    ],
+)
+def test_an_idx_file_that_is_swapped_cut_off_or_no_such_file_is_named(
+    tmp_path: Path, images: bytes, complaint: str
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "t10k-images-idx3-ubyte").write_bytes(images)
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(TRUTH)
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        load_dataset("mnist", "val", data_root=tmp_path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -104,6 +105,34 @@ def test_the_nearest_folder_that_is_named_as_a_class_counts_through_links_and_bu
     assert truths(".") == [None]
     monkeypatch.chdir(tmp_path / "cat")
     assert truths(".") == ["cat", "Dog"]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "beside"),
+    [
+        (("train/cat", "val/cat"), ("cat", "dog"), "val"),
+        (("Training/cat", "validation/cat", "test/cat"), ("cat", "dog"), "test and validation"),
+        (("train/cat", "val/cat"), ("train", "val"), None),  # these are classes
+        (("train/cat", "misc/cat"), ("cat", "dog"), None),
+        (("val/cat", "test/cat"), ("cat", "dog"), None),
+    ],
+)
+def test_training_images_beside_others_are_labelled_and_that_is_said(
+    tmp_path: Path, names: tuple[str, ...], labels: tuple[str, ...], beside: str | None
+) -> None:
+    write(tmp_path, *(f"{name}/1.png" for name in names))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = find_images([tmp_path], labels)
+    assert len(found) == len(names)
+    said = [str(warning.message) for warning in caught]
+    if beside is None:
+        assert said == []
+        return
+    (text,) = said
+    assert text.startswith(f"{tmp_path}: training images are labelled and counted as well as those in ")
+    assert all(name in text for name in beside.split(" and "))
+    assert str(tmp_path / beside.split(" and ")[-1]) in text
 
 
 def test_names_that_are_not_utf_8_are_shown(artifact: Artifact, tmp_path: Path) -> None:
