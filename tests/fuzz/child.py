@@ -34,7 +34,7 @@ def inputs_of(name: str, seed: int) -> Inputs:
 def serve(progress: mmap.mmap) -> None:
     """Do jobs until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a reader prints must not look like an answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a reader prints is no answer
     for line in sys.stdin:
         name, seed, first, end = json.loads(line)
         target, inputs = all_targets()[name], inputs_of(name, seed)

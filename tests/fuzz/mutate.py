@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import pickletools
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from random import Random
@@ -43,10 +46,11 @@ _TOKENS = (
     b"\xed\xa0\x80",
 )
 _ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**40, 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"),
-    "", "a", "\0", "\x1b[2J", "\ud800", "‮", "é\n", "x" * 600, "../../etc/passwd", "1", "nan", [], {}, [[]], [None], {"": None}, [1] * 50,
-)  # fmt: skip
-_ESCAPES = {"nan": "NaN"}
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**40),
+    *(0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf")),
+    *("", "a", "\0", "\x1b[2J", "\ud800", "\u202e", "é\n", "x" * 600, "../../etc/passwd", "1", "nan"),
+    *([], {}, [[]], [None], {"": None}, [1] * 50),
+)
 
 
 class Inputs:
@@ -73,6 +77,14 @@ class Inputs:
         if self._target.tokens and random.random() < 0.3:
             return put(random, data, random.choice(self._target.tokens))
         return any_bytes(random, data)
+
+
+_INSTRUCTIONS = (
+    *(b"N", b"(", b"t", b"R", b"}", b"]", b"s", b"u", b"b", b"e", b"a", b"0", b"2", b".", b")", b"\x81", b"\x85", b"\x93"),
+    *(b"K\x00", b"J\xff\xff\xff\xff", b"I-1\n", b"F1e999\n", b"X\x01\0\0\0a", b"U\xff", b"h\x00", b"q\x00", b"Q", b"\x8a\x05"),
+    *(b"cos\nsystem\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n"),
+    *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cbuiltins\neval\n"),
+)
 
 
 def any_bytes(random: Random, data: bytes) -> bytes:
@@ -218,6 +230,46 @@ def inside(unpack: Callable[[bytes], bytes], pack: Callable[[bytes, bytes], byte
 def within_gzip(mutator: Mutator) -> Mutator:
     """Mutate what is compressed, and compress it again."""
     return inside(gzip.decompress, lambda _, part: gzip.compress(part, compresslevel=1, mtime=0), mutator)
+
+
+def within_zip(mutator: Mutator) -> Mutator:
+    """Mutate one file of an archive, or now and then its name; the check sums stay right."""
+
+    def mutated(random: Random, data: bytes) -> bytes:
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                parts = [(item, archive.read(item)) for item in archive.infolist()]
+            chosen = random.randrange(len(parts))
+            with zipfile.ZipFile(written := io.BytesIO(), "w") as archive:
+                for number, (item, content) in enumerate(parts):
+                    name, changed = item.filename, content
+                    if number == chosen and random.random() < 0.1:
+                        name = random.choice(("", "..", f"{name}/", f"x{name}", name[:-1], parts[0][0].filename))
+                    elif number == chosen:
+                        changed = mutator(random, content)
+                    archive.writestr(name, changed, item.compress_type)
+        except Exception:  # a file that an earlier mutation has damaged
+            return any_bytes(random, data)
+        return written.getvalue()
+
+    return mutated
+
+
+def pickle_part(random: Random, data: bytes) -> bytes:
+    """Remove, repeat or insert instructions of a pickle."""
+    try:
+        places = [place for *_, place in pickletools.genops(data) if place is not None]
+    except Exception:  # what a damaged pickle raises has no common base
+        return any_bytes(random, data)
+    first, second = sorted((random.choice(places), random.choice(places)))
+    action = random.randrange(4)
+    if action == 0:
+        return data[:first] + data[random.choice([place for place in places if place >= first][:2]) :]
+    if action == 1:
+        return data[:second] + data[first:second][:64] + data[second:]
+    if action == 2:
+        return data[:first] + random.choice(_INSTRUCTIONS) + data[first:]
+    return data[:first] + any_bytes(random, data[first:second]) + data[second:]
 
 
 def within_safetensors(mutator: Mutator) -> Mutator:

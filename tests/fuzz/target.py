@@ -23,6 +23,7 @@ FAULTS: tuple[Kind, ...] = ("uncaught", "crashes", "hangs", "memory", "left", "w
 MOST_SECONDS = 5.0  # of processor time, so that a busy machine is no fault
 MOST_MIB = 512
 MOST_CHARACTERS = 400
+_HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)  # that Python does not show
 _MIB = 1 << 20
 _PEAK_KIB = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
 
@@ -65,17 +66,17 @@ def judge(target: Target, data: bytes, folder: Path) -> Verdict:
     """
     path = folder / target.file
     path.write_bytes(data)
-    there = set(os.listdir(folder))
+    there = {*folder.rglob("*")}
     before_mib, began = _resident_mib(), time.process_time()
     verdict = _read(target, path)
     seconds, grown = time.process_time() - began, _peak_mib() - before_mib
-    left = set(os.listdir(folder)) - there
-    for name in left:
-        (folder / name).unlink()
+    left = {*folder.rglob("*")} - there
+    for new in sorted(left, reverse=True):
+        new.rmdir() if new.is_dir() else new.unlink()
     if verdict.kind in FAULTS:
         return verdict
     if left:
-        return Verdict("left", f"left {sorted(left)}")
+        return Verdict("left", f"left {sorted(new.name for new in left)}")
     if seconds > MOST_SECONDS:
         return Verdict("hangs", f"took {seconds:.1f} s")
     if grown > MOST_MIB:
@@ -86,16 +87,15 @@ def judge(target: Target, data: bytes, folder: Path) -> Verdict:
 def _read(target: Target, path: Path) -> Verdict:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        for hidden in _HIDDEN:
+            warnings.simplefilter("ignore", hidden)
         try:
             target.check(path)
             verdict = Verdict("accepted")
         except AlexdeployError as error:
             fault = _fault_of_words(str(error))
-            verdict = (
-                Verdict("words", f"{fault}: {error!r:.600} {_place(error)}")
-                if fault
-                else Verdict("refused", str(error))
-            )
+            found = f"{fault}: {error!r:.1200} {_place(error)}"
+            verdict = Verdict("words", found) if fault else Verdict("refused", str(error))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a panic of Rust is no Exception
@@ -105,10 +105,8 @@ def _read(target: Target, path: Path) -> Verdict:
         if not isinstance(warning.message, InputWarning):
             fault = fault or "a warning of others"
         if fault:
-            return Verdict(
-                "words",
-                f"{fault}: {warning.category.__name__} {str(warning.message)[:200]!r} {warning.filename}:{warning.lineno}",
-            )
+            place = f"at {Path(warning.filename).name}:{warning.lineno}"
+            return Verdict("words", f"{fault}: {warning.category.__name__} {str(warning.message)[:200]!r} {place}")
     return verdict
 
 

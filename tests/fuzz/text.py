@@ -13,7 +13,7 @@ from alexdeploy.data.lists import load_list
 from alexdeploy.quantize import tensorrt_cache
 from alexdeploy.quantize.methods import METHODS
 from alexdeploy.quantize.rangefile import RangeFile
-from alexdeploy.recipe import load_recipe
+from alexdeploy.recipe import load_contract, load_recipe
 from tests.fuzz.mutate import json_value, text_line
 from tests.fuzz.target import Target
 
@@ -73,12 +73,40 @@ def _check_list(path: Path) -> None:
     assert len(dataset.fingerprint) == 64
 
 
+def _contracts() -> Sequence[bytes]:
+    normal = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    clip = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "resample": 3, **normal}
+    vit = {"size": 224, "resample": 2, "rescale_factor": 1 / 255, **normal}
+    timm = {"input_size": [3, 224, 224], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3}
+    found = [
+        {"image_processor_type": "CLIPImageProcessor", **clip},
+        {"image_processor_type": "ViTImageProcessorFast", **vit},
+        {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, "resample": 3, **normal},
+        {"feature_extractor_type": "EfficientNetFeatureExtractor", "rescale_offset": False, **vit},
+        {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": timm},
+        timm,
+    ]
+    return [load_recipe("alexnet").preprocess.to_json().encode(), *(json.dumps(form).encode() for form in found)]
+
+
+def _check_contract(path: Path) -> None:
+    contract = load_contract(str(path))
+    assert len(contract.fingerprint) == 64
+    assert min(contract.input_shape) > 0
+
+
+def _preprocess_only() -> Sequence[bytes]:
+    return [text[text.index(b"[preprocess]") : text.index(b"[train]")] for text in _recipes()]
+
+
 TARGETS = (
     Target("ranges", _range_files, _check_ranges, "ranges.json", (json_value,)),
     Target("cache", _caches, _check_ranges, "cache.txt", (text_line,), (b"TRT-", b": ", b"7f800000", b"ffffffff")),
     Target("class_indices", _class_indices, read_class_indices, "class_indices.json", (json_value,)),
     Target("label_list", _class_indices, read_class_indices, "names.txt", (text_line, json_value)),
     Target("recipe", _recipes, _check_recipe, "recipe.toml", (text_line,)),
+    Target("contract_toml", _preprocess_only, _check_contract, "preprocess.toml", (text_line,)),
+    Target("contract_json", _contracts, _check_contract, "preprocessor_config.json", (json_value,)),
     Target(
         "list",
         lambda: [b"a.jpg rose\nb c.png, x\n", b"a.jpg 0\n# c\nb.jpg 11\n"],
