@@ -1,7 +1,7 @@
 """The exception family. Each class is one kind of trouble and carries the exit code of the command line.
 
-A message is one line that says what was found, what was expected and how to fix it. Anything that is not an
-``AlexdeployError`` is a bug of ours and keeps its traceback.
+A message is one line that says what was found, what was expected and how to fix it; whatever it quotes of a file, it
+is safe to print and to log. Anything that is not an ``AlexdeployError`` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+_LONGEST = 1000  # characters of a message
+_LONGEST_OF_OTHERS = 300
+_LONG_WORD = re.compile(r"[^\s/]{121,}")  # names of folders count by themselves
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
 # what a terminal obeys, or what hides or turns the text around it: control characters, direction marks, zero widths.
 # Not the two joiners, which Persian, Hindi and emoji need
@@ -19,12 +22,12 @@ UNSEEN = re.compile(
 
 
 class AlexdeployError(Exception):
-    """Base of every error that a user can cause and mend; of its text, ``visible`` is kept."""
+    """Base of every error that a user can cause and mend; of its text, ``one_line`` is kept."""
 
     exit_code = 1
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(visible(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(AlexdeployError, ValueError):  # a ValueError: msgspec adds the place in a file to such alone
@@ -61,7 +64,7 @@ class InputWarning(UserWarning):
     """A file that works and is not quite what it should be; one line, which the command line shows on stderr."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(visible(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 def visible(text: str) -> str:
@@ -80,6 +83,20 @@ def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
 
 
+def one_line(text: str) -> str:
+    """A message as a terminal and a log can take it, whatever it quotes: ``visible``, and of bounded length.
+
+    Of a word of more than 120 characters, which no language has, and of more than 1,000 characters the middle is left
+    out: what was found stands at the beginning, how to fix it at the end.
+    """
+    return shortened(_LONG_WORD.sub(lambda word: shortened(word[0], 100), visible(text)), _LONGEST)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most ``most`` characters; of a longer text the middle is left out."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[1 - most // 2 :]}"
+
+
 def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
     """At most ``most`` entries on a line; of fifty layers it is "conv1, conv2, conv3 and 47 more"."""
     found = list(names)
@@ -90,7 +107,12 @@ def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
 
 def in_a_line(error: BaseException) -> str:
     """An error of other people's code, for a message of ours: ``ValueError: what it says``, cut where it is long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+    return f"{type(error).__name__}: {words_of(error)}".removesuffix(": ")
+
+
+def words_of(error: BaseException) -> str:
+    """What an error of other people's code says, for a message of ours, cut where it is long."""
+    return shortened(" ".join(str(error).split()), _LONGEST_OF_OTHERS)
 
 
 def unknown_name(kind: str, found: str, valid: list[str]) -> str:

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError, unknown_name
-from alexdeploy.files import utf8
 from alexdeploy.preprocessor_config import parse_preprocessor_config
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "models"
@@ -139,7 +139,7 @@ def load_contract(name_or_path: str) -> Contract:
     path = _recipe_file(name_or_path)
     text = path.read_bytes()
     if path.suffix.lower() == ".json":
-        return _from_json(utf8(text, str(path)), str(path))
+        return _from_json(files.utf8(text, str(path)), str(path))
     content = _decode(text, str(path), dict[str, Any])
     if content.keys() and content.keys() <= set(Contract.__struct_fields__):
         raise InputError(f"{path}: put the line [preprocess] above its keys")
@@ -152,7 +152,7 @@ def _from_json(text: str, origin: str) -> Contract:
     """A contract as ``Contract.to_json`` writes it, or another tool's configuration."""
     try:
         return msgspec.json.decode(text, type=Contract)
-    except msgspec.MsgspecError:
+    except files.UNDECODABLE:
         return parse_preprocessor_config(text, origin)
 
 
@@ -182,10 +182,10 @@ def parse_recipe(text: bytes, origin: str) -> Recipe:
 
 def _decode(text: bytes, origin: str, kind: type[_Decoded]) -> _Decoded:
     try:
-        return msgspec.toml.decode(utf8(text, origin), type=kind)
+        return msgspec.toml.decode(files.utf8(text, origin), type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {_explain(str(error))}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except files.UNDECODABLE as error:
         raise InputError(f"{origin}: not a TOML file: {error}") from error
 
 

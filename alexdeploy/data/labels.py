@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alexdeploy import files
-from alexdeploy.errors import InputError, few
+from alexdeploy.errors import InputError, few, words_of
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -45,7 +45,8 @@ def read_class_indices(path: Path) -> tuple[str, ...]:
         raise InputError(f"{path}: not a class_indices.json: it is nested too deeply") from error
     except ValueError as error:
         raise InputError(
-            f'{path}: not a class_indices.json ({error}); expected {{"0": "daisy", …}}, or a .txt with a name per line'
+            f"{path}: not a class_indices.json ({words_of(error)}); "
+            'expected {"0": "daisy", …}, or a .txt with a name per line'
         ) from error
     pairs.sort(key=lambda pair: pair[0])
     if [index for index, _ in pairs] != list(range(len(pairs))):

@@ -13,6 +13,7 @@ from alexdeploy.errors import (
     UnavailableError,
     UsageError,
     few,
+    one_line,
     unknown_name,
     visible,
 )
@@ -84,3 +85,17 @@ def test_no_character_that_controls_anything_is_left() -> None:
             assert visible(character).isascii(), hex(code)
         elif kind not in ("Cf", "Cn") or character in joiners:
             assert visible(character) == character, hex(code)
+
+
+def test_of_a_long_message_beginning_and_end_remain() -> None:
+    message = str(InputError(f"net.json: found {'x' * 5000}; expected a name; rename it"))
+    assert message.startswith("net.json: found xxx")
+    assert message.endswith("xxx; expected a name; rename it")
+    assert len(message) < 200
+    long = one_line(" ".join(["word"] * 1000) + "; mend it")
+    assert (long[:4], long[-9:], len(long)) == ("word", "; mend it", 1000)
+
+
+def test_a_long_path_is_shown_whole() -> None:
+    path = "/".join(["folder of some length"] * 20)
+    assert str(InputError(f"{path}: no such file")) == f"{path}: no such file"
