@@ -38,6 +38,9 @@ _FIRST_VERSION = frozenset({"color", "crop", "interpolation", "labels", "mean", 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Image → network input: decode as ``color``, resize, centre crop, (x/scale - mean)/std.
 
+    Decoding is Pillow's: the first frame, without its transparency, colour profiles not applied. Where the crop leaves
+    an odd number of pixels over, its place is rounded to the even one, as torchvision does.
+
     Attributes:
         color: channel order of the input; ``gray`` has one channel.
         resize: pixels of the shorter side after resizing; (height, width) resizes to just that; None keeps the size.
@@ -48,7 +51,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         interpolation: of ``resize``; ``INTERPOLATIONS`` has those of each library.
         resampling: whose arithmetic ``resize`` has. ``pillow`` (with antialiasing) is what torchvision does on Pillow
             images, ``torchvision`` what it does on uint8 tensors; ``opencv`` never antialiases, except for ``area``.
-        exif_orientation: photographs are turned upright first, as their EXIF tag says.
+        exif_orientation: photographs are turned upright first, as their EXIF tag says. Pillow does so itself for TIFF.
         scale: pixels of 0…255 are divided by it: 255, or 1 for a mean in pixels.
         mean, std: per channel, in units of x/scale. None of them for a uint8 input.
         layout: order of the input's axes behind the batch.

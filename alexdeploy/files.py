@@ -24,6 +24,7 @@ from alexdeploy.errors import GateError, InputError, UsageError
 SCHEMA = 1
 # what msgspec raises on text from outside: deep nesting and bytes that are no UTF-8 have errors of Python's own
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_LONGEST_NAME = 200  # bytes: a file system has 255, and what lies beside a file has longer names
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -72,6 +73,11 @@ def printable(name: str | os.PathLike[str]) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def exists(path: Path) -> bool:
+    """``path.exists()``, which fails where a name is longer than any file's."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def is_text(path: Path) -> bool:
     """False where the path has bytes that are not UTF-8: libraries in C++ refuse it, and are given the file's bytes."""
     return printable(path) == str(path)
@@ -102,7 +108,7 @@ def check_input(path: Path) -> Path:
     Raises:
         InputError: missing, no file, not to be read, or empty.
     """
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file")
@@ -146,10 +152,12 @@ def check_output(path: Path, *inputs: Path) -> Path:
     """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 
     Raises:
-        UsageError: the folder does not exist or is not writable, or ``path`` is a folder, device or pipe, or it or
-            its sidecar is one of ``inputs``.
+        UsageError: the folder does not exist or is not writable, the name is too long, ``path`` is a folder, device or
+            pipe, or it or its sidecar is one of ``inputs``.
     """
-    if not path.parent.is_dir():
+    if (size := len(os.fsencode(path.name))) > _LONGEST_NAME:
+        raise UsageError(f"cannot write {path}: its name has {size} bytes; give it at most {_LONGEST_NAME}")
+    if not exists(path.parent) or not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; expected a file name")

@@ -161,9 +161,9 @@ def _recipe_file(name_or_path: str) -> Path:
     if name_or_path in bundled:
         return bundled[name_or_path]
     path = Path(name_or_path)
-    if path.suffix not in (".toml", ".json") and not path.is_file():
+    if path.suffix not in (".toml", ".json") and not (files.exists(path) and path.is_file()):
         raise UsageError(unknown_name("network", name_or_path, list(bundled)))
-    if not path.is_file():
+    if not files.exists(path) or not path.is_file():
         raise InputError(f"{path}: no such recipe file; check the path, or name one of: {', '.join(sorted(bundled))}")
     return path
 

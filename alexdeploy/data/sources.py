@@ -12,7 +12,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.decode import open_image
 from alexdeploy.data.folders import is_image
 from alexdeploy.errors import InputError
-from alexdeploy.files import printable
+from alexdeploy.files import exists, printable
 from alexdeploy.specs import Split
 
 _FORMS = (
@@ -50,7 +50,7 @@ def load_dataset(
         root = data_root or Path(os.environ.get("ALEXDEPLOY_DATA", "data"))
         return named.load_named(source, split, root)
     path = Path(source)
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"no data set '{printable(source)}'; expected {_FORMS}")
     if path.is_dir() and not class_folders.is_unsorted(path):
         return class_folders.load_class_folders(path, split, skip_bad=skip_bad)

@@ -127,7 +127,8 @@ def save_ranges(
     with contextlib.ExitStack() as stack:
         if ranges.moments is not None:  # in place only when the range file that names it is, too
             stack.enter_context(files.atomic_path(beside)).write_bytes(ranges.moments.data)
-        files.write_artifact(path, data, "ranges", parents=parents, options=dict(options))
+        libraries = files.library_versions("pillow")
+        files.write_artifact(path, data, "ranges", parents=parents, options=dict(options), libraries=libraries)
     if ranges.moments is None:
         beside.unlink(missing_ok=True)  # of an earlier range file
 

@@ -15,7 +15,7 @@ from alexdeploy.data import arrays_on_disk, class_folders, lists
 from alexdeploy.data.folders import image_names
 from alexdeploy.data.labels import place_finder
 from alexdeploy.errors import InputError, InputWarning, few
-from alexdeploy.files import printable
+from alexdeploy.files import exists, printable
 from alexdeploy.runners.artifact import Artifact
 from alexdeploy.runners.classifier import Classifier
 
@@ -107,6 +107,8 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
 
     found: list[FoundImage] = []
     for path in paths:
+        if not exists(path):
+            raise InputError(f"{printable(path)}: no such file; check the path")
         if path.is_dir():
             inside = image_names(path)
             if not inside:
@@ -118,10 +120,8 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
             found += _listed(path, truth_of)
         elif path.suffix.lower() in arrays_on_disk.SUFFIXES:
             raise InputError(f"{printable(path)}: holds an array; predict takes images, folders of them, and lists")
-        elif path.exists():
-            found.append(FoundImage(str(path)))
         else:
-            raise InputError(f"{printable(path)}: no such file; check the path")
+            found.append(FoundImage(str(path)))
     return found
 
 

@@ -138,7 +138,9 @@ def write_golden(folder: Path, golden: Golden, parent: files.Parent) -> None:
         tensors |= {"logits": np.ascontiguousarray(golden.logits), "probabilities": golden.probabilities}
     data = require("safetensors.numpy").save(tensors)
     details = msgspec.to_builtins(golden.about)
-    files.write_artifact(folder / FILE, data, _KIND, parents=(parent,), details=details)
+    files.write_artifact(
+        folder / FILE, data, _KIND, parents=(parent,), libraries=files.library_versions("pillow"), details=details
+    )
 
 
 def read_golden(folder: Path) -> Golden:

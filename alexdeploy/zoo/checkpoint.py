@@ -70,7 +70,7 @@ def save_checkpoint(
         "checkpoint",
         parents=parents,
         options={"recipe": msgspec.to_builtins(checkpoint.recipe), "images": dict(images or {})},
-        libraries=files.library_versions("torch"),
+        libraries=files.library_versions("torch", "pillow"),
         details={"metrics": checkpoint.metrics, "contract": checkpoint.contract.fingerprint},
     )
 

@@ -128,3 +128,22 @@ def test_a_table_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> 
     assert controls(shown) == []
     assert len(shown.splitlines()) == 1 + 3 + 3 + 1
     assert all(text in shown for text in (r"of \x07 x", r"a\nb", r"\x1b[31m", "[red]x"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "predict {model} {long}.png",
+        "predict {long} {long}",
+        "predict {model} {long}.csv",
+        "predict {model} {model} --out {long}.csv",
+        "train {long} --data digits",
+        "inspect --network {long}",
+        "calibrate {model} --data {long} -o x.json",
+        "calibrate {model} --data digits -o {long}.json",
+    ],
+)
+def test_a_name_longer_than_any_is_a_line(run: Run, odd: Path, arguments: str) -> None:
+    result = run(*(word.format(model=odd / "net.onnx", long="n" * 300) for word in arguments.split()))
+    assert result.code in (2, 3)
+    assert (result.out, len(result.err.splitlines())) == ("", 1)

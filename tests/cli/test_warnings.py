@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from tests.cli.conftest import Run
 
@@ -72,3 +73,29 @@ def test_the_way_to_an_engine(run: Run, inconsistent: Path, out: Path, tensorrt_
         warned(result.err, inconsistent)
     result = run("lint", int8)
     assert result.err == "", "what we write declares what is true"
+
+
+def test_what_pillow_says_of_an_image_is_one_line_without_our_source(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    picture = Image.new("L", (28, 28), 99)
+    picture.save(tmp_path / "photos" / "cut-exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0")
+    picture.quantize(4).save(tmp_path / "photos" / "palette.png", transparency=bytes(range(4)))
+    picture.save(tmp_path / "photos" / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 28 * 28 - 1)  # a warning from there on, and an error from twice that
+    result = run("predict", model, tmp_path / "photos")
+    assert result.code == 0
+    lines = result.err.splitlines()
+    assert [line for line in lines if "Corrupt EXIF" in line] == [lines[0]]
+    assert lines[0].startswith("warning: Pillow, of an image: Corrupt EXIF data")
+    assert not any(word in line for line in lines[1:] for word in ("warning", "Warning", ".py"))
+
+
+def test_the_field_that_a_file_lacks_is_no_option(run: Run, out: Path) -> None:
+    (out / "other.json").write_text('{"benchmarks": []}')
+    result = run("report", out / "other.json")
+    assert (result.code, result.out) == (3, "")
+    assert result.err == (
+        f"error: {out / 'other.json'}: expected the JSON of a bench (Object missing required field `environment`)\n"
+    )

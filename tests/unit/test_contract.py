@@ -80,6 +80,7 @@ def test_the_input_shape_is_channels_and_crop(color: Any, channels: int) -> None
         ({"resize": 0}, ">= 1 pixel"),
         ({"crop": "227"}, "crop"),
         ({"sharpen": True}, "sharpen"),
+        ({"resampling": "pillow-simd"}, "pillow-simd"),
         ({"crop": None}, "the size of the input is open"),
         ({"letterbox": 114}, "letterbox fills up what resize"),
         ({"resize": [8, 8], "letterbox": 256}, "pixel value"),

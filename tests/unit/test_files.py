@@ -171,7 +171,15 @@ def test_a_sidecar_of_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None
 
 def test_an_input_that_cannot_be_read_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    for path, complaint in [("missing", "no such file"), ("", "is a folder"), ("empty", "is empty")]:
+    os.mkfifo(tmp_path / "pipe")
+    complaints = {
+        "missing": "no such file",
+        "": "is a folder",
+        "empty": "is empty",
+        "pipe": "is a pipe, a socket or",
+        "n" * 256: "no such file",
+    }
+    for path, complaint in complaints.items():
         with pytest.raises(InputError, match=complaint):
             files.check_input(tmp_path / path)
 
@@ -181,6 +189,8 @@ def test_an_output_that_cannot_be_written_is_refused_in_words(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe")
     for path, complaint in [
         ("missing/model.onnx", "does not exist"),
+        (f"{'n' * 256}/model.onnx", "does not exist"),
+        (f"{'花' * 66}.onnx", "its name has 203 bytes; give it at most 200"),
         ("folder", "it is a folder"),
         ("pipe", "a device or a pipe"),
     ]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import shutil
 import subprocess
+import unicodedata
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from alexdeploy.bench.accuracy import Accuracy
 from alexdeploy.bench.report.page import write_html, write_markdown
 from alexdeploy.bench.results import BenchReport
+from alexdeploy.errors import visible
 from tests.unit.bench.test_columns import report as rows_of
 
 if TYPE_CHECKING:
@@ -160,3 +165,90 @@ def test_long_names_leave_room_for_the_charts(report: BenchReport) -> None:
             found = charts.figures(dataclasses.replace(report, rows=rows))
     assert len(found) == 2 * 4 + 4 + 1  # two a batch size, layers of each row that ran at batch 1, confusion
     assert len(set(drawn["legend"])) == 4, "a name for each artifact that ran"
+
+
+ODD = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</pre></svg></style>",
+    "$a_$b^ \\frac",
+    "_private__x_ *bold* ~~gone~~",
+    "[x](javascript:alert(1)) ![y](http://z)",
+    "a|b`c`\\n &lt; <http://x.example>",
+    "\x1b[31mred\x07\nline\ttab\u202e\x9b",
+    "{{ 7 * 7 }}{% raw %}",
+    "玫瑰 ```",
+)
+
+
+class Content(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.texts += [value or "" for name, value in attrs if name == "data-name"]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def odd(report: BenchReport) -> BenchReport:
+    """Files, classes, layers, the data set and the machine with names that a page could take for its own."""
+    ran = [row for row in report.rows if row.status == "ok" and row.batch == 1]
+    rows = [
+        dataclasses.replace(
+            row,
+            artifact=f"models/{ODD[(1, 3, 4, 7)[number]]}",
+            layers_ms=dict.fromkeys(ODD, 0.5) if number == 0 else {},
+        )
+        for number, row in enumerate(ran)
+    ]
+    matrix = (np.eye(len(ODD), dtype=int) * 3 + 1).tolist()
+    shares: list[float | None] = [0.5] * len(ODD)
+    return dataclasses.replace(
+        report,
+        dataset=ODD[0],
+        taken=f"20 images of {ODD[5]}",
+        unlabelled="",
+        classes=[*ODD],
+        rows=rows,
+        accuracy=[Accuracy(rows[0].artifact, rows[0].runtime, shares, shares, matrix, [0], None)],
+        environment={**report.environment, "cpu": ODD[1], "note": [ODD[3]]},
+    )
+
+
+def test_a_page_is_told_no_tag_by_any_name(odd: BenchReport, page: Path, tmp_path: Path) -> None:
+    write_html(odd, tmp_path / "odd.html")
+    text = (tmp_path / "odd.html").read_text(encoding="utf-8")
+    found, usual = Content(), Content()
+    found.feed(text)
+    usual.feed(page.read_text(encoding="utf-8"))
+    assert found.tags == usual.tags
+    assert found.attributes == usual.attributes
+    assert [c for c in text if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"] == []
+    said = "\n".join(found.texts)
+    for name in ODD:
+        assert visible(name) in said
+    labels = [html.unescape(label) for label in re.findall(r"<text[^>]*>([^<]*)</text>", text)]
+    assert {visible(name) for name in ODD if len(visible(name)) <= 14} <= set(labels), "no formula, no glyph"
+
+
+def test_markdown_is_told_no_mark_by_any_name(odd: BenchReport, tmp_path: Path) -> None:
+    write_markdown(odd, tmp_path / "odd.md")
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = reader.parse((tmp_path / "odd.md").read_text(encoding="utf-8"))
+    inline = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inline} == {"text"}
+    assert {token.type for token in tokens if token.type.startswith("html")} == set()
+    said = ["".join(child.content for child in token.children or ()) for token in tokens if token.type == "inline"]
+    for row in odd.rows:
+        assert visible(odd.name(row.artifact)) in said
+    assert f"Bench on {ODD[0]}: 20 images of {ODD[5]}" in said

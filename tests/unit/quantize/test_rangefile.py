@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import PIL
 import pytest
 
 from alexdeploy import files
@@ -48,6 +49,7 @@ def test_a_saved_range_file_has_a_sidecar_with_its_origin(tmp_path: Path) -> Non
     save_ranges(tmp_path / "ranges.json", RANGES, (model,), {"samples": 32})
     sidecar = files.read_sidecar(tmp_path / "ranges.json")
     assert (sidecar.kind, sidecar.parents, sidecar.options) == ("ranges", (model,), {"samples": 32})
+    assert sidecar.libraries == {"pillow": PIL.__version__}, "whose decoders gave the pixels"
 
 
 def test_ranges_and_moments_are_written_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from alexdeploy.errors import UsageError
 from alexdeploy.recipe import NetworkSettings, load_recipe
 from alexdeploy.specs import Layer
 from alexdeploy.zoo.convnet import ConvNet, fully_convolutional
-from alexdeploy.zoo.registry import NETWORKS, NETWORKS_WITH_LRN, build_network
+from alexdeploy.zoo.registry import NETWORKS, NETWORKS_WITH_LRN, build_network, check_images_fit
 from alexdeploy.zoo.summary import summarize
 from tests.helpers.slim import slim
 
@@ -290,3 +292,30 @@ def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
 def test_a_classifier_of_fewer_than_two_classes_is_refused(classes: int) -> None:
     with pytest.raises(UsageError, match=f"at least 2 classes, found {classes}"):
         _build("alexnet", classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        (
+            "lenet",
+            {"color": "rgb", "mean": (0.5,) * 3, "std": (0.5,) * 3},
+            r"1 channel\(s\), and the preprocessing gives",
+        ),
+        ("mnist-cnn", {"resize": 64, "crop": 64}, r"another size, and the preprocessing gives \(1, 64, 64\)"),
+        ("lenet", {}, None),
+    ],
+)
+def test_images_that_a_network_does_not_take_are_refused_in_a_line(
+    name: str, change: dict[str, Any], complaint: str | None
+) -> None:
+    recipe = load_recipe(name)
+    model, contract = build_network(recipe.network, 10), msgspec.structs.replace(recipe.preprocess, **change)
+    before = copy.deepcopy(model.state_dict())
+    if complaint is None:
+        check_images_fit(model, contract, name)
+    else:
+        with pytest.raises(UsageError, match=f"^'{name}' takes images of {complaint}"):
+            check_images_fit(model, contract, name)
+    assert model.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
