@@ -19,6 +19,7 @@ from alexdeploy import files
 from alexdeploy.errors import InputError, UsageError
 
 METADATA_KEY = "alexdeploy.contract"
+_LONGEST_SIDE = 1 << 14  # in pixels; beyond it an input takes gigabytes
 
 Size = int | tuple[int, int]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "area"]
@@ -93,6 +94,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         sides = [*_sides(self.crop), *_sides(self.resize)]
         if min(sides, default=1) < 1:
             raise UsageError("crop and resize must be >= 1 pixel")
+        if max(sides, default=1) > _LONGEST_SIDE:
+            raise UsageError(f"crop and resize must be <= {_LONGEST_SIDE} pixels")
         if self.letterbox is not None and not isinstance(self.resize, tuple):
             raise UsageError("letterbox fills up what resize = [height, width] names; give that")
         if self.crop is None and not isinstance(self.resize, tuple):

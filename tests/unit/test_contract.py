@@ -141,3 +141,9 @@ def test_versions_of_one_network_differ_in_how_the_input_is_handed_over_alone(
 def test_what_means_the_same_has_one_fingerprint(change: dict[str, Any], same: dict[str, Any]) -> None:
     one, other = msgspec.structs.replace(RGB, **change), msgspec.structs.replace(RGB, **same)
     assert (one, one.fingerprint) == (other, other.fingerprint)
+
+
+@pytest.mark.parametrize("size", [{"crop": 16385}, {"crop": 8, "resize": 2**63}, {"resize": (20000, 8)}])
+def test_a_size_of_gigabytes_is_refused(size: Any) -> None:
+    with pytest.raises(UsageError, match="crop and resize must be <= 16384 pixels"):
+        Contract(color="gray", mean=(0.5,), std=(0.5,), **size)
