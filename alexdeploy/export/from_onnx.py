@@ -28,6 +28,7 @@ from alexdeploy.export.parity import (
     in_batches,
     noise,
 )
+from alexdeploy.graph.deterministic import check_deterministic
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.interface import Interface, constant_for, image_to_logits
@@ -89,7 +90,8 @@ def adopt_onnx(
 
     Raises:
         UsageError: ``output`` is ``path``; or it is not clear which output holds the logits, or which is the image.
-        InputError: not such a model, an input of another shape or type than the contract's, or other labels.
+        InputError: not such a model, an input of another shape or type than the contract's, or other labels; or one
+            whose answers are random or depend on the other images.
         GateError: ONNX Runtime's results for both files differ by more than ``PARITY_TOLERANCE`` (of a graph in FP16
             ``HALF_TOLERANCE``). Where a Softmax was taken out, the results are the probabilities.
 
@@ -107,6 +109,7 @@ def adopt_onnx(
         original, str(path), logits=logits, classes=len(contract.labels) or None, constants=constants
     )
     _check_interface(plain, contract, path)
+    check_deterministic(plain, str(path))
     progress("putting the LRN back", 0.2)
     model, fused = _rewritten(plain)
     progress("comparing it with the original", 0.4)
@@ -168,6 +171,11 @@ def _no_lrn(original: _Original, plain: ir.Model, fused: Sequence[str], contract
 
 def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:
     spec, expected = image_input(model, str(path)), contract.input_shape
+    if 0 in spec.shape:
+        raise InputError(
+            f"{path}: input '{spec.name}' has shape ({', '.join(map(str, spec.shape))}), which is empty; export it with "
+            "a dynamic batch, whose axis has a name"
+        )
     if not _fits(spec.shape[1:], expected):
         other = "nchw" if contract.layout == "nhwc" else "nhwc"
         turned = msgspec.structs.replace(contract, layout=other).input_shape

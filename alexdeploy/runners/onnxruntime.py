@@ -35,6 +35,7 @@ from alexdeploy.specs import TensorSpec, find_logits
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are called as in NumPy
 _FATAL_ONLY = 4
+NO_KERNEL = "ONNX Runtime has no kernel"
 
 
 def session_options() -> ort.SessionOptions:
@@ -238,7 +239,7 @@ def why_not_loaded(error: Exception) -> str:
         return f"ONNX Runtime cannot load it: {' '.join(str(error).split())}"
     operator, opset, name = lacks.groups()
     fix = "in opset 13 or later" if int(opset) < 13 else "with float32 arithmetic, or without that operator"
-    return f"ONNX Runtime has no kernel for node '{name}' ({operator} as in opset {opset}, of its types); export it {fix}"
+    return f"{NO_KERNEL} for node '{name}' ({operator} as in opset {opset}, of its types); export it {fix}"
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:
