@@ -129,9 +129,13 @@ def quantized_type(node: ir.Node) -> str | None:
 
 def why_left_float(node: ir.Node) -> str | None:
     """Why quantization leaves a layer in float; None where it does not, and for a product of two activations."""
-    if not is_weighted(node) or quantized_type(node) is not None or dequantize_of(node.inputs[1]) is not None:
+    if not is_weighted(node) or quantized_type(node) is not None:
         return None
     first, weight = node.inputs[:2]
+    dequantize = dequantize_of(_moved(weight))
+    if dequantize is not None:
+        one_sided = dequantize_of(_moved(first)) is None and type_of_levels(dequantize) in ("INT8", "FP8")
+        return "only its weights have Q/DQ" if one_sided else None  # INT4 is for weights alone
     if _is_initializer(weight):
         if _is_double(node):
             return "its weights are float64"

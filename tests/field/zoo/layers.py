@@ -250,7 +250,7 @@ def other_normalizations() -> Foreign:
             node("InstanceNormalization", ["grouped", "ones4", "zeros4"], ["gn"], "gn"),
             node("Reshape", ["gn", "maps"], ["back"], "maps"),
             node("Mul", ["back", "scale"], ["scaled"], "scale"),
-            node("MeanVarianceNormalization", ["scaled"], ["mvn"], "mvn"),
+            node("MeanVarianceNormalization", ["scaled"], ["mvn"], "mvn", axes=[1, 2, 3]),
             node("LpNormalization", ["mvn"], ["body"], "lp", axis=1, p=2),
         ],
         groups=ints(0, 4, -1),
@@ -261,12 +261,22 @@ def other_normalizations() -> Foreign:
     )
 
 
+def mean_over_the_batch() -> Foreign:
+    """MeanVarianceNormalization by default: over the batch, too."""
+    return around([node("MeanVarianceNormalization", ["c1"], ["body"], "mvn")])
+
+
+def division_by_zero() -> Foreign:
+    """0/0 for each image."""
+    return around([node("Sub", ["r1", "r1"], ["zero"], "sub"), node("Div", ["zero", "zero"], ["body"], "div")])
+
+
 def resizes() -> Foreign:
     """Resize by cubic, nearest and linear, DepthToSpace, SpaceToDepth."""
     return around(
         [
             node("Resize", ["r1", "", "twice"], ["cubic"], "cubic", mode="cubic"),
-            node("Resize", ["cubic", "", "", "small"], ["near"], "near", mode="nearest", nearest_mode="floor"),
+            node("Resize", ["cubic", "", "half_size"], ["near"], "near", mode="nearest", nearest_mode="floor"),
             node(
                 "Resize",
                 ["near", "", "twice"],
@@ -279,7 +289,7 @@ def resizes() -> Foreign:
             node("DepthToSpace", ["deep"], ["body"], "flat", blocksize=2, mode="CRD"),
         ],
         twice=np.array([1, 1, 2, 2], np.float32),
-        small=ints(),
+        half_size=np.array([1, 1, 0.5, 0.5], np.float32),
     )
 
 
@@ -403,6 +413,7 @@ def zero_shot() -> Foreign:
 MAKERS = (
     *(without_bias, scaled_gemm, batch_normalizations, training_batch_normalization),
     *(old_training_batch_normalization, training_dropout, training_dropout_at_zero, noisy, depthwise_and_grouped),
-    *(transposed_convolution, activations, hard_swish_by_hand, convnext, attention, other_normalizations, resizes),
+    *(transposed_convolution, activations, hard_swish_by_hand, convnext, attention, other_normalizations, mean_over_the_batch),
+    *(division_by_zero, resizes),
     *(clips, lrn_by_default, strong_lrn, even_lrn, recurrent, shared_weight, weight_as_data, dead_ends, zero_shot),
 )

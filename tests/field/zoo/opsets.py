@@ -86,7 +86,7 @@ def opset11() -> Foreign:
     return around(
         [
             node("Pad", ["r1", "one_each"], ["padded"], "pad", mode="constant"),
-            node("Resize", ["padded", "", "scales"], ["twice"], "up", mode="linear"),
+            node("Resize", ["padded", "roi", "scales"], ["twice"], "up", mode="linear"),
             node("Softmax", ["twice"], ["shares"], "softmax", axis=3),
             node("Unsqueeze", ["shares"], ["deep"], "unsqueeze", axes=[1]),
             node("ReduceSum", ["deep"], ["flat_again"], "sum", axes=[1], keepdims=0),
@@ -95,6 +95,7 @@ def opset11() -> Foreign:
         opset=11,
         ir_version=6,
         one_each=ints(0, 0, 1, 1, 0, 0, 1, 1),
+        roi=np.zeros(0, np.float32),
         scales=np.array([1, 1, 2, 2], np.float32),
     )
 
