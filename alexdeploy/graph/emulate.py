@@ -70,7 +70,10 @@ def _is_faint(quantize: ir.Node) -> bool:
 
 def _as_maximum_and_minimum(graph: ir.Graph, clip: ir.Node) -> None:
     """Min(Max(x, lower), upper), which is what ONNX defines a Clip as."""
-    bounds = [("Max", clip.inputs[1] if clip.inputs[1:] else None), ("Min", clip.inputs[2] if clip.inputs[2:] else None)]
+    bounds = [
+        ("Max", clip.inputs[1] if clip.inputs[1:] else None),
+        ("Min", clip.inputs[2] if clip.inputs[2:] else None),
+    ]
     value, made = clip.inputs[0], []
     for operator, bound in bounds:
         if bound is not None:

@@ -74,5 +74,3 @@ def normal(*shape: int, seed: int = 1, scale: float = 0.3) -> Array:
 def ints(*values: int) -> Array:
     """A constant of one axis."""
     return np.array(values, np.int64)
-
-

@@ -252,7 +252,9 @@ def faint_activations() -> Foreign:
 
 def external_data() -> Foreign:
     """Weights in a file beside it: the test saves it so."""
-    return built([*stem("r1"), *tail("r1")])
+    made = built([*stem("r1"), *tail("r1")])
+    made.model.graph.name = "outside"
+    return made
 
 
 MAKERS = (

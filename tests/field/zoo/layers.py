@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.field.zoo.base import FLOAT, around, built, ints, normal, stem, tail
+from tests.field.zoo.base import around, built, ints, normal, stem, tail
 from tests.helpers.foreign_graphs import Foreign, features, head, network_weights, node
 
 
@@ -84,7 +84,7 @@ def old_training_batch_normalization() -> Foreign:
 
 
 def training_dropout() -> Foreign:
-    """pytorch's export in training mode."""
+    """Pytorch's export in training mode."""
     return around([node("Dropout", ["r1", "half", "training"], ["body"], "drop")], training=np.array(True))
 
 
@@ -155,7 +155,7 @@ def activations() -> Foreign:
 
 
 def hard_swish_by_hand() -> Foreign:
-    """x · ReLU6(x + 3) / 6, and an SE gate of HardSigmoid; MobileNet-V3 of tf2onnx."""
+    """X · ReLU6(x + 3) / 6, and an SE gate of HardSigmoid; MobileNet-V3 of tf2onnx."""
     return around(
         [
             node("Add", ["c1", "three"], ["plus"], "plus"),
@@ -413,7 +413,15 @@ def zero_shot() -> Foreign:
 MAKERS = (
     *(without_bias, scaled_gemm, batch_normalizations, training_batch_normalization),
     *(old_training_batch_normalization, training_dropout, training_dropout_at_zero, noisy, depthwise_and_grouped),
-    *(transposed_convolution, activations, hard_swish_by_hand, convnext, attention, other_normalizations, mean_over_the_batch),
+    *(
+        transposed_convolution,
+        activations,
+        hard_swish_by_hand,
+        convnext,
+        attention,
+        other_normalizations,
+        mean_over_the_batch,
+    ),
     *(division_by_zero, resizes),
     *(clips, lrn_by_default, strong_lrn, even_lrn, recurrent, shared_weight, weight_as_data, dead_ends, zero_shot),
 )

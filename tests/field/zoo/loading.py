@@ -167,4 +167,15 @@ def dropout_mask() -> Foreign:
     )
 
 
-MAKERS = (stacked_matmul, constant_of_shape, mask_of_shape, captured, float64_island, taken_activation_name, taken_weight_name, vector_matmul, reshape_attribute, dropout_mask)
+MAKERS = (
+    stacked_matmul,
+    constant_of_shape,
+    mask_of_shape,
+    captured,
+    float64_island,
+    taken_activation_name,
+    taken_weight_name,
+    vector_matmul,
+    reshape_attribute,
+    dropout_mask,
+)

@@ -43,7 +43,7 @@ def duplicate_names() -> Foreign:
 def foreign_script() -> Foreign:
     """Names in Chinese, with spaces, slashes, quotes, a colon, a comma and an emoji."""
     made = built([*features("image"), *head()])
-    _with_node_names(made, {"c1": "卷积/1, \"a\"", "c2": "naïve layer;2", "fc": "🙂:0"})
+    _with_node_names(made, {"c1": '卷积/1, "a"', "c2": "naïve layer;2", "fc": "🙂:0"})
     return _renamed(made, {"image": "图像:0", "scores": "оценки 'x'", "r1": "r 1/…", "w1": "权重", "pooled": "a,b"})
 
 

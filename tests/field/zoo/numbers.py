@@ -118,4 +118,13 @@ def overflowing() -> Foreign:
     )
 
 
-MAKERS = (tiny_channels, ends_in_softmax, ends_in_sigmoid, normalized, small_factor, small_variance, vanishing, overflowing)
+MAKERS = (
+    tiny_channels,
+    ends_in_softmax,
+    ends_in_sigmoid,
+    normalized,
+    small_factor,
+    small_variance,
+    vanishing,
+    overflowing,
+)

@@ -145,7 +145,12 @@ def opset26() -> Foreign:
 
 def rms_normalized() -> Foreign:
     """RMSNormalization of opset 23."""
-    return around([node("RMSNormalization", ["r1", "last"], ["body"], "rms")], opset=23, ir_version=11, last=np.ones(4, np.float32))
+    return around(
+        [node("RMSNormalization", ["r1", "last"], ["body"], "rms")],
+        opset=23,
+        ir_version=11,
+        last=np.ones(4, np.float32),
+    )
 
 
 def opset_of_the_future() -> Foreign:

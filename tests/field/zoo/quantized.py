@@ -36,7 +36,7 @@ def _by_onnxruntime(**options: Any) -> Foreign:
 
 
 def ort_qdq() -> Foreign:
-    """onnxruntime's quantize_static as it is called most: uint8 activations with zero points."""
+    """Onnxruntime's quantize_static as it is called most: uint8 activations with zero points."""
     return _by_onnxruntime(quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8)
 
 

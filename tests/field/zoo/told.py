@@ -217,4 +217,17 @@ def squeeze_and_excite() -> Foreign:
     )
 
 
-MAKERS = (local_function, constant_on_the_left, computed_weight, windows, map_of_scores, nan_weight, one_sided_lrn, old_batch_normalization, old_broadcast, partly_quantized, dynamically_quantized, squeeze_and_excite)
+MAKERS = (
+    local_function,
+    constant_on_the_left,
+    computed_weight,
+    windows,
+    map_of_scores,
+    nan_weight,
+    one_sided_lrn,
+    old_batch_normalization,
+    old_broadcast,
+    partly_quantized,
+    dynamically_quantized,
+    squeeze_and_excite,
+)
