@@ -119,7 +119,7 @@ def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
     most = onnx.defs.onnx_opset_version()
     if proto.ir_version > onnx.IR_VERSION or opset > most:
         raise InputError(
-            f"{path}: has opset {opset} and IR version {proto.ir_version}; onnx {onnx.__version__}, which is installed, "
+            f"{path}: has opset {opset} and IR version {proto.ir_version}; the onnx {onnx.__version__} installed "
             f"knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR version 10), or "
             "install a newer onnx and onnxruntime"
         )

@@ -71,7 +71,7 @@ def _pair(
 
 def _quantized_inside(kind: type[np.integer[Any]], zero: int, layers: Sequence[str] = ("w1", "w2")) -> Foreign:
     """Float weights behind Q and DQ, per channel; activations of ``kind`` around ``zero``."""
-    nodes, weights = _pair("image", "x", np.array(0.04, np.float32), np.array(0 if zero else 0, np.int8))
+    nodes, weights = _pair("image", "x", np.array(0.04, np.float32), np.array(0, np.int8))
     for name in layers:
         scale = (np.abs(network_weights()[name]).max(axis=(1, 2, 3)) / 127).astype(np.float32)
         more, known = _pair(name, name, scale, np.zeros(16, np.int8), axis=0)
