@@ -142,7 +142,8 @@ def _to_half(
     wide: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
         reads_wide = not wide.isdisjoint(node.inputs)
-        told = [fits[output.name] for output in node.outputs if output.name in fits] if node.op_type != "LRN" else []
+        names = [str(output.name) for output in node.outputs] if node.op_type != "LRN" else []
+        told = [fits[name] for name in names if name in fits]
         seen = all(told) if told else None
         alone = _does_not_hold(node, half) or seen is False
         if (alone or (reads_wide and node.op_type in _PASS_ON)) and not seen:

@@ -73,7 +73,7 @@ def scores(foreign: Foreign, theirs: Path, batch: Array) -> Array:
     for value in session.get_inputs():
         shape = [dim if isinstance(dim, int) else 1 for dim in value.shape]
         if value.name in foreign.constants:
-            constant = np.asarray(foreign.constants[value.name]).astype(_TYPES[value.type])
+            constant: Array = np.asarray(foreign.constants[value.name]).astype(_TYPES[value.type])
             feed[value.name] = np.broadcast_to(constant, shape)
         elif value.name == foreign.image and isinstance(value.shape[0], int):
             step = value.shape[0]

@@ -61,7 +61,7 @@ def qoperator() -> Foreign:
 def _pair(
     source: str, name: str, scale: Array, zero: Array, axis: int | None = None
 ) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    more = {} if axis is None else {"axis": axis}
+    more: dict[str, Any] = {} if axis is None else {"axis": axis}
     nodes = [
         node("QuantizeLinear", [source, f"{name}_s", f"{name}_z"], [f"{name}_q"], f"{name}_Q", **more),
         node("DequantizeLinear", [f"{name}_q", f"{name}_s", f"{name}_z"], [f"{name}_dq"], f"{name}_DQ", **more),
