@@ -203,7 +203,8 @@ def test_types_that_only_the_graph_itself_shows_to_be_wrong_are_found() -> None:
     """It is run in FP32, where a constant of FP16 that ought to be FP32 is FP32."""
     broken = to_fp16(network())
     bias = broken.graph.initializers["b1.fp16"]
-    wide = ir.val("b1.wide", const_value=ir.tensor(np.zeros(8, np.float32), name="b1.wide"))
+    assert bias.const_value is not None
+    wide = ir.val("b1.wide", const_value=ir.tensor(bias.const_value.numpy().astype(np.float32), name="b1.wide"))
     broken.graph.register_initializer(wide)
     ir.convenience.replace_all_uses_with(bias, wide)
     with pytest.raises(GateError, match=r"^model.onnx in fp16: ONNX Runtime cannot.*fault of alexdeploy"):
