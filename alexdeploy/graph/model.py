@@ -22,6 +22,7 @@ from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
+from alexdeploy.graph.sparse import make_dense
 from alexdeploy.graph.weighted import half_weights, type_of_levels
 from alexdeploy.specs import Precision, TensorSpec, find_logits
 
@@ -72,8 +73,10 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     if not proto.graph.node or not proto.graph.input or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
     _check_text(proto, str(path))
+    _check_versions(proto, path)
     _check_operators(proto, path)
     try:
+        make_dense(proto.graph)
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
         with contained_logs():
@@ -108,6 +111,18 @@ def _check_text(message: Message, origin: str) -> None:
             for text in entries:
                 if isinstance(text, bytes):
                     raise InputError(f"{origin}: not a valid ONNX model: {kind.name} {text[:80]!r} is not UTF-8")
+
+
+def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
+    """The checker takes opsets that it does not know, and ONNX Runtime's words are then those of its source."""
+    opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    most = onnx.defs.onnx_opset_version()
+    if proto.ir_version > onnx.IR_VERSION or opset > most:
+        raise InputError(
+            f"{path}: has opset {opset} and IR version {proto.ir_version}; the onnx {onnx.__version__} installed "
+            f"knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR version 10), or "
+            "install a newer onnx and onnxruntime"
+        )
 
 
 def _check_operators(proto: onnx.ModelProto, path: Path) -> None:

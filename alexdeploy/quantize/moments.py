@@ -207,7 +207,9 @@ class _Sums:
         self._sum += columns.sum(axis=1, dtype=np.float64)
         self._count += columns.shape[1]
         for block, part in zip(self._blocks, self._slices, strict=True):
-            block += columns[:, :, part].transpose(0, 2, 1) @ columns[:, :, part]
+            # what is infinite is rounded without moments (alexdeploy.quantize.refine)
+            with np.errstate(over="ignore", invalid="ignore"):
+                block += columns[:, :, part].transpose(0, 2, 1) @ columns[:, :, part]
 
     def moments(self) -> dict[str, npt.NDArray[np.float32]]:
         assert self._origin is not None, "calibration saw an image"
