@@ -161,10 +161,13 @@ class EngineBuild:
             config.builder_optimization_level = options.level
         self.library.apply(options.compatibility, config)
         profile = self._builder.create_optimization_profile()
-        for name, shape in self.graph.shapes.items():
-            profile.set_shape(name, shape.min, shape.opt, shape.max)
+        told = ", ".join(f"{name}={shape}" for name, shape in self.graph.shapes.items())
+        try:
+            for name, shape in self.graph.shapes.items():
+                profile.set_shape(name, shape.min, shape.opt, shape.max)
+        except (RuntimeError, TypeError, ValueError) as error:  # the binding's
+            raise InputError(self._refused(f"the profile {told} was refused ({in_a_line(error)})")) from error
         if not profile or config.add_optimization_profile(profile) < 0:  # a bad one does not raise
-            told = ", ".join(f"{name}={shape}" for name, shape in self.graph.shapes.items())
             raise InputError(self._refused(f"the profile {told} was refused"))
         if self._implicit is not None:
             count = self._implicit.batch

@@ -20,7 +20,7 @@ from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import InputError, InputWarning, few
+from alexdeploy.errors import InputError, InputWarning, few, in_a_line
 from alexdeploy.export.parity import (
     PARITY_BATCHES,
     Parity,
@@ -217,7 +217,7 @@ def _parity(original: _Original, plain: ir.Model, model: ir.Model, contract: Con
     try:
         worst = distance(model, inputs, lambda batch: expected[len(batch)], original.seen)
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
-        raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {error}") from error
+        raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {in_a_line(error)}") from error
     return Parity(worst, batches=batches, tolerance=tolerance)
 
 
@@ -288,6 +288,8 @@ class _Original:
         try:
             (scores,) = self._session.run([self._interface.logits], feed)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{self.path}: ONNX Runtime cannot run it at batch {len(batch)}: {error}") from error
+            raise InputError(
+                f"{self.path}: ONNX Runtime cannot run it at batch {len(batch)}: {in_a_line(error)}"
+            ) from error
         rows: npt.NDArray[np.floating] = scores.reshape(scores.shape[0], -1)
         return np.exp(rows) if self._interface.softmax == "LogSoftmax" else rows

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError, Message
+from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes import common
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.graph.check import check_graph, check_places, check_text
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
 from alexdeploy.graph.weighted import half_weights, type_of_levels
@@ -54,7 +55,7 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     Large weights are mapped, not read: the file must not be changed in place while the model is in use.
 
     Raises:
-        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
+        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by ``graph.check`` or ONNX's checker.
     """
     path = source if isinstance(source, Path) else Path("the model")
     if isinstance(source, Path):
@@ -62,6 +63,7 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     try:
         mapped = MappedModel(source)
         proto = mapped.proto
+        check_places(proto, str(path))
         onnx.load_external_data_for_model(proto, str(path.parent))
     except onnx.checker.ValidationError as error:
         raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
@@ -71,8 +73,8 @@ def load_onnx(source: Path | bytes) -> ir.Model:
         raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
     if not proto.graph.node or not proto.graph.input or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
-    _check_text(proto, str(path))
-    _check_operators(proto, path)
+    check_text(proto, str(path))
+    check_graph(proto, mapped.places, str(path))
     try:
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
@@ -95,30 +97,6 @@ def _prepare(model: ir.Model) -> str | None:
     """Returns what is wrong with the shapes that the file declares."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return infer_shapes(model)
-
-
-def _check_text(message: Message, origin: str) -> None:
-    """Protobuf gives text that is not UTF-8 as bytes, which neither the checker nor onnx-ir expects."""
-    for kind, content in message.ListFields():
-        entries = (content,) if isinstance(content, str | bytes | Message) else content
-        if kind.type == kind.TYPE_MESSAGE:
-            for entry in entries:
-                _check_text(entry, origin)
-        elif kind.type == kind.TYPE_STRING:
-            for text in entries:
-                if isinstance(text, bytes):
-                    raise InputError(f"{origin}: not a valid ONNX model: {kind.name} {text[:80]!r} is not UTF-8")
-
-
-def _check_operators(proto: onnx.ModelProto, path: Path) -> None:
-    versions = {opset.domain: opset.version for opset in proto.opset_import}
-    for node in proto.graph.node:
-        known = node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, node.domain)
-        if not known:
-            raise InputError(
-                f"{path}: node '{node.name or ', '.join(node.output)}' has operator '{node.op_type}', which ONNX opset "
-                f"{versions.get('', '?')} does not have; replace it with standard operators and export again"
-            )
 
 
 def _one_line(error: Exception) -> str:

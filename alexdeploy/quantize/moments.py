@@ -206,8 +206,9 @@ class _Sums:
         self._held.clear()
         self._sum += columns.sum(axis=1, dtype=np.float64)
         self._count += columns.shape[1]
-        for block, part in zip(self._blocks, self._slices, strict=True):
-            block += columns[:, :, part].transpose(0, 2, 1) @ columns[:, :, part]
+        with np.errstate(over="ignore", invalid="ignore"):  # a layer with infinite moments is rounded to the nearest
+            for block, part in zip(self._blocks, self._slices, strict=True):
+                block += columns[:, :, part].transpose(0, 2, 1) @ columns[:, :, part]
 
     def moments(self) -> dict[str, npt.NDArray[np.float32]]:
         assert self._origin is not None, "calibration saw an image"
@@ -216,6 +217,7 @@ class _Sums:
         shift = self._sum / self._count
         found = {"mean": (self._origin + shift).astype(np.float32)}
         for number, (block, part) in enumerate(zip(self._blocks, self._slices, strict=True)):
-            centre = shift[:, part, None] * shift[:, None, part]
-            found[f"covariance.{number}"] = (block / self._count - centre).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                centre = shift[:, part, None] * shift[:, None, part]
+                found[f"covariance.{number}"] = (block / self._count - centre).astype(np.float32)
         return found

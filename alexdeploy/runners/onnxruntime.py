@@ -232,7 +232,7 @@ def why_not_loaded(error: Exception) -> str:
     """One line, behind the file's name, for what ONNX Runtime raises where it cannot load a model."""
     lacks = re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", str(error))
     if lacks is None:
-        return f"ONNX Runtime cannot load it: {' '.join(str(error).split())}"
+        return f"ONNX Runtime cannot load it: {' '.join(str(error).split())[:300]}"
     operator, opset, name = lacks.groups()
     return (
         f"ONNX Runtime has no kernel for node '{name}' ({operator} as in opset {opset}, of its types); export it in "

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from alexdeploy.arrays import Batch, Logits
-from alexdeploy.errors import InputError, InputWarning, UsageError
+from alexdeploy.errors import InputError, InputWarning, UsageError, in_a_line
 from alexdeploy.machine import saturates_int8
 from alexdeploy.runners.base import CLOSED, Runner, check_input, frozen_pieces, logits_among, one_row_each
 from alexdeploy.specs import TensorSpec
@@ -46,7 +46,7 @@ class OpenVinoRunner(Runner):
             self._model: Any = self._core.read_model(model)
             self._opened: ov.CompiledModel | None = self._compile("LATENCY")
         except RuntimeError as error:
-            raise InputError(f"{self._origin}: OpenVINO cannot load it: {error}") from error
+            raise InputError(f"{self._origin}: OpenVINO cannot load it: {in_a_line(error)}") from error
         self.input = check_input([_spec(value) for value in self._compiled.inputs], self._origin)
         outputs = [_spec(value) for value in self._compiled.outputs]
         logits = logits_among(outputs, self._origin)
