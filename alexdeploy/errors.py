@@ -1,13 +1,14 @@
 """The exception family. Each class is one kind of trouble and carries the exit code of the command line.
 
-A message is one line that says what was found, what was expected and how to fix it. Anything that is not an
-``AlexdeployError`` is a bug of ours and keeps its traceback.
+A message is one line that says what was found, what was expected and how to fix it; whatever it quotes of a file, it
+is safe to print and to log. Anything that is not an ``AlexdeployError`` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+_LONGEST = 1000  # characters of a message
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
 
 
@@ -15,6 +16,9 @@ class AlexdeployError(Exception):
     """Base of every error that a user can cause and mend."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(AlexdeployError, ValueError):  # a ValueError: msgspec adds the place in a file to such alone
@@ -49,6 +53,26 @@ class GateError(AlexdeployError):
 
 class InputWarning(UserWarning):
     """A file that works and is not quite what it should be; one line, which the command line shows on stderr."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text as a terminal and a log can take it, whoever wrote it.
+
+    What does not print, such as line breaks, escape sequences and marks that turn the direction of writing, is as
+    Python writes it (``\\x1b``), and a byte of a file's name that is no UTF-8 as ``\\xbb``. Of more than 1,000 characters
+    the middle is left out: what was found stands at the beginning, how to fix it at the end.
+    """
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else _escaped(character) for character in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 + 3 :]}"
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00  # of os.fsdecode
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)[1:-1]
 
 
 def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:

@@ -182,9 +182,7 @@ class _Run:
 
     def resume(self) -> None:
         """Take over where ``save`` left off."""
-        self.state, model, optimizer = load_state(self._last, self._identity)
-        self._model.load_state_dict(model)
-        self._optimizer.load_state_dict(optimizer)
+        self.state = load_state(self._last, self._identity, self._model, self._optimizer)
 
     def save(self) -> None:
         """Write ``NAME.last.pt``, in the first process."""

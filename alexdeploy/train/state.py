@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from alexdeploy import files
 from alexdeploy.errors import InputError, UsageError
@@ -52,11 +52,13 @@ def save_state(
     files.write_bytes(path, content.getbuffer())
 
 
-def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, Any], dict[str, Any]]:
-    """(state, weights, optimizer state) as ``save_state`` wrote them.
+def load_state(
+    path: Path, identity: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> State:
+    """The position as ``save_state`` wrote it; ``model`` and ``optimizer`` take over what it has of them.
 
     Raises:
-        InputError: missing, or not such a file.
+        InputError: missing, or not such a file; ``model`` may have been changed by then.
         UsageError: it belongs to a run with other settings or other images (named).
     """
     if not path.exists():
@@ -66,11 +68,22 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, A
         kept = torch.load(path, map_location="cpu", weights_only=True)
         # older versions did not count the right answers, and did not rotate
         state = msgspec.convert({"correct": math.nan, **kept["state"]}, State)
-        found, model, optimizer = {"rotate": 0.0, **kept["identity"]}, kept["model"], kept["optimizer"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, msgspec.ValidationError) as error:
+        found = {"rotate": 0.0, **kept["identity"]}
+        other = [key for key in sorted({*identity, *found}) if identity.get(key) != found.get(key)]
+        if not other:
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            _check_shapes(optimizer)
+    except Exception as error:  # torch.load raises what its zip reader and its unpickler raise
         raise InputError(f"{path}: not the state of a training run ({type(error).__name__}); start anew") from error
-    other = [key for key in sorted({*identity, *found}) if identity.get(key) != found.get(key)]
     if other:
         differences = "; ".join(f"{key} was {found.get(key)}, now {identity.get(key)}" for key in other[:3])
         raise UsageError(f"{path} belongs to a run with other settings ({differences}); repeat them to resume it")
-    return state, model, optimizer
+    return state
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """What it keeps of a parameter has its shape, or is a number; PyTorch would say so at the first step."""
+    for parameter, kept in optimizer.state.items():
+        if any(isinstance(value, Tensor) and value.shape not in (parameter.shape, ()) for value in kept.values()):
+            raise ValueError("the optimizer's state is for other parameters")

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,15 @@ def _problem(name: str, found: Tensor | None, expected: Tensor) -> str | None:
 def suggestion(weights: Mapping[str, Tensor]) -> str:
     """The end of a message: the networks of the zoo that have these shapes, for any number of classes; else nothing."""
     found = _shapes(weights)
-    names = []
-    for name in NETWORKS:
-        with torch.device("meta"):
-            state = build_network(NetworkSettings(name), 2).state_dict()
-        if _has_shapes(state, found):
-            names.append(name)
+    names = [name for name in NETWORKS if _has_shapes(_state_of(name), found)]
     return f"; its shapes are those of {' and '.join(names)}" if names else ""
+
+
+@cache
+def _state_of(network: str) -> Mapping[str, Tensor]:
+    """For two classes, without values."""
+    with torch.device("meta"):
+        return build_network(NetworkSettings(network), 2).state_dict()
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
