@@ -69,7 +69,9 @@ def check_places(proto: onnx.ModelProto, origin: str) -> None:
             wrong = "the offset or the length of its data is no number of bytes"
         else:
             continue
-        raise InputError(f"{origin}: not a valid ONNX model: tensor '{tensor.name[:80]}': {wrong}; write the file again")
+        raise InputError(
+            f"{origin}: not a valid ONNX model: tensor '{tensor.name[:80]}': {wrong}; write the file again"
+        )
 
 
 def check_graph(proto: onnx.ModelProto, mapped: Mapping[str, object], origin: str) -> None:
@@ -157,8 +159,13 @@ def _check_functions(proto: onnx.ModelProto, origin: str) -> None:
 
 
 def _wrong_window(node: onnx.NodeProto, ranks: Mapping[str, int]) -> str | None:
-    """What is wrong with the window of a convolution or a pooling; ``ranks`` are those of the weights."""
-    if node.op_type not in _WINDOWED or node.domain not in ("", "ai.onnx"):
+    """What is wrong with the window of a convolution, a pooling or an LRN; ``ranks`` are those of the weights."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "LRN":
+        size = next((attribute.i for attribute in node.attribute if attribute.name == "size"), 0)
+        return None if 0 < size <= _MOST else f"has size {size}; expected a whole number from 1 on"
+    if node.op_type not in _WINDOWED:
         return None
     given = {attribute.name: list(attribute.ints) for attribute in node.attribute if attribute.ints}
     counts = {len(given[name]) for name in _POSITIVE if name in given} | {len(given.get("pads", ())) / 2} - {0}

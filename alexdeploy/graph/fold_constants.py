@@ -38,4 +38,5 @@ def _foldable(node: ir.Node) -> bool:
     shape = node.outputs[0].shape
     if shape is None or not shape.is_static():
         return node.op_type not in _ENLARGE
-    return math.prod(shape.numpy()) <= _MOST_VALUES  # the optimizer would compute it, and look at its size then
+    read = sum(value.const_value.size for value in node.inputs if value is not None and value.const_value is not None)
+    return math.prod(shape.numpy()) <= max(_MOST_VALUES, read)  # the optimizer computes it before it looks at the size

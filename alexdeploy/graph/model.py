@@ -55,7 +55,8 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     Large weights are mapped, not read: the file must not be changed in place while the model is in use.
 
     Raises:
-        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by ``graph.check`` or ONNX's checker.
+        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by ``graph.check`` or by
+            ONNX's checker.
     """
     path = source if isinstance(source, Path) else Path("the model")
     if isinstance(source, Path):
