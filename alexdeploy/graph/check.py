@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import Message
-from onnx import TensorProto
+from onnx import AttributeProto, TensorProto
 
 from alexdeploy.errors import InputError
 
@@ -29,6 +29,7 @@ _TYPED = {  # fields of a tensor whose entries are its values
     **dict.fromkeys(("UINT32", "UINT64"), "uint64_data"),
     "STRING": "string_data",
 }  # else int32_data
+_FIELDS = {AttributeProto.GRAPH: "g", AttributeProto.TENSOR: "t", AttributeProto.SPARSE_TENSOR: "sparse_tensor"}
 _EXTERNAL = frozenset({"location", "offset", "length", "checksum", "basepath"})
 
 
@@ -89,17 +90,22 @@ def check_graph(proto: onnx.ModelProto, mapped: Mapping[str, object], origin: st
         if tensor.name not in mapped or tensor.raw_data:
             _check_size(tensor, origin)
     _check_functions(proto, origin)
-    versions = {opset.domain: opset.version for opset in proto.opset_import}
+    standard = sorted({opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")})
+    if len(standard) > 1:
+        raise InputError(
+            f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; one is expected, "
+            "so export it again"
+        )
     for node in proto.graph.node:
         name = (node.name or ", ".join(node.output))[:80]
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, node.domain):
             raise InputError(
-                f"{origin}: node '{name}' has operator '{node.op_type[:80]}', which ONNX opset {versions.get('', '?')} "
+                f"{origin}: node '{name}' has operator '{node.op_type[:80]}', which ONNX opset {standard[0] if standard else '?'} "
                 "does not have; replace it with standard operators and export again"
             )
     ranks = {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
     for node in _all_nodes(proto):
-        wrong = _wrong_window(node, ranks)
+        wrong = _wrong_attribute(node) or _wrong_window(node, ranks)
         if wrong is not None:
             name = (node.name or ", ".join(node.output))[:80]
             raise InputError(f"{origin}: node '{name}' ({node.op_type}) {wrong}; correct it, or export again")
@@ -156,6 +162,20 @@ def _check_functions(proto: onnx.ModelProto, origin: str) -> None:
             f"{origin}: function '{largest[1][:80]}' with those that it calls has {sizes[largest]} nodes, at most "
             f"{_MOST_NODES} are taken; export it without functions"
         )
+
+
+def _wrong_attribute(node: onnx.NodeProto) -> str | None:
+    """An attribute without its value, or text of a standard operator that is none."""
+    for attribute in node.attribute:
+        field = _FIELDS.get(attribute.type)
+        if field is not None and not attribute.HasField(field):
+            return f"has attribute '{attribute.name[:80]}' without a value"
+        for text in (attribute.s, *attribute.strings) if node.domain in ("", "ai.onnx") else ():
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return f"has attribute '{attribute.name[:80]}' = {text[:40]!r}, which is not UTF-8"
+    return None
 
 
 def _wrong_window(node: onnx.NodeProto, ranks: Mapping[str, int]) -> str | None:

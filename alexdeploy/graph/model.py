@@ -76,6 +76,9 @@ def load_onnx(source: Path | bytes) -> ir.Model:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
     check_text(proto, str(path))
     check_graph(proto, mapped.places, str(path))
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx":  # another name of the same
+            opset.domain = ""
     try:
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
@@ -196,6 +199,12 @@ def contract_of(model: ir.Model, origin: str) -> Contract:
 def op_counts(model: ir.Model) -> dict[str, int]:
     """Operator type → number of nodes, by name."""
     return dict(sorted(Counter(node.op_type for node in model.graph).items()))
+
+
+def foreign_operators(model: ir.Model) -> list[str]:
+    """Operators that ONNX does not have, each once with its domain, such as ``trt.plugins.NMS``."""
+    nodes = (node for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx"))
+    return sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.op_identifier() not in model.functions})
 
 
 def precision_of(model: ir.Model) -> Precision:

@@ -235,7 +235,7 @@ def samples_first(
         plain = bool(sizes) and sizes[0] == fed and fed not in sizes[1:]
         return activation[:wanted] if plain else np.atleast_1d(activation)
     axis = next((index for index, dim in enumerate(shape or ()) if not isinstance(dim, int)), 0)
-    if axis < len(sizes) and sizes[axis] % fed == 0:
+    if axis < len(sizes) > 1 and sizes[axis] % fed == 0:  # a Squeeze takes the batch of one image away, too
         return np.moveaxis(activation, axis, 0)
     return activation[None]
 
