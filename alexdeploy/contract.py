@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from alexdeploy import files
 from alexdeploy.errors import InputError, UsageError
 
 METADATA_KEY = "alexdeploy.contract"
@@ -179,7 +180,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """
         try:
             return msgspec.json.decode(text, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except files.UNDECODABLE as error:
             raise InputError(f"{origin}: its preprocessing contract is not readable: {str(error)[:300]}") from error
 
 

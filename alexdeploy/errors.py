@@ -6,9 +6,12 @@ is safe to print and to log. Anything that is not an ``AlexdeployError`` is a bu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _LONGEST = 1000  # characters of a message
+_LONGEST_OF_OTHERS = 300
+_LONG_WORD = re.compile(r"[^\s/]{121,}")  # names of folders count by themselves
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
 
 
@@ -62,12 +65,18 @@ def one_line(text: str) -> str:
     """Text as a terminal and a log can take it, whoever wrote it.
 
     What does not print, such as line breaks, escape sequences and marks that turn the direction of writing, is as
-    Python writes it (``\\x1b``), and a byte of a file's name that is no UTF-8 as ``\\xbb``. Of more than 1,000 characters
-    the middle is left out: what was found stands at the beginning, how to fix it at the end.
+    Python writes it (``\\x1b``), and a byte of a file's name that is no UTF-8 as ``\\xbb``. Of a word of more than 120
+    characters, which no language has, and of more than 1,000 characters the middle is left out: what was found stands
+    at the beginning, how to fix it at the end.
     """
     if not text.isprintable():
         text = "".join(character if character.isprintable() else _escaped(character) for character in text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 + 3 :]}"
+    return shortened(_LONG_WORD.sub(lambda word: shortened(word[0], 100), text), _LONGEST)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most ``most`` characters; of a longer text the middle is left out."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[1 - most // 2 :]}"
 
 
 def _escaped(character: str) -> str:
@@ -85,7 +94,12 @@ def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
 
 def in_a_line(error: BaseException) -> str:
     """An error of other people's code, for a message of ours: ``ValueError: what it says``, cut where it is long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+    return f"{type(error).__name__}: {words_of(error)}".removesuffix(": ")
+
+
+def words_of(error: BaseException) -> str:
+    """What an error of other people's code says, for a message of ours, cut where it is long."""
+    return shortened(" ".join(str(error).split()), _LONGEST_OF_OTHERS)
 
 
 def unknown_name(kind: str, found: str, valid: list[str]) -> str:

@@ -22,6 +22,8 @@ from alexdeploy._version import __version__
 from alexdeploy.errors import GateError, InputError, UsageError
 
 SCHEMA = 1
+# what msgspec raises on text from outside: deep nesting and bytes that are no UTF-8 have errors of Python's own
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -211,7 +213,7 @@ def load_sidecar(path: Path, kind: str | None = None) -> Sidecar:
         raise GateError(f"{path}: its sidecar {side.name} is missing; copy both files together or write it again")
     try:
         sidecar = msgspec.json.decode(side.read_bytes(), type=Sidecar)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise InputError(f"{side}: not a sidecar of alexdeploy: {error}") from error
     if sidecar.schema > SCHEMA:
         raise InputError(f"{side}: schema {sidecar.schema} is newer than {SCHEMA}; upgrade alexdeploy")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
+from alexdeploy import files
 from alexdeploy.contract import Contract, Interpolation, Size
 from alexdeploy.errors import InputError, UsageError, few
 
@@ -96,7 +97,7 @@ def parse_preprocessor_config(text: str, origin: str) -> Contract:
     """
     try:
         content = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except files.UNDECODABLE as error:
         raise InputError(f"{origin}: not a JSON file with preprocessing: {error}") from error
     try:
         timm = content.get("pretrained_cfg", content if "input_size" in content else None)

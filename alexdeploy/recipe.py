@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UsageError, unknown_name
 from alexdeploy.preprocessor_config import parse_preprocessor_config
@@ -151,7 +152,7 @@ def _from_json(text: str, origin: str) -> Contract:
     """A contract as ``Contract.to_json`` writes it, or another tool's configuration."""
     try:
         return msgspec.json.decode(text, type=Contract)
-    except msgspec.MsgspecError:
+    except files.UNDECODABLE:
         return parse_preprocessor_config(text, origin)
 
 
@@ -184,7 +185,7 @@ def _decode(text: bytes, origin: str, kind: type[_Decoded]) -> _Decoded:
         return msgspec.toml.decode(_utf8(text, origin), type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {_explain(str(error))}") from error
-    except msgspec.DecodeError as error:
+    except files.UNDECODABLE as error:
         raise InputError(f"{origin}: not a TOML file: {error}") from error
 
 

@@ -12,15 +12,30 @@ import numpy as np
 from alexdeploy import files
 from alexdeploy.bench.accuracy import mcnemar
 from alexdeploy.bench.environment import environment
-from alexdeploy.bench.intervals import unpaired_ratio
+from alexdeploy.bench.intervals import Floats, unpaired_ratio
 from alexdeploy.bench.load_results import LoadReport
-from alexdeploy.bench.results import BenchReport, Change
+from alexdeploy.bench.results import BenchReport, Change, Row
 from alexdeploy.errors import InputError
 
 _T = TypeVar("_T")
 
 _LESS_ACCURATE = 0.01
 _NOTHING_IN_COMMON = "the baseline has no row in common with this bench; give the same artifacts and batch sizes"
+
+
+class _Gpu(msgspec.Struct):
+    name: str
+    uuid: str = ""
+
+
+class _Environment(msgspec.Struct):
+    """What a report says of its machine, of all that it knows."""
+
+    cpu: str
+    cores: int
+    cpu_flags: list[str]
+    load: float | None
+    gpu: _Gpu | None
 
 
 def load_report(path: Path) -> BenchReport:
@@ -45,8 +60,11 @@ def load_saved(path: Path) -> BenchReport | LoadReport:
 def _decoded(path: Path, kind: type[_T]) -> _T:
     files.check_input(path)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        found = msgspec.json.decode(path.read_bytes(), type=kind)
+        if isinstance(found, BenchReport | LoadReport):
+            msgspec.convert(found.environment, _Environment)
+        return found
+    except files.UNDECODABLE as error:
         raise InputError(f"{path}: expected the JSON of a bench ({error})") from error
 
 
@@ -87,7 +105,7 @@ def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
     for row in report.rows:
         if not row.samples_ms or row.key not in then:
             continue
-        ratio = unpaired_ratio(np.array(row.samples_ms["host"]), np.array(then[row.key].samples_ms["host"]))
+        ratio = unpaired_ratio(_rounds(row), _rounds(then[row.key]))
         name = row.artifact, row.runtime
         both = name in wrong_then and name in wrong_now
         p_less = mcnemar(wrong_now[name], wrong_then[name]).p_worse if both else None
@@ -96,3 +114,7 @@ def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
     if not found:
         raise InputError(_NOTHING_IN_COMMON)
     return found
+
+
+def _rounds(row: Row) -> list[Floats]:
+    return [np.array(samples) for samples in row.samples_ms["host"]]

@@ -62,6 +62,15 @@ class Row:
     server: Server | None = None
     samples_ms: dict[str, list[list[float]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if (self.latency_ms is None) != (self.images_per_s is None):
+            raise ValueError("`latency_ms` and `images_per_s` are of a row that ran, both")
+        rounds = [samples for boundary in self.samples_ms.values() for samples in boundary]
+        if self.samples_ms and not self.samples_ms.get("host"):
+            raise ValueError("`samples_ms` lacks those of `host`")
+        if not all(samples and min(samples) > 0 for samples in rounds):
+            raise ValueError("`samples_ms` has a round without calls, or a call that took no time")
+
     @property
     def key(self) -> tuple[str, str, str, int]:
         """The identity of the row in another bench."""

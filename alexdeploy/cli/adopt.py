@@ -9,7 +9,7 @@ import click
 from alexdeploy import files
 from alexdeploy.cli.options import FILE, DataChoice, data_options, json_option, option_group, output_option
 from alexdeploy.cli.output import print_json, progress
-from alexdeploy.errors import InputError, UsageError, few
+from alexdeploy.errors import InputError, UsageError, few, words_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -72,8 +72,8 @@ def _constant(text: str, value: str) -> npt.ArrayLike:
         files.check_input(Path(value))
         try:
             return np.asarray(np.load(value, allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{value}: not an array that NumPy wrote: {error}") from error
+        except Exception as error:  # NumPy parses the header as Python
+            raise InputError(f"{value}: not an array that NumPy wrote: {words_of(error)}") from error
     try:
         return int(value)
     except ValueError:

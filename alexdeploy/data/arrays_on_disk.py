@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import numpy.typing as npt
 
 from alexdeploy.arrays import Labels
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import InputError, few
+from alexdeploy.errors import InputError, few, words_of
 from alexdeploy.files import check_input, printable
 
 SUFFIXES = (".npy", ".npz")
 _LABELS = "labels"
 _Arrays = dict[str, npt.NDArray[Any]]
-_DAMAGED = (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def load_arrays(path: Path) -> ImageDataset:
@@ -56,15 +54,22 @@ def load_arrays(path: Path) -> ImageDataset:
 def _read(path: Path, name: str) -> _Arrays:
     """Array name → array; a ``.npy`` is mapped into memory, and its array has no name."""
     try:
-        if path.suffix.lower() == ".npy":
-            return {"": np.lib.format.open_memmap(path, mode="r")}
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a .npy file")
-            return {key: file[key] for key in file.files}
-    except _DAMAGED as error:
-        cause = "it holds pickled objects, which are never loaded, or is damaged" if "pickle" in str(error) else error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that Python 2 wrote
+            if path.suffix.lower() == ".npy":
+                return {"": np.lib.format.open_memmap(path, mode="r")}
+            with np.load(path, allow_pickle=False) as file:
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise ValueError("it is a .npy file")
+                found = {key: file[key] for key in file.files}
+    except Exception as error:  # NumPy parses the header as Python, and zip files have errors of their own
+        pickled = "pickle" in str(error)
+        cause = "it holds pickled objects, which are never loaded, or is damaged" if pickled else words_of(error)
         raise InputError(f"{name}: NumPy cannot read it ({cause}); write it with numpy.save or savez") from error
+    odd = [key for key, array in found.items() if not isinstance(array, np.ndarray)]
+    if odd:  # a file that is no .npy is given as bytes
+        raise InputError(f"{name}: holds '{odd[0]}', which is no array; write it with numpy.savez")
+    return found
 
 
 def _the_images(found: _Arrays, name: str) -> npt.NDArray[Any]:

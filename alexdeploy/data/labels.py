@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alexdeploy import files
-from alexdeploy.errors import InputError, few
+from alexdeploy.errors import InputError, few, words_of
 
 
 def place_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
@@ -40,9 +40,10 @@ def read_class_indices(path: Path) -> tuple[str, ...]:
         for index, name in pairs:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"class {index} is {json.dumps(name)}, not a name")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f'{path}: not a class_indices.json ({error}); expected {{"0": "daisy", …}}, or a .txt with a name per line'
+            f"{path}: not a class_indices.json ({words_of(error)}); "
+            'expected {"0": "daisy", …}, or a .txt with a name per line'
         ) from error
     pairs.sort(key=lambda pair: pair[0])
     if [index for index, _ in pairs] != list(range(len(pairs))):

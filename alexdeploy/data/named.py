@@ -6,6 +6,7 @@ They are read with NumPy rather than torchvision so that a build server can cali
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from alexdeploy.arrays import Labels
 from alexdeploy.data.dataset import ImageDataset, split_by_name
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, words_of
 from alexdeploy.pickled import load_arrays
 from alexdeploy.specs import Split
 
@@ -118,13 +119,17 @@ def _read_idx(path: Path, name: str, dims: int) -> npt.NDArray[np.uint8]:
             f"{path}: no such file; put the IDX files of {name} there, or name their root with `data_root`"
         )
     try:
-        data = gzip.decompress(path.read_bytes()) if path.is_file() else unpacked.read_bytes()
-        shape = np.frombuffer(data, dtype=">i4", count=dims, offset=4)
-        if data[:4] != bytes([0, 0, 8, dims]):
-            raise ValueError(f"header {data[:4].hex()}")
-        return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(tuple(shape))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path}: not a gzipped IDX file of bytes ({error}); download it again") from error
+        with gzip.open(path) if path.is_file() else unpacked.open("rb") as file:
+            head = file.read(4 + 4 * dims)
+            if head[:4] != bytes([0, 0, 8, dims]):
+                raise ValueError(f"header {head[:4].hex()}")
+            shape = [int(size) for size in np.frombuffer(head, dtype=">i4", count=dims, offset=4)]
+            if min(shape) < 1:
+                raise ValueError(f"shape {shape}")
+            data = file.read(math.prod(shape) + 1)  # no more than it says: what is packed may be far larger
+        return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
+        raise InputError(f"{path}: not a gzipped IDX file of bytes ({words_of(error)}); download it again") from error
 
 
 def _cifar10(split: Split, folder: Path) -> ImageDataset:
@@ -151,4 +156,4 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], Labels]:
         pixels = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(pixels), np.asarray([int(label) for label in batch["labels"]], np.int64)
     except Exception as error:  # what a damaged pickle raises has no common base
-        raise InputError(f"{path}: not a batch of CIFAR-10 ({error}); download it again") from error
+        raise InputError(f"{path}: not a batch of CIFAR-10 ({words_of(error)}); download it again") from error

@@ -93,15 +93,15 @@ def check_graph(proto: onnx.ModelProto, mapped: Mapping[str, object], origin: st
     standard = sorted({opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")})
     if len(standard) > 1:
         raise InputError(
-            f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; one is expected, "
-            "so export it again"
+            f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; "
+            "expected one, so export it again"
         )
     for node in proto.graph.node:
         name = (node.name or ", ".join(node.output))[:80]
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, node.domain):
             raise InputError(
-                f"{origin}: node '{name}' has operator '{node.op_type[:80]}', which ONNX opset {standard[0] if standard else '?'} "
-                "does not have; replace it with standard operators and export again"
+                f"{origin}: node '{name}' has operator '{node.op_type[:80]}', which ONNX opset "
+                f"{standard[0] if standard else '?'} does not have; replace it with standard operators and export again"
             )
     ranks = {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
     for node in _all_nodes(proto):

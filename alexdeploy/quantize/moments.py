@@ -21,7 +21,7 @@ import onnx_ir as ir
 import safetensors
 import safetensors.numpy
 
-from alexdeploy.errors import GateError, InputError
+from alexdeploy.errors import GateError, InputError, words_of
 from alexdeploy.graph.equalize import equalizable
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 from alexdeploy.quantize.columns import has_columns, sample_columns, weight_rows
@@ -94,7 +94,7 @@ class Moments:
         try:
             return dict(safetensors.numpy.load(self.data))
         except safetensors.SafetensorError as error:
-            raise InputError(f"{self._path or 'the moments'}: not a safetensors file: {error}") from error
+            raise InputError(f"{self._path or 'the moments'}: not a safetensors file: {words_of(error)}") from error
 
     def layer(self, name: str) -> LayerMoments | None:
         """The moments of a layer; None where there are none."""

@@ -151,7 +151,7 @@ def load_ranges(path: Path) -> RangeFile:
     try:
         decoder = msgspec.json.Decoder(RangeFile, dec_hook=partial(_stored, moments_path(path)))
         ranges = decoder.decode(path.read_bytes())
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except files.UNDECODABLE as error:
         raise InputError(f"{path}: not a range file of alexdeploy calibrate: {error}") from error
     if ranges.schema != SCHEMA:
         raise InputError(f"{path}: range file schema {ranges.schema}, expected {SCHEMA}; calibrate again")

@@ -122,7 +122,8 @@ class KServeRunner(Runner):
         logits = self._logits
         self.check_batch(batch)
         found = self._request({self.input.name: batch}, [logits], 0)[logits.name]
-        return one_row_each(np.array(found, np.float32))  # a copy: what tritonclient gives is read-only
+        # a copy: what tritonclient gives is read-only
+        return one_row_each(self._asked.read(lambda: np.array(found, np.float32)))
 
     def ask(self, inputs: Mapping[str, npt.NDArray[Any]], *, top: int = 0) -> dict[str, npt.NDArray[Any]]:
         """All outputs by name, in one request; read-only.
@@ -292,7 +293,7 @@ class _Http:
                 if not used:
                     raise
                 answer, content = send()  # the server had closed it while nothing was asked
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError, OverflowError, MemoryError) as error:
             connection.close()
             raise self._asked.no_answer(in_a_line(error)) from error
         if answer.status != HTTPStatus.OK:
@@ -369,7 +370,7 @@ def _exchange(
 def _words(content: bytes) -> str:
     """What a server says of a failure; the protocol's is {"error": …}."""
     text = content.decode(errors="replace")
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         return str(json.loads(text)["error"])
     return text
 

@@ -234,7 +234,7 @@ def _prepare(folder: Path, manifest: Manifest) -> None:
         return
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except files.UNDECODABLE as error:
         raise InputError(f"{path}: not a manifest of shards: {error}; remove the folder to begin again") from error
     differing = [words for name, words in _WORDS.items() if getattr(found, name) != getattr(manifest, name)]
     if differing:
@@ -263,7 +263,7 @@ def _joined(shards: dict[Path, Sequence[FoundImage]], skipped: list[str] | None)
     for path, images in shards.items():
         try:
             rows = decoder.decode_lines(path.read_bytes())
-        except msgspec.MsgspecError:
+        except files.UNDECODABLE:
             rows = []
         if [row.image for row in rows] != [printable(image.name) for image in images]:
             raise GateError(

@@ -83,7 +83,7 @@ def _is_whole(entry: Path) -> bool:
     try:
         listed = msgspec.json.decode((entry / _LISTED).read_bytes(), type=dict[str, str])
         return bool(listed) and _digests(entry) == listed
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *files.UNDECODABLE):
         return False
 
 

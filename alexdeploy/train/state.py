@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ def save_state(
     files.write_bytes(path, content.getbuffer())
 
 
-def load_state(
-    path: Path, identity: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> State:
+def load_state(path: Path, identity: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """The position as ``save_state`` wrote it; ``model`` and ``optimizer`` take over what it has of them.
 
     Raises:
@@ -65,7 +64,9 @@ def load_state(
         raise InputError(f"{path}: no such file, so there is no run to resume; start one without `resume`")
     files.check_input(path)
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol, and of typed storages
+            kept = torch.load(path, map_location="cpu", weights_only=True)
         # older versions did not count the right answers, and did not rotate
         state = msgspec.convert({"correct": math.nan, **kept["state"]}, State)
         found = {"rotate": 0.0, **kept["identity"]}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alexdeploy.contract import Contract
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, UsageError, words_of
 from alexdeploy.files import check_input
 from alexdeploy.optional import require
 from alexdeploy.runners.artifact import Artifact, CheckpointArtifact, EngineArtifact, OnnxArtifact
@@ -314,8 +314,8 @@ def read_config(path: Path) -> ModelConfig:
     check_input(path)
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), empty)
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a configuration of Triton: {' '.join(str(error).split())}") from error
+    except (text_format.ParseError, ValueError) as error:  # a ValueError of a number out of range, and of no UTF-8
+        raise InputError(f"{path}: not a configuration of Triton: {words_of(error)}") from error
 
 
 def settings_of(config: ModelConfig) -> Settings:

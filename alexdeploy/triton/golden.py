@@ -20,7 +20,7 @@ from alexdeploy.arrays import Batch, Logits
 from alexdeploy.contract import Contract
 from alexdeploy.data.decode import image_from_bytes
 from alexdeploy.data.preprocess import preprocess
-from alexdeploy.errors import InputError
+from alexdeploy.errors import InputError, words_of
 from alexdeploy.optional import require
 from alexdeploy.runners import classifier
 
@@ -150,10 +150,12 @@ def read_golden(folder: Path) -> Golden:
     """
     path = folder / FILE
     sidecar = files.read_sidecar(path, _KIND)
-    tensors = require("safetensors.numpy").load(path.read_bytes())
     try:
+        tensors = require("safetensors.numpy").load(path.read_bytes())
         about = msgspec.convert(sidecar.details, About)
         images = tuple(tensors[f"image_{index}"].tobytes() for index in range(len(tensors["inputs"])))
         return Golden(about, images, tensors["inputs"], tensors.get("logits"), tensors.get("probabilities"))
-    except (msgspec.ValidationError, KeyError) as error:
-        raise InputError(f"{path}: not golden answers of alexdeploy ({error}); publish the model again") from error
+    except (msgspec.ValidationError, KeyError, require("safetensors").SafetensorError) as error:
+        raise InputError(
+            f"{path}: not golden answers of alexdeploy ({words_of(error)}); publish the model again"
+        ) from error

@@ -173,7 +173,7 @@ def _loaded(recipe: Recipe, file: WeightFile, path: Path) -> ConvNet:
 def _decode(text: str, kind: type[_Decoded], what: str) -> _Decoded:
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except files.UNDECODABLE as error:
         raise InputError(f"{what} in its metadata cannot be read: {error}") from error
 
 

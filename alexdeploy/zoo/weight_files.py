@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from alexdeploy import files
-from alexdeploy.errors import InputError, InputWarning, few
+from alexdeploy.errors import InputError, InputWarning, few, words_of
 from alexdeploy.pickled import load_arrays
 
 # keys of a training checkpoint that lead to its weights, the preferred one first
@@ -86,7 +86,7 @@ def _read_safetensors(path: Path) -> WeightFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return WeightFile(_in_float32(tensors), metadata=dict(file.metadata() or {}))
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file: {error}") from error
+        raise InputError(f"{path}: not a safetensors file: {words_of(error)}") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -94,8 +94,8 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path}: not PyTorch weights: {error}; copy or download it again") from error
+    except Exception as error:  # what a damaged archive raises has no common base
+        raise InputError(f"{path}: not PyTorch weights: {words_of(error)}; copy or download it again") from error
     parts = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in parts:
         raise InputError(f"{path}: a TorchScript program; {_in_python('torch.jit.load', path)}")
@@ -156,7 +156,7 @@ def _unpickled(path: Path, *, zipped: bool) -> Any:
             f"if it is a whole module, {_in_python('torch.load', path, ', weights_only=False')}"
         ) from error
     except Exception as error:  # torch.load raises what its zip reader and its unpickler raise
-        raise InputError(f"{path}: not PyTorch weights: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{path}: not PyTorch weights: {words_of(error)}") from error
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
@@ -212,11 +212,12 @@ def _is_module(value: Any) -> bool:
 def _read_npy(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
     """The dict in a file that ``np.save`` wrote, by Python 2 or 3: layer → [weights, biases]."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that Python 2 wrote
             content = _array_of_objects(file)
     except Exception as error:  # what a damaged pickle raises has no common base
         raise InputError(
-            f"{path}: not a NumPy file of layers ({error}); expected the form of bvlc_alexnet.npy"
+            f"{path}: not a NumPy file of layers ({words_of(error)}); expected the form of bvlc_alexnet.npy"
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, np.ndarray) for part in pair)

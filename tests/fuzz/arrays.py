@@ -149,8 +149,14 @@ def _check_golden(path: Path) -> None:
 TARGETS = (
     Target("npy", _npy_files, _check_dataset, "images.npy", (text_line,), (b"'|O'", b"(-1,)", b"True", b"'<f8'")),
     Target("npz", _npz_files, _check_dataset, "images.npz", (within_zip(any_bytes), within_zip(text_line))),
-    Target("idx_gz", lambda: [gzip.compress(data) for data in _idx_files()], _check_idx, "images.gz",
-           (within_gzip(any_bytes),), beside=_mnist_beside),
+    Target(
+        "idx_gz",
+        lambda: [gzip.compress(data) for data in _idx_files()],
+        _check_idx,
+        "images.gz",
+        (within_gzip(any_bytes),),
+        beside=_mnist_beside,
+    ),
     Target("idx", _idx_files, _check_idx, "images", beside=_mnist_beside),
     Target("cifar10", _cifar_files, _check_cifar, "batch", (pickle_part,), beside=_cifar_beside),
     Target("moments", _moments_files, _check_moments, "m.safetensors", (within_safetensors(json_value),)),

@@ -61,7 +61,11 @@ def _others() -> Sequence[bytes]:
         for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "group4", "jpeg")
         if (compression == "group4") == (mode == "1")
     ]
-    webps = [_encoded("WEBP", "RGB"), _encoded("WEBP", "RGBA", lossless=True), _encoded("WEBP", "RGB", save_all=True, append_images=[_image("RGB")])]
+    webps = [
+        _encoded("WEBP", "RGB"),
+        _encoded("WEBP", "RGBA", lossless=True),
+        _encoded("WEBP", "RGB", save_all=True, append_images=[_image("RGB")]),
+    ]
     gifs = [_encoded("GIF", "P"), _encoded("GIF", "RGB", **frames)]
     return [*webps, _encoded("BMP", "RGB"), _encoded("BMP", "P"), *gifs, *tiffs, _encoded("TIFF", "I;16")]
 

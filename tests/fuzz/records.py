@@ -155,7 +155,14 @@ def _check_cache(path: Path) -> None:
 
 
 TARGETS = (
-    Target("sidecar", _sidecars, _check_sidecar, "net.onnx.json", (json_value,), beside=lambda folder: _touch(folder, "net.onnx")),
+    Target(
+        "sidecar",
+        _sidecars,
+        _check_sidecar,
+        "net.onnx.json",
+        (json_value,),
+        beside=lambda folder: _touch(folder, "net.onnx"),
+    ),
     Target("bench", _benches, _check_bench, "bench.json", (json_value,)),
     Target("load", _loads, _check_bench, "load.json", (json_value,)),
     Target("shard", _shards, _check_shard, "000000.jsonl", (text_line,)),

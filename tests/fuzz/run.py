@@ -51,7 +51,7 @@ class Watched:
     """A child process, started when there is something to do and again whenever it ended."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._file = tempfile.NamedTemporaryFile(prefix="fuzz-")  # noqa: SIM115 (closed by close)
         self._file.truncate(PROGRESS.size)
         self._shared = mmap.mmap(self._file.fileno(), PROGRESS.size)
@@ -65,8 +65,7 @@ class Watched:
         PROGRESS.pack_into(self._shared, 0, _NOT_STARTED, 0, 0)
         child = self._started()
         assert child.stdin is not None
-        child.stdin.write(json.dumps([name, seed, first, end]) + "\n")
-        child.stdin.flush()
+        child.stdin.write(json.dumps([name, seed, first, end]).encode() + b"\n")
         while (line := self._line(child)) and (answer := json.loads(line)):
             index, kind, what = answer
             yield index, Verdict(kind, what)
@@ -97,7 +96,7 @@ class Watched:
         self._file.close()
         self._log.close()
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self._log.truncate(0)
             self._child = subprocess.Popen(
@@ -105,13 +104,13 @@ class Watched:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                text=True,
+                bufsize=0,  # a line that is read is all that is gone from the pipe
                 cwd=_ROOT,
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(_ROOT)},
             )
         return self._child
 
-    def _line(self, child: subprocess.Popen[str]) -> str:
+    def _line(self, child: subprocess.Popen[bytes]) -> bytes:
         """The next answer; empty where the child ended, or makes no progress."""
         assert child.stdout is not None
         seen, since = self.progress, time.monotonic()
@@ -119,10 +118,10 @@ class Watched:
             if self.progress != seen:
                 seen, since = self.progress, time.monotonic()
             if time.monotonic() - since > (_START_S if seen[0] == _NOT_STARTED else _SILENCE_S):
-                return ""
+                return b""
         return child.stdout.readline()
 
-    def _ended(self, child: subprocess.Popen[str]) -> bool:
+    def _ended(self, child: subprocess.Popen[bytes]) -> bool:
         """Whether it closed its end of the pipe, and so is about to end."""
         assert child.stdout is not None
         if not select.select([child.stdout], [], [], 0)[0]:
@@ -131,7 +130,7 @@ class Watched:
             child.wait(10)
         return True
 
-    def _end(self, child: subprocess.Popen[str]) -> None:
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
         child.kill()
         child.wait()
 

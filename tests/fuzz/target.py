@@ -22,7 +22,7 @@ FAULTS: tuple[Kind, ...] = ("uncaught", "crashes", "hangs", "memory", "left", "w
 
 MOST_SECONDS = 5.0  # of processor time, so that a busy machine is no fault
 MOST_MIB = 512
-MOST_CHARACTERS = 400
+MOST_CHARACTERS = 500
 _HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)  # that Python does not show
 _MIB = 1 << 20
 _PEAK_KIB = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
@@ -102,7 +102,7 @@ def _read(target: Target, path: Path) -> Verdict:
             return Verdict("uncaught", f"{type(error).__name__}: {str(error)[:200]!r} {_place(error)}")
     for warning in told:
         fault = _fault_of_words(str(warning.message))
-        if not isinstance(warning.message, InputWarning):
+        if not isinstance(warning.message, InputWarning) and "PIL" not in Path(warning.filename).parts:
             fault = fault or "a warning of others"
         if fault:
             place = f"at {Path(warning.filename).name}:{warning.lineno}"

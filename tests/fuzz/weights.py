@@ -50,7 +50,10 @@ def _checkpoints() -> Sequence[bytes]:
 
 
 def _bare_safetensors() -> Sequence[bytes]:
-    return [safetensors.torch.save(dict(_tiny().state_dict()), {"classes": "a,b"}), safetensors.torch.save({"x": torch.zeros(2, 3)})]
+    return [
+        safetensors.torch.save(dict(_tiny().state_dict()), {"classes": "a,b"}),
+        safetensors.torch.save({"x": torch.zeros(2, 3)}),
+    ]
 
 
 def _contents() -> list[Any]:
@@ -108,8 +111,6 @@ def _states() -> Sequence[bytes]:
 def _check_state(path: Path) -> None:
     model, optimizer = _network()
     load_state(path, _IDENTITY, model, optimizer)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
 
 
 _IN_ZIP = within_zip(pickle_part), within_zip(any_bytes)
