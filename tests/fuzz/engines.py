@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,7 +49,7 @@ _RECORD = EngineRecord(
     layer_precisions={"conv1": "INT8"},
     quantized={"conv1": "INT8", "fc": "INT8"},
     float_layers=("fc",),
-    kernels=(Kernel("conv1 + relu1", "conv", ("conv1", "relu1"), "INT8"),),
+    kernels=(Kernel("conv1 + relu1", "conv", "INT8", ("conv1", "relu1"), weighted=True),),
 )
 
 
@@ -56,6 +57,7 @@ def _plans() -> Sequence[bytes]:
     return [_PLAN, b"ftrt" + _PLAN[4:]]
 
 
+@cache
 def _sidecars() -> Sequence[bytes]:
     found = []
     with TemporaryDirectory() as folder:
@@ -99,8 +101,12 @@ def _decided(engine: Path) -> None:
     precision_verdict(record)
     for read in (lambda: artifact.contract, lambda: artifact.precision, lambda: artifact.runtimes):
         read()
-    if current_gpu() is None:
-        check_runs_here(file)
+    if current_gpu() is not None:
+        return
+    try:
+        check_runs_here(file)  # before anything is loaded
+    except UnavailableError as error:
+        assert "CUDA" in str(error)
 
 
 def _plan_beside(folder: Path) -> None:
