@@ -28,6 +28,7 @@ from alexdeploy.export.parity import (
     in_batches,
     noise,
 )
+from alexdeploy.graph.deterministic import check_deterministic
 from alexdeploy.graph.flatten import fixing_reshape, restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.interface import Interface, constant_for, image_to_logits
@@ -46,9 +47,11 @@ from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.graph.weighted import is_weighted
-from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, softmax
+from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, relative_error, softmax
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, session_source, why_not_loaded
 from alexdeploy.specs import Progress
+
+_SAME_IMAGE = 0.05  # its answers in batches of other sizes differ by rounding: FP16 by 1e-3, Q/DQ by some levels
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def adopt_onnx(
 
     Raises:
         UsageError: ``output`` is ``path``; or it is not clear which output holds the logits, or which is the image.
-        InputError: not such a model, an input of another shape or type than the contract's, or other labels.
+        InputError: not such a model, an input of another shape or type than the contract's, or other labels; or one
+            whose answers are random or depend on the other images.
         GateError: ONNX Runtime's results for both files differ by more than ``PARITY_TOLERANCE`` (of a graph in FP16
             ``HALF_TOLERANCE``). Where a Softmax was taken out, the results are the probabilities.
 
@@ -107,6 +111,7 @@ def adopt_onnx(
         original, str(path), logits=logits, classes=len(contract.labels) or None, constants=constants
     )
     _check_interface(plain, contract, path)
+    check_deterministic(plain, str(path))
     progress("putting the LRN back", 0.2)
     model, fused = _rewritten(plain)
     progress("comparing it with the original", 0.4)
@@ -121,6 +126,11 @@ def adopt_onnx(
             warnings.warn(f"{path}: {told}: like an LRN, but none; left as it is", InputWarning, stacklevel=2)
     if not parity.worst <= parity.tolerance:
         _check_finite(plain, path)
+        if not np.isfinite(parity.worst):
+            raise InputError(
+                f"{path}: it gives NaN or infinite scores for random images of ordinary size, and its weights are finite; "
+                "look for a division by 0 or an overflow, and export it again"
+            )
     parity.check(f"adopted, {path} differs from the original")
     if uint8_input:
         floats, preprocessing = model, contract
@@ -168,6 +178,11 @@ def _no_lrn(original: _Original, plain: ir.Model, fused: Sequence[str], contract
 
 def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:
     spec, expected = image_input(model, str(path)), contract.input_shape
+    if 0 in spec.shape:
+        raise InputError(
+            f"{path}: input '{spec.name}' has shape ({', '.join(map(str, spec.shape))}), which is empty; export it with "
+            "a dynamic batch, whose axis has a name"
+        )
     if not _fits(spec.shape[1:], expected):
         other = "nchw" if contract.layout == "nhwc" else "nhwc"
         turned = msgspec.structs.replace(contract, layout=other).input_shape
@@ -212,6 +227,7 @@ def _parity(original: _Original, plain: ir.Model, model: ir.Model, contract: Con
         images = images * np.exp2(np.arange(len(images)) % 5).reshape(-1, 1, 1, 1).astype(images.dtype)
     inputs = in_batches(images, batches)
     expected = {len(batch): original.scores(batch) for batch in inputs}
+    _check_independent([*expected.values()], original.path)
     tolerance = HALF_TOLERANCE if precision_of(plain).fp16 else PARITY_TOLERANCE
 
     try:
@@ -219,6 +235,21 @@ def _parity(original: _Original, plain: ir.Model, model: ir.Model, contract: Con
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
         raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {in_a_line(error)}") from error
     return Parity(worst, batches=batches, tolerance=tolerance)
+
+
+def _check_independent(answers: Sequence[npt.NDArray[np.floating]], path: Path) -> None:
+    """The first image is the first of each batch.
+
+    Raises:
+        InputError: its answer is not the same in all.
+    """
+    alone, *others = (rows[:1] for rows in answers)
+    worst = max((relative_error(rows, alone) for rows in others), default=0.0)
+    if _SAME_IMAGE < worst < float("inf"):
+        raise InputError(
+            f"{path}: the answer for an image depends on the other images of its batch (it changes by {worst:.0%}); "
+            "export it in evaluation mode (PyTorch: model.eval()), without computing over the batch axis"
+        )
 
 
 def _check_finite(model: ir.Model, path: Path) -> None:
@@ -237,6 +268,21 @@ def _check_finite(model: ir.Model, path: Path) -> None:
                     f"{path}: '{value.name}', a constant of node '{node.name}', holds {bad} values that are NaN or "
                     f"infinite (of {array.size}); take a checkpoint from before they arose, and export it again"
                 )
+
+
+def _check_lrn(model: ir.Model, path: Path) -> None:
+    """What ONNX Runtime says of an even window is a line of its source.
+
+    Raises:
+        InputError: the first LRN with one.
+    """
+    for node in model.graph.all_nodes():
+        size = node.attributes.get_int("size", 1) if node.op_type == "LRN" else 1
+        if size % 2 == 0:
+            raise InputError(
+                f"{path}: node '{node.name}' (LRN) has an even window ({size}), which neither ONNX Runtime nor TensorRT "
+                f"has; retrain or fine-tune with size {size - 1} or {size + 1}"
+            )
 
 
 def _with_pixels(parity: Parity, floats: ir.Model, model: ir.Model, contract: Contract) -> Parity:
@@ -268,6 +314,7 @@ class _Original:
             source = session_source(path) if unique else model_bytes(name_unnamed(model))
             self._session = ort.InferenceSession(source, session_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
+            _check_lrn(model, path)
             raise InputError(f"{path}: {why_not_loaded(error)}") from error
         self.path, self._interface, self._model = path, interface, model
         self._inputs, self._constants = fed_inputs(model), constants

@@ -96,6 +96,7 @@ def check_graph(proto: onnx.ModelProto, mapped: Mapping[str, object], origin: st
             f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; "
             "expected one, so export it again"
         )
+    _check_versions(proto, standard, origin)
     for node in proto.graph.node:
         name = (node.name or ", ".join(node.output))[:80]
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, node.domain):
@@ -136,6 +137,17 @@ def _check_size(tensor: onnx.TensorProto, origin: str) -> None:
         raise InputError(
             f"{where} has {found} {unit}, where {_told(tensor.dims)} of {kind.name} asks for {expected}; "
             "write the file again"
+        )
+
+
+def _check_versions(proto: onnx.ModelProto, standard: Sequence[int], origin: str) -> None:
+    """The checker takes opsets that it does not know, and ONNX Runtime's words are then those of its source."""
+    opset, most = max(standard, default=0), onnx.defs.onnx_opset_version()
+    if proto.ir_version > onnx.IR_VERSION or opset > most:
+        raise InputError(
+            f"{origin}: has opset {opset} and IR version {proto.ir_version}; onnx {onnx.__version__}, which is installed, "
+            f"knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR version 10), or "
+            "install a newer onnx and onnxruntime"
         )
 
 
@@ -235,11 +247,16 @@ def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """The constants, wherever they are."""
+    sparse = [*proto.graph.sparse_initializer]
     yield from proto.graph.initializer
     for node in _all_nodes(proto):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
             for graph in _graphs(attribute):
                 yield from graph.initializer
+                sparse += graph.sparse_initializer
+    for one in sparse:
+        yield from (one.values, one.indices)

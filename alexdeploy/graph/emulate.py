@@ -1,11 +1,16 @@
 """16 bits and FP8 for ONNX Runtime on a CPU, which has no kernels of them: FP32 arithmetic on rounded values.
 
+And what its optimizers get wrong, in another form that they leave alone.
+
 A kernel of bfloat16 multiplies exactly, sums in FP32 and rounds its result once; so does this, but for the order of the
 sums. FP8 is computed so by ONNX Runtime itself, from its Q/DQ; but its optimizers (1.32) take a Relu before an FP8
 QuantizeLinear for superfluous, so that negative values pass, and fail at a Clip there.
 
 FP16 it computes in FP32, without rounding between the nodes of a region (1.32, even without its optimizers): what
 overflows on a GPU does not on the CPU. That is well for answers, and useless for a judgement on the graph.
+
+Its optimizer ClipQuantRewrite (1.32) drops a Clip whose bounds are within 1.2e-7 of what the levels behind it hold; where
+the scale is below 1e-9 all bounds seem to be. A ReLU6 was dropped so in MobileNet-V2 with fresh weights.
 """
 
 from __future__ import annotations
@@ -21,13 +26,14 @@ _EXACT = frozenset(
 _EXACT |= {"Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
+_FAINT = 1e-9  # a scale of 8 bits whose levels reach no further than 1.2e-7
 _OWN_TYPE = frozenset({"Cast", "Constant", "ConstantOfShape", "EyeLike"})  # an attribute says it
 
 
 def for_cpu(model: ir.Model, *, fp16: bool = False) -> ir.Model:
     """The same function in FP32 with a rounding to bfloat16 wherever the graph has a bfloat16 result.
 
-    Names stay; bfloat16 tensors hold FP32 now. A model without bfloat16 and FP8 is returned as it is.
+    Names stay; bfloat16 tensors hold FP32 now. A model without bfloat16, FP8 and faint scales is returned as it is.
 
     Args:
         model: not changed.
@@ -36,13 +42,47 @@ def for_cpu(model: ir.Model, *, fp16: bool = False) -> ir.Model:
     halves = (_BF16, _FP16) if fp16 else (_BF16,)
     found = {value.dtype for node in model.graph for value in node.outputs}
     found |= {value.dtype for value in model.graph.initializers.values()}
-    if found.isdisjoint((*halves, _FP8)):
+    if found.isdisjoint((*halves, _FP8)) and not _faint_clips(model.graph):
         return model
     model = model.clone()
+    for clip in _faint_clips(model.graph):
+        _as_maximum_and_minimum(model.graph, clip)
     _without_fp8_quantize(model.graph)
     for half in halves:
         _without(half, model.graph)
     return model
+
+
+def _faint_clips(graph: ir.Graph) -> list[ir.Node]:
+    """The Clip nodes in front of a QuantizeLinear with a scale so small that ONNX Runtime takes them for superfluous."""
+    return [
+        node
+        for node in graph
+        if node.op_type == "Clip" and any(_is_faint(user) for user in node.outputs[0].consumers())
+    ]
+
+
+def _is_faint(quantize: ir.Node) -> bool:
+    scale = quantize.inputs[1] if quantize.op_type == "QuantizeLinear" else None
+    tensor = scale.const_value if scale is not None else None
+    return tensor is not None and bool(tensor.numpy().min(initial=1) < _FAINT)
+
+
+def _as_maximum_and_minimum(graph: ir.Graph, clip: ir.Node) -> None:
+    """Min(Max(x, lower), upper), which is what ONNX defines a Clip as."""
+    bounds = [
+        ("Max", clip.inputs[1] if clip.inputs[1:] else None),
+        ("Min", clip.inputs[2] if clip.inputs[2:] else None),
+    ]
+    value, made = clip.inputs[0], []
+    for operator, bound in bounds:
+        if bound is not None:
+            node = ir.node(operator, [value, bound], name=f"{clip.name}.{operator.lower()}")
+            made.append(node)
+            value = node.outputs[0]
+            value.name, value.type, value.shape = node.name, clip.outputs[0].type, clip.outputs[0].shape
+    if made:
+        ir.convenience.replace_nodes_and_values(graph, clip, [clip], made, clip.outputs, made[-1].outputs)
 
 
 def _without_fp8_quantize(graph: ir.Graph) -> None:

@@ -30,11 +30,12 @@ from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.names import new_constant, taken_names, unique
 from alexdeploy.graph.opset import BF16_OPSET, raised
-from alexdeploy.graph.weighted import HALF_NAMES, half_weights
+from alexdeploy.graph.weighted import HALF_NAMES, INTEGER_OPERATORS, half_weights
 
 _FLOAT = ir.DataType.FLOAT
-# Cast keeps the type it names; Resize takes its scales as float32.
+# Cast keeps the type it names, the others behind it one that an attribute may name; Resize takes scales as float32.
 _ISLANDS = frozenset({"LRN", "QuantizeLinear", "DequantizeLinear", "Cast", "Resize"})
+_ISLANDS |= {"Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
 # operators whose output is never larger in magnitude than their input
 _NEVER_LARGER = frozenset(
     {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Identity", "Dropout", "Clip", "LRN"}
@@ -58,13 +59,14 @@ def largest_values(model: ir.Model) -> dict[str, ir.Value]:
     """
     found = {}
     for node in model.graph:
-        output = node.outputs[0]
         if node.op_type == "LRN":
-            found[str(node.name)] = output
-        elif node.op_type not in _NEVER_LARGER and output.dtype in (None, _FLOAT):
-            users = output.consumers()
-            behind_relu = len(users) == 1 and users[0].op_type == "Relu" and not output.is_graph_output()
-            found[str(output.name)] = users[0].outputs[0] if behind_relu else output
+            found[str(node.name)] = node.outputs[0]
+            continue
+        for output in node.outputs if node.op_type not in _NEVER_LARGER else ():
+            if output.name and output.dtype in (None, _FLOAT):  # an output that is left out has no name
+                users = output.consumers()
+                behind_relu = len(users) == 1 and users[0].op_type == "Relu" and not output.is_graph_output()
+                found[output.name] = users[0].outputs[0] if behind_relu else output
     return found
 
 
@@ -103,7 +105,7 @@ def to_fp16(model: ir.Model, *, largest: Mapping[str, float] = MappingProxyType(
         lrn: FP16 inside LRN too; ``certify_lrn`` says whether that is safe.
 
     Raises:
-        InputError: the graph already holds FP16 or BF16 weights.
+        InputError: the graph already holds FP16 or BF16 weights, or multiplies integers.
     """
     model = model.clone()
     infer_shapes(model)
@@ -115,7 +117,7 @@ def to_bf16(model: ir.Model) -> ir.Model:
     """The same with bfloat16 arithmetic outside LRN and Q/DQ; in opset 22 or later, which has it in Conv and pooling.
 
     Raises:
-        InputError: the graph already holds FP16 or BF16 weights, or cannot be raised to that opset.
+        InputError: the graph already holds FP16 or BF16 weights, multiplies integers, or cannot be raised to that opset.
     """
     return _to_half(raised(model, BF16_OPSET), ir.DataType.BFLOAT16)
 
@@ -128,12 +130,19 @@ def _to_half(
     held = half_weights(model)
     if held is not None:
         raise InputError(f"the graph already holds {held} weights; convert the float model instead")
+    integer = next((node for node in graph if node.op_type in INTEGER_OPERATORS), None)
+    if integer is not None:
+        raise InputError(
+            f"the graph is quantized already (node '{integer.name}' is {integer.op_type}); convert the float model it "
+            "was made from"
+        )
     outputs = list(graph.outputs)
     casts = _Casts(model)
     wide: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
         reads_wide = not wide.isdisjoint(node.inputs)
-        seen = fits.get(str(node.outputs[0].name)) if node.op_type != "LRN" else None
+        told = [fits[output.name] for output in node.outputs if output.name in fits] if node.op_type != "LRN" else []
+        seen = all(told) if told else None
         alone = _does_not_hold(node, half) or seen is False
         if (alone or (reads_wide and node.op_type in _PASS_ON)) and not seen:
             wide.update(node.outputs)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from alexdeploy.errors import InputError
+from alexdeploy.graph.deterministic import TRAINED, training_mode
 from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.weighted import INTEGER_OPERATORS, depends_on_input, dequantize_of, is_weighted, why_not_fp8
 
@@ -334,6 +335,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("lrn-rank", "error", frozenset({"LRN"}), _lrn_rank),
     ("pool-dilations", "error", frozenset({"MaxPool"}), _pool_dilations),
     ("pool-indices", "error", frozenset({"MaxPool"}), _pool_indices),
+    ("training-mode", "error", TRAINED, training_mode),
     ("uint8-input", "error", _MOVES - {"Cast"} | {"Gather", "Resize"}, _uint8_input),
     ("mixed-types", "error", _WEIGHTED, _mixed_types),
     ("integer-operator", "error", INTEGER_OPERATORS, _integer_operator),

@@ -68,13 +68,21 @@ class MappedModel:
         self.proto = onnx.load_model_from_string(light)
 
     def checkable(self) -> onnx.ModelProto:
-        """The model with one number for each mapped weight, as ONNX's checker takes it."""
+        """The model with one number for each mapped weight, as ONNX's checker takes it.
+
+        It asks for the type and shape of each output, which ONNX Runtime does not; they are inferred later.
+        """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         for tensor in proto.graph.initializer:
             if tensor.name in self.places:
                 del tensor.dims[:]
                 tensor.raw_data = bytes(8)
+        for output in proto.graph.output:
+            kind = output.type.WhichOneof("value")
+            if kind in (None, "tensor_type") and not output.type.tensor_type.HasField("shape"):
+                output.type.tensor_type.shape.SetInParent()
+                output.type.tensor_type.elem_type = output.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
         return proto
 
     def weights(self) -> dict[str, npt.NDArray[np.generic]]:

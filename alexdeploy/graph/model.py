@@ -23,6 +23,7 @@ from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.graph.check import check_graph, check_places, check_text
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
+from alexdeploy.graph.sparse import make_dense
 from alexdeploy.graph.weighted import half_weights, type_of_levels
 from alexdeploy.specs import Precision, TensorSpec, find_logits
 
@@ -80,6 +81,7 @@ def load_onnx(source: Path | bytes) -> ir.Model:
         if opset.domain == "ai.onnx":  # another name of the same
             opset.domain = ""
     try:
+        make_dense(proto.graph)
         onnx.checker.check_model(mapped.checkable())
         weights = mapped.weights()
         with contained_logs():

@@ -14,6 +14,7 @@ MIN_OPSET = 13  # the first with per-channel DequantizeLinear
 RUN_OPSET = 7  # the first that ONNX Runtime promises to run; some operators of before have no kernels
 FP8_OPSET = 19  # the first with FP8 in QuantizeLinear and DequantizeLinear
 BF16_OPSET = 22  # the first with bfloat16 in Conv and in pooling
+_RESIZE_OPSET = 11  # before, Resize and Upsample knew one way to find the places to read from
 MIN_IR = 7  # opset 13's; before 4, initializers had to be inputs as well
 
 
@@ -81,7 +82,10 @@ def _converted(model: ir.Model, opset: int, what: str) -> ir.Model:
     """
     before = model.opset_imports.get("", opset)
     try:
-        return ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
+        converted = ir.from_proto(version_converter.convert_version(ir.to_proto(model), opset))
+        if before < _RESIZE_OPSET <= opset:
+            _resized_as_before(converted)
+        return converted
     except (
         *(EncodeError, RuntimeError, ValueError, ir.serde.SerdeError),
         *(version_converter.ConvertError, shape_inference.InferenceError, checker.ValidationError),
@@ -93,3 +97,16 @@ def _converted(model: ir.Model, opset: int, what: str) -> ir.Model:
             f"{what} has opset {before}, {opset} is needed, and ONNX cannot convert it ({why}); export it in "
             f"opset {opset}"
         ) from error
+
+
+def _resized_as_before(model: ir.Model) -> None:
+    """Say how Upsample and the first Resize sampled; ONNX's converter (1.23) leaves that to the default, another way."""
+    for node in model.graph:
+        if node.op_type == "Resize" and "coordinate_transformation_mode" not in node.attributes:
+            scales = node.inputs[2] if len(node.inputs) > 2 else None
+            known = scales.const_value.numpy() if scales is not None and scales.const_value is not None else None
+            smaller = known is not None and bool((known < 1).any())
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "ceil" if smaller else "floor")

@@ -24,6 +24,7 @@ TENSORRT_NAMES = {  # as its reports have them
 _MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})  # adopt folds them
 HALF_NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
 FP8_WINDOW = 32
+_NEVER_QUANTIZED = frozenset({"ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"})  # layers with weights too
 INTEGER_OPERATORS = frozenset(  # multiply integers themselves, as dynamic quantization and QOperator write it
     {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearConv", "QLinearMatMul"}
 )
@@ -128,9 +129,13 @@ def quantized_type(node: ir.Node) -> str | None:
 
 def why_left_float(node: ir.Node) -> str | None:
     """Why quantization leaves a layer in float; None where it does not, and for a product of two activations."""
-    if not is_weighted(node) or quantized_type(node) is not None or dequantize_of(node.inputs[1]) is not None:
+    if not is_weighted(node) or quantized_type(node) is not None:
         return None
     first, weight = node.inputs[:2]
+    dequantize = dequantize_of(_moved(weight))
+    if dequantize is not None:
+        one_sided = dequantize_of(_moved(first)) is None and type_of_levels(dequantize) in ("INT8", "FP8")
+        return "only its weights have Q/DQ" if one_sided else None  # INT4 is for weights alone
     if _is_initializer(weight):
         if _is_double(node):
             return "its weights are float64"
@@ -147,9 +152,10 @@ def layers_left(model: ir.Model, asked: Precision) -> dict[str, str]:
     """The layers with weights that are not in the precision asked for although nobody chose so, and why."""
     left = {}
     for node in model.graph.all_nodes():
-        if not is_weighted(node) or asked is Precision.FP32:
+        other = _is_other_layer(node)
+        if not (is_weighted(node) or other) or asked is Precision.FP32:
             continue
-        why = why_left_float(node)
+        why = f"{node.op_type} is not quantized" if other else why_left_float(node)
         if node.graph is not model.graph:
             why = "it is in a branch or a loop"
         elif not asked.quantized:
@@ -157,6 +163,8 @@ def layers_left(model: ir.Model, asked: Precision) -> dict[str, str]:
             types = {value.dtype for value in node.inputs[:2] if value is not None}
             if name and ir.DataType.FLOAT in types:
                 why = f"{name} does not hold its weights, or what it reads or gives"
+                if asked.bf16:  # its range is that of FP32
+                    why = f"ONNX has no {node.op_type} in BF16"
             elif ir.DataType.DOUBLE not in types:
                 why = None
         if why is not None:
@@ -225,6 +233,12 @@ def dequantize_of(value: ir.Value | None) -> ir.Node | None:
 def is_weighted(node: ir.Node) -> bool:
     """Conv, Gemm or MatMul of the standard domain, whatever its weights are."""
     return node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
+
+
+def _is_other_layer(node: ir.Node) -> bool:
+    """A layer with constant weights whose operator is never quantized."""
+    known = node.op_type in _NEVER_QUANTIZED and node.domain in ("", "ai.onnx")
+    return known and any(_is_initializer(_moved(value)) for value in node.inputs)
 
 
 def _groups(node: ir.Node) -> int:

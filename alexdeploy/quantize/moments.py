@@ -206,8 +206,9 @@ class _Sums:
         self._held.clear()
         self._sum += columns.sum(axis=1, dtype=np.float64)
         self._count += columns.shape[1]
-        with np.errstate(over="ignore", invalid="ignore"):  # a layer with infinite moments is rounded to the nearest
-            for block, part in zip(self._blocks, self._slices, strict=True):
+        for block, part in zip(self._blocks, self._slices, strict=True):
+            # what is infinite is rounded without moments (alexdeploy.quantize.refine)
+            with np.errstate(over="ignore", invalid="ignore"):
                 block += columns[:, :, part].transpose(0, 2, 1) @ columns[:, :, part]
 
     def moments(self) -> dict[str, npt.NDArray[np.float32]]:

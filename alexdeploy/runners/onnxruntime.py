@@ -35,6 +35,7 @@ from alexdeploy.specs import TensorSpec, find_logits
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are called as in NumPy
 _FATAL_ONLY = 4
+NO_KERNEL = "ONNX Runtime has no kernel"
 
 
 def session_options() -> ort.SessionOptions:
@@ -230,14 +231,15 @@ def session_source(path: Path) -> str | bytes:
 
 def why_not_loaded(error: Exception) -> str:
     """One line, behind the file's name, for what ONNX Runtime raises where it cannot load a model."""
+    newer = re.search(r"Opset (\d+) is under development.*?till opset (\d+)", str(error), re.DOTALL)
+    if newer is not None:
+        return f"has opset {newer[1]}; ONNX Runtime {ort.__version__} has {newer[2]} at most; export it in opset 21"
     lacks = re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", str(error))
     if lacks is None:
         return f"ONNX Runtime cannot load it: {' '.join(str(error).split())[:300]}"
     operator, opset, name = lacks.groups()
-    return (
-        f"ONNX Runtime has no kernel for node '{name}' ({operator} as in opset {opset}, of its types); export it in "
-        "opset 13 or later"
-    )
+    fix = "in opset 13 or later" if int(opset) < 13 else "with float32 arithmetic, or without that operator"
+    return f"{NO_KERNEL} for node '{name}' ({operator} as in opset {opset}, of its types); export it {fix}"
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec:

@@ -25,7 +25,7 @@ from alexdeploy.graph.lrn.fuse import fuse_lrn
 from alexdeploy.graph.model import contract_of, load_onnx, op_counts
 from alexdeploy.graph.opset import modernised
 from alexdeploy.recipe import load_contract, load_recipe
-from tests.field.zoo import local_function
+from tests.field.zoo.told import local_function
 from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
 
 CONTRACT = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.5,) * 3)
