@@ -169,7 +169,7 @@ def _from_caffe(layers: Mapping[str, list[np.ndarray[Any, Any]]], model: nn.Modu
                 weight = weight.T
             channels = 0
         path = paths.get(name, name)
-        weights[f"{path}.weight"] = torch.from_numpy(np.ascontiguousarray(weight))
+        weights[f"{path}.weight"] = torch.from_numpy(np.require(weight, requirements=["C", "W"]))
         weights[f"{path}.bias"] = torch.from_numpy(bias.reshape(-1).copy())
     return weights
 

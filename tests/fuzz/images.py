@@ -72,7 +72,7 @@ def _others() -> Sequence[bytes]:
 
 def _rare() -> Sequence[bytes]:
     """Formats that only files of users are read in, whatever their ending."""
-    kinds = ("AVIF", "DDS", "ICO", "IM", "JPEG2000", "MPO", "PCX", "PPM", "QOI", "SGI", "SPIDER", "TGA", "BLP")
+    kinds = ("AVIF", "DDS", "ICO", "JPEG2000", "MPO", "PCX", "PPM", "QOI", "SGI", "SPIDER", "TGA", "BLP")
     modes = {"SPIDER": "F", "BLP": "P"}
     return [_encoded(kind, modes.get(kind, "RGB")) for kind in kinds] + [_encoded("PPM", "I;16"), _encoded("XBM", "1")]
 

@@ -64,7 +64,10 @@ class Inputs:
         if index < len(self._seeds):
             return self._seeds[index]
         random = Random(f"{self._seed}/{self._target.name}/{index}")
-        data = random.choice(self._seeds)
+        return self.mutated(random, random.choice(self._seeds))
+
+    def mutated(self, random: Random, data: bytes) -> bytes:
+        """``data`` after one or a few mutations."""
         for _ in range(random.choice((1, 1, 1, 2, 2, 4, 8))):
             mutators = self._target.mutators
             own = mutators and random.random() < 0.7

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from alexdeploy.contract import Contract
 from alexdeploy.recipe import load_recipe
 from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, stored_recipe, untrained
-from alexdeploy.zoo.convnet import ConvNet
+from alexdeploy.zoo.convnet import ConvNet, layer_paths
 from alexdeploy.zoo.weights import start_from
 from tests.fuzz.mutate import any_bytes, json_value, pickle_part, within_safetensors, within_zip
 from tests.fuzz.target import Target
@@ -66,16 +65,19 @@ def _zips() -> Sequence[bytes]:
     return [_saved(content) for content in _contents()]
 
 
+def _named_zips() -> Sequence[bytes]:
+    return [_saved(untrained("lenet", 3, seed=0).model.state_dict()), *_zips()[:1]]
+
+
 def _pickles() -> Sequence[bytes]:
     return [_saved(content, _use_new_zipfile_serialization=False) for content in _contents()]
 
 
 def _layer_files() -> Sequence[bytes]:
-    layers = {
-        "conv1": [np.zeros((3, 3, 1, 1), np.float32), np.zeros(1, np.float32)],
-        "conv2": [np.zeros((5, 5, 1, 2), np.float32), np.zeros(2, np.float32)],
-        "fc3": [np.zeros((66, 20), np.float32), np.zeros(20, np.float32)],
-    }
+    state, layers = _tiny().state_dict(), {}
+    for name, path in layer_paths(_tiny()).items():
+        weight, bias = (state[f"{path}.{part}"].numpy() for part in ("weight", "bias"))
+        layers[name] = [weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T, bias]
     np.save(file := io.BytesIO(), np.array(layers, dtype=object), allow_pickle=True)
     return [file.getvalue()]
 
@@ -120,7 +122,7 @@ TARGETS = (
     Target("safetensors", _bare_safetensors, _check_bare, "net.safetensors", _IN_HEADER),
     Target("pth_zip", _zips, _check_bare, "net.pth", _IN_ZIP),
     Target("pth_pickle", _pickles, _check_bare, "net.pt", (pickle_part,)),
-    Target("pth_named", lambda: _zips()[:2], _check_named, "net.pth", _IN_ZIP),
+    Target("pth_named", _named_zips, _check_named, "net.pth", _IN_ZIP),
     Target("layers_npy", _layer_files, _check_bare, "net.npy", (pickle_part,)),
     Target("train_state", _states, _check_state, "net.last.pt", _IN_ZIP),
 )

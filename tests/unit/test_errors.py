@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from alexdeploy.errors import (
     DeviceLostError,
     GateError,
     InputError,
+    InputWarning,
     UnavailableError,
     UsageError,
     few,
+    one_line,
     unknown_name,
 )
 
@@ -40,3 +46,31 @@ def test_fifty_layers_do_not_fill_a_line() -> None:
     assert message.startswith("unknown layer 'conv51x'; did you mean 'conv51'? valid: ")
     assert message.endswith(" and 41 more")
     assert len(unknown_name("command", "x", [f"c{number}" for number in range(20)]).split(", ")) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a name\x1b[31m", r"a name\x1b[31m"),
+        ("two\nlines\r", r"two\nlines\r"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        (os.fsdecode(b"\xbb\xa8.jpg"), r"\xbb\xa8.jpg"),
+        ("玫瑰 é …", "玫瑰 é …"),
+    ],
+)
+def test_a_message_holds_nothing_that_a_terminal_would_obey(text: str, shown: str) -> None:
+    assert str(InputError(text)) == str(InputWarning(text)) == shown
+
+
+def test_of_a_long_message_beginning_and_end_remain() -> None:
+    message = str(InputError(f"net.json: found {'x' * 5000}; expected a name; rename it"))
+    assert message.startswith("net.json: found xxx")
+    assert message.endswith("xxx; expected a name; rename it")
+    assert len(message) < 200
+    long = one_line(" ".join(["word"] * 1000) + "; mend it")
+    assert (long[:4], long[-9:], len(long)) == ("word", "; mend it", 1000)
+
+
+def test_a_long_path_is_shown_whole() -> None:
+    path = "/".join(["folder of some length"] * 20)
+    assert str(InputError(f"{path}: no such file")) == f"{path}: no such file"
