@@ -222,7 +222,7 @@ def _parser_errors(parser: trt.OnnxParser) -> str:
         error = parser.get_error(index)
         name = error.node_name()[:80] or f"number {error.node()}"
         node = f"node '{name}' ({error.node_operator()}): " if error.node_operator() else ""
-        texts[node + " ".join(str(error.desc()).split())[:150]] = _FIXES.get(error.code().name, _FIX)
+        texts[node + " ".join(str(error.desc()).split())[:200]] = _FIXES.get(error.code().name, _FIX)
     fix = next(iter(texts.values()), _FIX)
     return f"{'; '.join(list(texts)[:2]) or 'no reason given'}; {fix}"
 

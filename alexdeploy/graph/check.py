@@ -90,26 +90,30 @@ def check_graph(proto: onnx.ModelProto, mapped: Mapping[str, object], origin: st
         if tensor.name not in mapped or tensor.raw_data:
             _check_size(tensor, origin)
     _check_functions(proto, origin)
-    standard = sorted({opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")})
-    if len(standard) > 1:
-        raise InputError(
-            f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; "
-            "expected one, so export it again"
-        )
-    _check_versions(proto, standard, origin)
-    for node in proto.graph.node:
-        name = (node.name or ", ".join(node.output))[:80]
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, node.domain):
-            raise InputError(
-                f"{origin}: node '{name}' has operator '{node.op_type[:80]}', which ONNX opset "
-                f"{standard[0] if standard else '?'} does not have; replace it with standard operators and export again"
+    opset = _check_opsets(proto, origin)
+    for node in _nodes(proto.graph.node):
+        taken = next((attribute.ref_attr_name for attribute in node.attribute if attribute.ref_attr_name), None)
+        if taken is not None:
+            raise _refusal(
+                node, f"takes the attribute '{taken[:80]}' of a function, and is in none; correct it", origin
             )
+        if not _is_known(node):
+            unknown = f"has operator '{node.op_type[:80]}', which ONNX opset {opset} does not have"
+            raise _refusal(node, f"{unknown}; replace it with standard operators", origin)
     ranks = {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
     for node in _all_nodes(proto):
         wrong = _wrong_attribute(node) or _wrong_window(node, ranks)
         if wrong is not None:
-            name = (node.name or ", ".join(node.output))[:80]
-            raise InputError(f"{origin}: node '{name}' ({node.op_type}) {wrong}; correct it, or export again")
+            raise _refusal(node, f"({node.op_type[:80]}) {wrong}; correct it", origin)
+
+
+def _refusal(node: onnx.NodeProto, why: str, origin: str) -> InputError:
+    return InputError(f"{origin}: node '{(node.name or ', '.join(node.output))[:80]}' {why} and export again")
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    """Any operator of another domain, which ONNX does not know."""
+    return node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, node.domain)
 
 
 def _check_size(tensor: onnx.TensorProto, origin: str) -> None:
@@ -140,15 +144,25 @@ def _check_size(tensor: onnx.TensorProto, origin: str) -> None:
         )
 
 
-def _check_versions(proto: onnx.ModelProto, standard: Sequence[int], origin: str) -> None:
-    """The checker takes opsets that it does not know, and ONNX Runtime's words are then those of its source."""
+def _check_opsets(proto: onnx.ModelProto, origin: str) -> int:
+    """The opset of the standard operators, which has one; the checker takes opsets that it does not know.
+
+    ONNX Runtime's words are those of its source then.
+    """
+    standard = sorted({opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")})
+    if len(standard) > 1:
+        raise InputError(
+            f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; "
+            "expected one, so export it again"
+        )
     opset, most = max(standard, default=0), onnx.defs.onnx_opset_version()
     if proto.ir_version > onnx.IR_VERSION or opset > most:
         raise InputError(
-            f"{origin}: has opset {opset} and IR version {proto.ir_version}; onnx {onnx.__version__}, which is installed, "
-            f"knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR version 10), or "
-            "install a newer onnx and onnxruntime"
+            f"{origin}: has opset {opset} and IR version {proto.ir_version}; onnx {onnx.__version__}, which is "
+            f"installed, knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR version "
+            "10), or install a newer onnx and onnxruntime"
         )
+    return opset
 
 
 def _check_functions(proto: onnx.ModelProto, origin: str) -> None:

@@ -71,6 +71,10 @@ CASES: dict[str, tuple[Change, str]] = {
     "a window of another rank": (lambda m: conv(m, kernel_shape=[3]), r"kernel_shape \(3\), where its weights have 4"),
     "text": (lambda m: conv(m, auto_pad=b"\xff\xfe"), r"'auto_pad' = b'.xff.xfe', which is not UTF-8"),
     "an attribute without a value": (without_value, "'relu1' .* attribute 'body' without a value"),
+    "an attribute of no function": (
+        lambda m: m.graph.node[1].attribute.add(name="alpha", type=AttributeProto.GRAPH, ref_attr_name="theirs"),
+        "'relu1' takes the attribute 'theirs' of a function, and is in none",
+    ),
     "a weight cut off": (
         lambda m: weight(m, raw_data=bytes(31)),
         r"'b1' has 31 bytes, .*\(8\) of FLOAT asks for 32",
@@ -87,7 +91,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "an absolute place": (lambda m: elsewhere(m, location="/dev/zero"), "data lie in '/dev/zero'; ONNX takes"),
     "an unknown key": (lambda m: elsewhere(m, location="w", whence="x"), "has the key 'whence'"),
     "no number": (lambda m: elsewhere(m, location="w", offset="-1"), "offset or the length .* no number"),
-    "two opsets": (lambda m: m.opset_import.add(domain="ai.onnx", version=13), r"from the opsets \(13, 20\); one is"),
+    "two opsets": (lambda m: m.opset_import.add(domain="ai.onnx", version=13), r"opsets \(13, 20\); expected one"),
     "a function of itself": (lambda m: functions(m, {"f": ["f"]}), "function 'f' calls itself; export it without"),
     "two of each other": (lambda m: functions(m, {"f": ["Relu", "g"], "g": ["f"]}), "function '[fg]' calls itself"),
     "doubling": (
