@@ -198,7 +198,7 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         try:
             return msgspec.json.decode(text, type=cls)
         except files.UNDECODABLE as error:
-            raise InputError(f"{origin}: its preprocessing contract is not readable: {error}") from error
+            raise InputError(f"{origin}: its preprocessing contract is not readable: {str(error)[:300]}") from error
 
 
 def _sides(size: Size | None) -> tuple[int, ...]:

@@ -161,10 +161,13 @@ class EngineBuild:
             config.builder_optimization_level = options.level
         self.library.apply(options.compatibility, config)
         profile = self._builder.create_optimization_profile()
-        for name, shape in self.graph.shapes.items():
-            profile.set_shape(name, shape.min, shape.opt, shape.max)
+        told = ", ".join(f"{name}={shape}" for name, shape in self.graph.shapes.items())
+        try:
+            for name, shape in self.graph.shapes.items():
+                profile.set_shape(name, shape.min, shape.opt, shape.max)
+        except (RuntimeError, TypeError, ValueError) as error:  # the binding's
+            raise InputError(self._refused(f"the profile {told} was refused ({in_a_line(error)})")) from error
         if not profile or config.add_optimization_profile(profile) < 0:  # a bad one does not raise
-            told = ", ".join(f"{name}={shape}" for name, shape in self.graph.shapes.items())
             raise InputError(self._refused(f"the profile {told} was refused"))
         if self._implicit is not None:
             count = self._implicit.batch
@@ -217,11 +220,11 @@ def _parser_errors(parser: trt.OnnxParser) -> str:
     texts: dict[str, str] = {}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        name = error.node_name() or f"number {error.node()}"
+        name = error.node_name()[:80] or f"number {error.node()}"
         node = f"node '{name}' ({error.node_operator()}): " if error.node_operator() else ""
-        texts[node + " ".join(str(error.desc()).split())] = _FIXES.get(error.code().name, _FIX)
+        texts[node + " ".join(str(error.desc()).split())[:200]] = _FIXES.get(error.code().name, _FIX)
     fix = next(iter(texts.values()), _FIX)
-    return f"{'; '.join(list(texts)[:3]) or 'no reason given'}; {fix}"
+    return f"{'; '.join(list(texts)[:2]) or 'no reason given'}; {fix}"
 
 
 def _spec(tensor: trt.ITensor, library: Library) -> TensorSpec:

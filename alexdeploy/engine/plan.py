@@ -22,6 +22,7 @@ from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.engine.shapes import input_profiles, open_inputs
 from alexdeploy.engine.versions import Library, load_library
 from alexdeploy.errors import GateError, InputError, UsageError, few
+from alexdeploy.graph.infer import why_not_inferred
 from alexdeploy.graph.interface import ends_in_softmax
 from alexdeploy.graph.lint import check_tensorrt
 from alexdeploy.graph.memory import MemoryNeed, predict_memory
@@ -108,7 +109,7 @@ def plan_engine(
     """
     library = open_library(settings, implicit=implicit is not None)
     graph = PreparedGraph(load_onnx(source), source) if isinstance(source, Path) else source
-    check_tensorrt(graph.model, str(graph.path))  # before TensorRT sees it, which some broken graphs crash
+    _check_graph(graph)
     built_from = BuilderInput(
         # TensorRT reads the file itself where it can, which saves serialising the graph
         source=graph.path if isinstance(source, Path) and files.is_text(graph.path) else model_bytes(graph.model),
@@ -141,6 +142,18 @@ def plan_engine(
     }
     memory = predict_memory(graph.model, batches.max[0], largest)
     return Plan(graph, precision, settings, build, memory, free_memory_bytes(ordinal), options, feed)
+
+
+def _check_graph(graph: PreparedGraph) -> None:
+    """Refuse what TensorRT would refuse, misread, or end the process on: its parser relies on shapes that fit.
+
+    Raises:
+        InputError: with the node, and the fix.
+    """
+    check_tensorrt(graph.model, str(graph.path))
+    why = why_not_inferred(graph.model)
+    if why is not None:
+        raise InputError(f"{graph.path}: its shapes do not fit each other: {why}; correct the node and export it again")
 
 
 def _calibration(

@@ -58,6 +58,6 @@ def inspect_plan(library: Library, plan: bytes | trt.IHostMemory, shapes: Mappin
 def refused(library: Library, what: str) -> str:
     """``what``, with the last errors that TensorRT logged since this was last asked."""
     errors = process_logger(library).errors
-    last = "; ".join(errors[-2:])
+    last = "; ".join(error[:300] for error in errors[-2:])[:400]
     errors.clear()
     return f"{library.name} {library.version}: {what}: {last or 'no reason given'}"

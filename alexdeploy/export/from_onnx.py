@@ -20,7 +20,7 @@ from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import InputError, InputWarning, few
+from alexdeploy.errors import InputError, InputWarning, few, in_a_line
 from alexdeploy.export.parity import (
     PARITY_BATCHES,
     Parity,
@@ -29,7 +29,7 @@ from alexdeploy.export.parity import (
     noise,
 )
 from alexdeploy.graph.deterministic import check_deterministic
-from alexdeploy.graph.flatten import restore_flatten
+from alexdeploy.graph.flatten import fixing_reshape, restore_flatten
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.interface import Interface, constant_for, image_to_logits
 from alexdeploy.graph.lrn.fuse import fuse_lrn
@@ -233,7 +233,7 @@ def _parity(original: _Original, plain: ir.Model, model: ir.Model, contract: Con
     try:
         worst = distance(model, inputs, lambda batch: expected[len(batch)], original.seen)
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
-        raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {error}") from error
+        raise InputError(f"{original.path}: adopted, ONNX Runtime cannot run it: {in_a_line(error)}") from error
     return Parity(worst, batches=batches, tolerance=tolerance)
 
 
@@ -316,8 +316,16 @@ class _Original:
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             _check_lrn(model, path)
             raise InputError(f"{path}: {why_not_loaded(error)}") from error
-        self.path, self._interface = path, interface
+        self.path, self._interface, self._model = path, interface, model
         self._inputs, self._constants = fed_inputs(model), constants
+
+    def _fixed(self, batch: int) -> str:
+        """What keeps the graph from taking ``batch`` images, where that is plain."""
+        node = fixing_reshape(self._model, batch)
+        if node is None:
+            return ""
+        name = node.name or node.outputs[0].name
+        return f"node '{name}' (Reshape) has the batch fixed in its shape, so put 0 or -1 there; "
 
     @property
     def seen(self) -> Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]]:
@@ -335,6 +343,14 @@ class _Original:
         try:
             (scores,) = self._session.run([self._interface.logits], feed)
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(f"{self.path}: ONNX Runtime cannot run it at batch {len(batch)}: {error}") from error
+            fixed = self._fixed(len(batch))
+            raise InputError(
+                f"{self.path}: ONNX Runtime cannot run it at batch {len(batch)}: {fixed}{in_a_line(error)}"
+            ) from error
+        if not scores.ndim or len(scores) != len(batch):
+            raise InputError(
+                f"{self.path}: {self._fixed(len(batch))}{len(batch)} images give scores of shape {scores.shape}; "
+                "expected a row for each; export it with a dynamic batch, or with a fixed one"
+            )
         rows: npt.NDArray[np.floating] = scores.reshape(scores.shape[0], -1)
         return np.exp(rows) if self._interface.softmax == "LogSoftmax" else rows

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from alexdeploy.graph.names import new_constant, taken_names
 from alexdeploy.graph.weighted import WeightedNode, weighted_nodes
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Flatten", "Identity", "Dropout"})
@@ -46,6 +47,7 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
     """
     model = model.clone()
     told: dict[str, str] = {}
+    taken = taken_names(model)
     for first, second, bound in _pairs(model):
         name = str(second.activation.name)
         if name not in channels:
@@ -57,13 +59,13 @@ def equalize(model: ir.Model, channels: Mapping[str, Floats], ranges: Mapping[st
         wanted = np.minimum(np.sqrt(ranges[name] / seen), bound / seen)
         factor = np.floor(np.clip(wanted, 1, _MOST) * _PER_UNIT) / _PER_UNIT
         told |= dict.fromkeys(_path(first, second), b64encode(factor.astype("<f2").tobytes()).decode())
-        _scale(first.node, 1, factor, first.channel_axis)
+        _scale(first.node, 1, factor, first.channel_axis, taken)
         if len(first.node.inputs) > 2 and first.node.inputs[2] is not None:
-            _scale(first.node, 2, factor, -1)
+            _scale(first.node, 2, factor, -1, taken)
         if _is_depthwise(second):
-            _scale(second.node, 1, 1 / np.repeat(factor, second.weight_array().shape[0] // outputs), 0)
+            _scale(second.node, 1, 1 / np.repeat(factor, second.weight_array().shape[0] // outputs), 0, taken)
         else:
-            _scale(second.node, 1, 1 / np.repeat(factor, largest.shape[1]), 1 - second.channel_axis)
+            _scale(second.node, 1, 1 / np.repeat(factor, largest.shape[1]), 1 - second.channel_axis, taken)
     common.RemoveUnusedNodesPass()(model)
     model.metadata_props[METADATA_KEY] = json.dumps(told)
     return model
@@ -138,22 +140,17 @@ def _bias_is_constant(node: ir.Node) -> bool:
     return bias is None or bias.const_value is not None
 
 
-def _scale(node: ir.Node, index: int, factor: Floats, axis: int) -> None:
+def _scale(node: ir.Node, index: int, factor: Floats, axis: int, taken: set[str]) -> None:
     """Multiply a constant input along one axis, in an initializer of the node's own."""
     value = node.inputs[index]
     tensor = value.const_value if value is not None else None
     assert tensor is not None  # _pairs has seen to it
-    assert node.graph is not None
+    assert isinstance(node.graph, ir.Graph)
     array = np.atleast_1d(tensor.numpy())  # the bias of a Gemm may be a scalar
     shape = [1] * array.ndim
     shape[axis] = -1
-    name = f"{node.name}.{index}.equalized"
     along = factor.reshape(shape)
     product = np.empty(np.broadcast_shapes(array.shape, along.shape), array.dtype)
     np.multiply(array, along, out=product, casting="same_kind")  # a large weight has no copy in float64
-    scaled = ir.val(name, const_value=ir.tensor(product, name=name))
-    while name in node.graph.initializers:  # scaled once as the first of a pair and once as the second
-        name += "'"
-    scaled.name = name
-    node.graph.register_initializer(scaled)
+    scaled = new_constant(node.graph, f"{node.name}.{index}.equalized", product, taken)
     node.replace_input_with(index, scaled)

@@ -7,6 +7,8 @@ import math
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from alexdeploy.graph.weighted import depends_on_input
+
 
 def restore_flatten(model: ir.Model) -> ir.Model:
     """Replace each Reshape to [-1, K], where K is everything but the batch, by Flatten(axis=1).
@@ -23,10 +25,25 @@ def restore_flatten(model: ir.Model) -> ir.Model:
             continue
         inner = source.shape[1:]
         fixed = [dim for dim in inner if isinstance(dim, int)]
-        batch, rest = target.numpy().tolist()
+        batch, rest = target.numpy().reshape(-1).tolist()
         if batch != -1 or len(fixed) != len(inner) or rest != math.prod(fixed):
             continue
         flatten = ir.node("Flatten", [source], {"axis": 1}, name=node.name)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [flatten], node.outputs, flatten.outputs)
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def fixing_reshape(model: ir.Model, batch: int) -> ir.Node | None:
+    """The first Reshape of the image to a constant shape that begins with another number than ``batch``."""
+    for node in model.graph:
+        wanted = (
+            node.inputs[1].const_value
+            if node.op_type == "Reshape" and len(node.inputs) > 1 and node.inputs[1]
+            else None
+        )
+        if wanted is None or not wanted.size or not depends_on_input(node.inputs[0]):
+            continue
+        if int(wanted.numpy().reshape(-1)[0]) not in (0, -1, batch):
+            return node
+    return None

@@ -6,6 +6,8 @@ nor TensorRT's parser looks through them.
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
@@ -13,6 +15,7 @@ from onnxscript import optimizer
 from alexdeploy.graph.infer import contained_logs
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # their types are the ones to compute in
+_ENLARGE = frozenset({"ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"})
 _MOST_VALUES = 1 << 18  # that a result may add to the file: 1 MiB of float32
 
 
@@ -30,4 +33,10 @@ def fold_constants(model: ir.Model) -> ir.Model:
 
 
 def _foldable(node: ir.Node) -> bool:
-    return node.op_type not in _QUANTIZERS and len(node.outputs) == 1 and not node.outputs[0].is_graph_output()
+    if node.op_type in _QUANTIZERS or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+        return False
+    shape = node.outputs[0].shape
+    if shape is None or not shape.is_static():
+        return node.op_type not in _ENLARGE
+    read = sum(value.const_value.size for value in node.inputs if value is not None and value.const_value is not None)
+    return math.prod(shape.numpy()) <= max(_MOST_VALUES, read)  # the optimizer computes it before it looks at the size

@@ -28,7 +28,7 @@ from onnx_ir.passes import common
 
 from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.names import taken_names, unique
+from alexdeploy.graph.names import new_constant, taken_names, unique
 from alexdeploy.graph.opset import BF16_OPSET, raised
 from alexdeploy.graph.weighted import HALF_NAMES, INTEGER_OPERATORS, half_weights
 
@@ -283,15 +283,15 @@ class _Casts:
         """``value`` in the wanted type: a converted constant, or one Cast shared by all its users."""
         if (value, wanted) not in self._made:
             suffix = HALF_NAMES.get(wanted, "fp32").lower()
-            name = unique(f"{value.name}.{suffix}", self._taken)
+            base = f"{value.name}.{suffix}"
             if value.const_value is not None:
                 array = value.const_value.numpy().astype(wanted.numpy())
-                converted = ir.val(name, const_value=ir.tensor(array, name=name))
-                self._graph.register_initializer(converted)
+                converted = new_constant(self._graph, base, array, self._taken)
             else:
                 cast = ir.node("Cast", [value], {"to": int(wanted)}, name=self._node(f"{value.name}.to_{suffix}"))
                 converted = cast.outputs[0]
-                converted.name, converted.type, converted.shape = name, ir.TensorType(wanted), value.shape
+                converted.name, converted.type = unique(base, self._taken), ir.TensorType(wanted)
+                converted.shape = value.shape
                 self._graph.insert_before(user, [cast])
             self._made[value, wanted] = converted
         return self._made[value, wanted]

@@ -22,12 +22,12 @@ def infer_shapes(model: ir.Model) -> str | None:
     Returns:
         One line on the declared shapes and types that were wrong; None where all fit.
     """
-    failure = _infer(model)
+    failure = why_not_inferred(model)
     if failure is None:
         return None
     wrong = _correct(model)
     if wrong:
-        failure = _infer(model)
+        failure = why_not_inferred(model)
     found = f"; {len(wrong) - 1} more like it" if wrong[1:] else ""
     parts = [f"{wrong[0]}; the inferred one is used{found}"] if wrong else []
     if failure is not None:
@@ -35,8 +35,8 @@ def infer_shapes(model: ir.Model) -> str | None:
     return "; ".join(parts)
 
 
-def _infer(model: ir.Model) -> str | None:
-    """Strict inference, which changes nothing where it fails; returns its complaint."""
+def why_not_inferred(model: ir.Model) -> str | None:
+    """What strict inference complains of, which changes nothing then; None where all shapes and types were inferred."""
     with contained_logs() as records:
         common.ShapeInferencePass()(model)
     errors = [record.exc_info[1] for record in records if record.exc_info]

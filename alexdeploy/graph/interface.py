@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 from alexdeploy.errors import UsageError, unknown_name
 from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.model import fed_inputs, tensor_spec
+from alexdeploy.graph.names import taken_names, unique
 from alexdeploy.specs import TensorSpec, find_logits
 
 _PER_CHANNEL_SOFTMAX = 13  # the first opset whose Softmax runs along one axis; before, along all from it on
@@ -162,8 +163,7 @@ def _without_softmax(model: ir.Model) -> str | None:
     assert source is not None
     ir.convenience.replace_all_uses_with(result, source, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
-    taken = {value.name for other in model.graph for value in other.outputs} | set(model.graph.initializers)
-    if "logits" not in taken and model.graph.outputs[0].producer() is not None:
+    if "logits" not in taken_names(model) and model.graph.outputs[0].producer() is not None:
         model.graph.outputs[0].name = "logits"
     return node.op_type
 
@@ -198,8 +198,9 @@ def _flatten(model: ir.Model) -> None:
     last = output.producer()
     if last is None or tensor_spec(output).shape[2:] != (1, 1):
         return
-    flatten = ir.node("Flatten", [output], {"axis": 1}, name=f"{output.name}.flatten")
+    taken = taken_names(model)
+    flatten = ir.node("Flatten", [output], {"axis": 1}, name=unique(f"{output.name}.flatten", taken))
     row = flatten.outputs[0]
-    row.name, row.type, output.name = output.name, output.type, f"{output.name}.map"
+    row.name, row.type, output.name = output.name, output.type, unique(f"{output.name}.map", taken)
     model.graph.insert_after(last, [flatten])
     model.graph.outputs[0] = row

@@ -129,6 +129,15 @@ def _uint8_input(node: ir.Node) -> Breach:
     return f"takes the uint8 input '{value.name}', which TensorRT takes into a Cast only", "put a Cast before it"
 
 
+def _scalar_list(node: ir.Node) -> Breach:
+    """The parser ends the process."""
+    lists = node.inputs[:1] if node.op_type == "ConstantOfShape" else node.inputs[1:]
+    scalar = next((value for value in lists if value is not None and value.shape is not None and not value.shape), None)
+    if scalar is None:
+        return None
+    return f"takes the scalar '{scalar.name}' where ONNX has a list of numbers", "give it the shape (1)"
+
+
 def _mixed_types(node: ir.Node) -> Breach:
     """A strongly typed network casts nothing by itself."""
     types = {value.dtype.name for value in node.inputs if value is not None and value.dtype is not None}
@@ -337,6 +346,7 @@ _RULES: tuple[tuple[str, Severity, frozenset[str], Callable[[ir.Node], Breach]],
     ("pool-indices", "error", frozenset({"MaxPool"}), _pool_indices),
     ("training-mode", "error", TRAINED, training_mode),
     ("uint8-input", "error", _MOVES - {"Cast"} | {"Gather", "Resize"}, _uint8_input),
+    ("scalar-list", "error", frozenset({"ConstantOfShape", "Slice"}), _scalar_list),
     ("mixed-types", "error", _WEIGHTED, _mixed_types),
     ("integer-operator", "error", INTEGER_OPERATORS, _integer_operator),
     ("zero-point", "error", _QUANTIZERS, _zero_point),

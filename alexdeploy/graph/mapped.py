@@ -6,6 +6,7 @@ before protobuf sees the file, their places remembered (protobuf.dev, "Encoding"
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class MappedModel:
             if tensor.name in self.places:
                 start, end = self.places[tensor.name]
                 dtype = ir.DataType(tensor.data_type).numpy()
-                count = int(np.prod(tensor.dims))
+                count = math.prod(tensor.dims)
                 if count * dtype.itemsize != end - start:
                     raise ValueError(
                         f"weight '{tensor.name}' has {end - start} bytes; {tuple(tensor.dims)} of {dtype} is "

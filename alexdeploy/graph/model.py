@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -14,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError, Message
+from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes import common
 
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
-from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.errors import InputError, InputWarning, words_of
+from alexdeploy.graph.check import check_graph, check_places, check_text
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
 from alexdeploy.graph.sparse import make_dense
@@ -55,7 +55,8 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     Large weights are mapped, not read: the file must not be changed in place while the model is in use.
 
     Raises:
-        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by the checker.
+        InputError: missing, empty, not ONNX, an operator that ONNX does not have, or refused by ``graph.check`` or by
+            ONNX's checker.
     """
     path = source if isinstance(source, Path) else Path("the model")
     if isinstance(source, Path):
@@ -63,18 +64,21 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     try:
         mapped = MappedModel(source)
         proto = mapped.proto
+        check_places(proto, str(path))
         onnx.load_external_data_for_model(proto, str(path.parent))
     except onnx.checker.ValidationError as error:
-        raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{path}: its external weights cannot be read: {words_of(error)}") from error
     except (DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an ONNX file ({_one_line(error)}); expected a model.onnx") from error
+        raise InputError(f"{path}: not an ONNX file ({words_of(error)}); expected a model.onnx") from error
     except OSError as error:
-        raise InputError(f"{path}: its external weights cannot be read: {_one_line(error)}") from error
+        raise InputError(f"{path}: its external weights cannot be read: {words_of(error)}") from error
     if not proto.graph.node or not proto.graph.input or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
-    _check_text(proto, str(path))
-    _check_versions(proto, path)
-    _check_operators(proto, path)
+    check_text(proto, str(path))
+    check_graph(proto, mapped.places, str(path))
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx":  # another name of the same
+            opset.domain = ""
     try:
         make_dense(proto.graph)
         onnx.checker.check_model(mapped.checkable())
@@ -82,7 +86,7 @@ def load_onnx(source: Path | bytes) -> ir.Model:
         with contained_logs():
             model = ir.from_proto(proto)
     except (onnx.checker.ValidationError, ValueError, EncodeError, ir.serde.SerdeError) as error:
-        raise InputError(f"{path}: not a valid ONNX model: {_one_line(error)}") from error
+        raise InputError(f"{path}: not a valid ONNX model: {words_of(error)}") from error
     for name, array in weights.items():
         value = model.graph.initializers[name]
         described = value.const_value.doc_string if value.const_value is not None else None
@@ -100,46 +104,6 @@ def _prepare(model: ir.Model) -> str | None:
     return infer_shapes(model)
 
 
-def _check_text(message: Message, origin: str) -> None:
-    """Protobuf gives text that is not UTF-8 as bytes, which neither the checker nor onnx-ir expects."""
-    for kind, content in message.ListFields():
-        entries = (content,) if isinstance(content, str | bytes | Message) else content
-        if kind.type == kind.TYPE_MESSAGE:
-            for entry in entries:
-                _check_text(entry, origin)
-        elif kind.type == kind.TYPE_STRING:
-            for text in entries:
-                if isinstance(text, bytes):
-                    raise InputError(f"{origin}: not a valid ONNX model: {kind.name} {text[:80]!r} is not UTF-8")
-
-
-def _check_versions(proto: onnx.ModelProto, path: Path) -> None:
-    """The checker takes opsets that it does not know, and ONNX Runtime's words are then those of its source."""
-    opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=0)
-    most = onnx.defs.onnx_opset_version()
-    if proto.ir_version > onnx.IR_VERSION or opset > most:
-        raise InputError(
-            f"{path}: has opset {opset} and IR version {proto.ir_version}; the onnx {onnx.__version__} installed "
-            f"knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR version 10), or "
-            "install a newer onnx and onnxruntime"
-        )
-
-
-def _check_operators(proto: onnx.ModelProto, path: Path) -> None:
-    versions = {opset.domain: opset.version for opset in proto.opset_import}
-    for node in proto.graph.node:
-        known = node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, node.domain)
-        if not known:
-            raise InputError(
-                f"{path}: node '{node.name or ', '.join(node.output)}' has operator '{node.op_type}', which ONNX opset "
-                f"{versions.get('', '?')} does not have; replace it with standard operators and export again"
-            )
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()[:300]
-
-
 def model_bytes(model: ir.Model) -> bytes:
     """The model as one self-contained protobuf.
 
@@ -149,7 +113,7 @@ def model_bytes(model: ir.Model) -> bytes:
     try:
         return bytes(ir.to_proto(model).SerializeToString())
     except (ValueError, EncodeError) as error:
-        raise InputError(f"the model does not fit one ONNX file of 2 GiB: {_one_line(error)}") from error
+        raise InputError(f"the model does not fit one ONNX file of 2 GiB: {words_of(error)}") from error
 
 
 def release_weights(*models: ir.Model) -> None:
@@ -232,6 +196,12 @@ def contract_of(model: ir.Model, origin: str) -> Contract:
 def op_counts(model: ir.Model) -> dict[str, int]:
     """Operator type → number of nodes, by name."""
     return dict(sorted(Counter(node.op_type for node in model.graph).items()))
+
+
+def foreign_operators(model: ir.Model) -> list[str]:
+    """Operators that ONNX does not have, each once with its domain, such as ``trt.plugins.NMS``."""
+    nodes = (node for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx"))
+    return sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.op_identifier() not in model.functions})
 
 
 def precision_of(model: ir.Model) -> Precision:

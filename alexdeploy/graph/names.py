@@ -5,6 +5,8 @@ TensorRT, ONNX Runtime and our own reports name layers by these, so a person mus
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -22,16 +24,19 @@ def rename(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     common.ClearMetadataAndDocStringPass()(model)
-    used: set[str] = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
+    own = {value for node in model.graph for value in node.outputs if not value.is_graph_output()}
+    used = taken_names(model) - {str(value.name) for value in own} - {str(node.name) for node in model.graph}
+    used |= {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
     weighted = 0
     for node in model.graph:
         weighted += node.op_type in _WEIGHTED
         node.name = unique(layer_name(node.op_type, weighted), used)
         for output in node.outputs:
             if not output.is_graph_output():
-                output.name = node.name if len(node.outputs) == 1 else f"{node.name}.{output.index()}"
+                output.name = node.name if len(node.outputs) == 1 else unique(f"{node.name}.{output.index()}", used)
         for value, part in zip(node.inputs[1:], _PARAMETERS.get(node.op_type, ()), strict=False):
             if value is not None and value.const_value is not None and len(value.uses()) == 1:
+                used.discard(str(value.name))
                 name = unique(f"{node.name}.{part}", used)
                 # the clone shares its tensors with the original, and renaming a value renames its tensor
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
@@ -62,6 +67,14 @@ def taken_names(model: ir.Model) -> set[str]:
         taken.add(str(node.name))
         taken.update(str(value.name) for value in (*node.inputs, *node.outputs) if value is not None)
     return taken
+
+
+def new_constant(graph: ir.Graph, base: str, array: npt.NDArray[np.generic], taken: set[str]) -> ir.Value:
+    """An initializer of the graph, named ``base`` or like it where that name is in ``taken``, which gets it."""
+    name = unique(base, taken)
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
 
 
 def unique(base: str, used: set[str]) -> str:

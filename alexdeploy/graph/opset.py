@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from google.protobuf.message import EncodeError
-from onnx import helper, version_converter
+from onnx import checker, helper, shape_inference, version_converter
 from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
@@ -31,7 +31,7 @@ def modernised(model: ir.Model) -> ir.Model:
         model = _in_one_opset(model)
         try:
             common.InlinePass()(model)
-        except ValueError as error:
+        except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as error:
             raise InputError(
                 f"its functions cannot be written out where they are called ({error}); export it without functions"
             ) from error
@@ -86,7 +86,10 @@ def _converted(model: ir.Model, opset: int, what: str) -> ir.Model:
         if before < _RESIZE_OPSET <= opset:
             _resized_as_before(converted)
         return converted
-    except (EncodeError, RuntimeError, ValueError) as error:
+    except (
+        *(EncodeError, RuntimeError, ValueError, ir.serde.SerdeError),
+        *(version_converter.ConvertError, shape_inference.InferenceError, checker.ValidationError),
+    ) as error:
         why = " ".join(str(error).split())[:200]
         if before < RUN_OPSET:  # the converter's words are those of its source
             why = f"nor does ONNX Runtime run what is older than {RUN_OPSET}"

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
-from alexdeploy.graph.names import name_unnamed, taken_names, unique
+from alexdeploy.graph.names import name_unnamed, new_constant, taken_names, unique
 from alexdeploy.graph.opset import FP8_OPSET, raised
 from alexdeploy.graph.weighted import WeightedNode, bias_per_channel, half_weights, weighted_nodes
 from alexdeploy.specs import Dialect
@@ -301,10 +301,7 @@ class _Writer:
         return unique(name, self._taken)
 
     def _initializer(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        name = self._new(name)
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self._graph.register_initializer(value)
-        return value
+        return new_constant(self._graph, name, array, self._taken)
 
 
 def _output_of(weighted: WeightedNode) -> ir.Value | None:

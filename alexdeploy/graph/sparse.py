@@ -9,13 +9,14 @@ import onnx
 from onnx import numpy_helper
 
 _MOST = 1 << 29  # values: 2 GiB of float32
+_THINNEST, _SMALL = 1000, 1 << 20  # values that are stored for one; in what is small, any
 
 
 def make_dense(graph: onnx.GraphProto) -> None:
     """Put sparse initializers, and Constant nodes with a sparse value, into dense ones; in the graph itself.
 
     Raises:
-        ValueError: indices outside the tensor, or not one for each value; or more than 2 GiB.
+        ValueError: indices outside the tensor, or not one for each value; more than 2 GiB, or nearly all zeros.
     """
     for sparse in graph.sparse_initializer:
         graph.initializer.append(_dense(sparse, sparse.values.name))
@@ -35,6 +36,8 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
     size = math.prod(shape)
     if min(shape, default=1) < 0 or size > _MOST:
         raise ValueError(f"sparse weight '{name}' of shape {shape} is more than {_MOST} values")
+    if size > max(_SMALL, _THINNEST * values.size):  # a file of some bytes would take gigabytes
+        raise ValueError(f"sparse weight '{name}' of shape {shape} holds {values.size} values alone")
     places = indices
     if indices.ndim == 2 and indices.shape[1] == len(shape):  # one column for each axis
         places = np.ravel_multi_index(tuple(indices.T), shape) if indices.size else indices.reshape(-1)

@@ -106,11 +106,16 @@ def _layer(node: ir.Node, window: Window | None, field: Field | None) -> Layer:
         parameters=parameters,
         connections=macs + bias,
         macs=macs,
-        memory_bytes=sum(constant.nbytes for constant in constants)
-        + math.ceil(math.prod(shape) * (output.dtype.itemsize if output.dtype else 4)),
+        memory_bytes=sum(constant.nbytes for constant in constants if constant.dtype != ir.DataType.STRING)
+        + math.ceil(math.prod(shape) * _itemsize(output)),
         window=window,
         receptive_field=field.size if field is not None else None,
     )
+
+
+def _itemsize(value: ir.Value) -> float:
+    """Bytes of an element; 4 where it is not known, or text."""
+    return 4 if value.dtype in (None, ir.DataType.UNDEFINED, ir.DataType.STRING) else value.dtype.itemsize
 
 
 def _normalises(node: ir.Node) -> bool:

@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
+from alexdeploy.graph.names import taken_names, unique
 
 _CLIPPING = frozenset({"Clip", "Relu"})
 _ELEMENTWISE = frozenset({"BatchNormalization", "Cast", "DequantizeLinear", "QuantizeLinear"})  # seen through
@@ -20,7 +21,8 @@ def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[
     Args:
         model: not changed.
         names: tensors to show whole.
-        magnitudes: tensors of which only the largest |x| per run is shown, as a scalar named ``<tensor>.amax``.
+        magnitudes: tensors of which only the largest |x| per run is shown, as a scalar: the last outputs, in this
+            order.
 
     Raises:
         InputError: a name that the graph does not have.
@@ -31,7 +33,8 @@ def with_outputs(model: ir.Model, names: Sequence[str], *, magnitudes: Sequence[
     missing = [name for name in (*names, *magnitudes) if name not in values]
     if missing:
         raise InputError(f"the graph has no tensor '{missing[0]}'")
-    largest = [_largest(model.graph, values[name]) for name in magnitudes]
+    taken = taken_names(model)
+    largest = [_largest(model.graph, values[name], taken) for name in magnitudes]
     model.graph.outputs[:] = [*(values[name] for name in names), *largest]
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -52,13 +55,17 @@ def clipped_by(node: ir.Node) -> ir.Node | None:
     return found
 
 
-def _largest(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def _largest(graph: ir.Graph, value: ir.Value, taken: set[str]) -> ir.Value:
     """max(max x, -min x): twice as fast as the maximum of |x|, which would be stored."""
-    high = ir.node("ReduceMax", [value], {"keepdims": 0}, name=f"{value.name}.high")
-    low = ir.node("ReduceMin", [value], {"keepdims": 0}, name=f"{value.name}.low")
-    negated = ir.node("Neg", low.outputs, name=f"{value.name}.negated")
-    largest = ir.node("Max", [high.outputs[0], negated.outputs[0]], name=f"{value.name}.largest")
-    graph.extend([high, low, negated, largest])
-    output = largest.outputs[0]
-    output.name, output.type, output.shape = f"{value.name}.amax", ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+
+    def added(operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        name = unique(f"{value.name}.{operator.lower()}", taken)
+        graph.append(ir.node(operator, inputs, attributes, name=name))
+        made = graph[-1].outputs[0]
+        made.name = name
+        return made
+
+    low = added("Neg", added("ReduceMin", value, keepdims=0))
+    output = added("Max", added("ReduceMax", value, keepdims=0), low)
+    output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     return output

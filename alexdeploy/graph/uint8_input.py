@@ -15,7 +15,7 @@ import onnx_ir as ir
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.names import unique
+from alexdeploy.graph.names import new_constant, taken_names, unique
 from alexdeploy.graph.weighted import is_weighted
 
 _REVERSED = (2, 1, 0)  # RGB ↔ BGR
@@ -61,25 +61,22 @@ def with_uint8_input(model: ir.Model, contract: Contract) -> tuple[ir.Model, Con
         if np.any(array != neutral):
             steps.append((operator, array, {}))
     image.type = ir.TensorType(ir.DataType.UINT8)
-    result = _prepend(model.graph, image, steps)
+    result = _prepend(model, image, steps)
     for node, index in users:
         node.replace_input_with(index, result)
     infer_shapes(model)
     return model, contract.of_pixels
 
 
-def _prepend(graph: ir.Graph, image: ir.Value, steps: Sequence[_Step]) -> ir.Value:
+def _prepend(model: ir.Model, image: ir.Value, steps: Sequence[_Step]) -> ir.Value:
     """Put nodes named as ``cast_input`` before all others, each on what the one before it made; returns the last's."""
-    used = {str(node.name) for node in graph} | {*graph.initializers}
-    used |= {str(output.name) for node in graph for output in node.outputs}
-    nodes, value = [], image
+    graph, taken, value = model.graph, taken_names(model), image
+    nodes: list[ir.Node] = []
     for operator, constant, attributes in steps:
-        name = unique(f"{operator.lower()}_{image.name}", used)
+        name = unique(f"{operator.lower()}_{image.name}", taken)
         inputs = [value]
         if constant is not None:
-            constant_name = unique(f"{name}.constant", used)
-            inputs.append(ir.val(constant_name, const_value=ir.tensor(constant, name=constant_name)))
-            graph.register_initializer(inputs[1])
+            inputs.append(new_constant(graph, f"{name}.constant", constant, taken))
         nodes.append(ir.node(operator, inputs, attributes, name=name))
         value = nodes[-1].outputs[0]
         value.name = name

@@ -20,7 +20,7 @@ from alexdeploy.arrays import Batch
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
-from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sum_of_squares
+from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sums_of_squares
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
@@ -168,18 +168,18 @@ class _ObservedModel:
         self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int
     ) -> tuple[int, Columns]:
         """Run a batch whose first image has the number ``first``; returns the number behind its last, for ``add``."""
-        count, fed = len(images), images
+        count, fed, runner = len(images), images, opened.result()
         if self.frozen_batch is not None and count < self.frozen_batch:  # filled up with images, not with zeros
             fed = np.resize(images, (self.frozen_batch, *images.shape[1:]))
-        found = opened.result().run(fed)
+        found = runner.run(fed)
         activations = {self._input.name: images}
         for name in self.observers.keys() & found.keys():
             activations[name] = samples_first(found[name], self._shapes.get(name), len(fed), count)
         for name, observer in self.observers.items():
             observer.update(activations[name], first, samples=count)
         with self._comparing:
-            for name, seen in self._peaks.items():
-                self._peaks[name] = max(seen, float(found[f"{name}.amax"]))
+            for name, output in zip(self._peaks, runner.output_names[-len(self._peaks) :], strict=bool(self._peaks)):
+                self._peaks[name] = max(self._peaks[name], float(found[output]))
         return first + count, self.moments.columns(activations, first, count) if self.moments is not None else {}
 
     def add(self, observed: Future[tuple[int, Columns]]) -> int:
@@ -235,19 +235,19 @@ def samples_first(
         plain = bool(sizes) and sizes[0] == fed and fed not in sizes[1:]
         return activation[:wanted] if plain else np.atleast_1d(activation)
     axis = next((index for index, dim in enumerate(shape or ()) if not isinstance(dim, int)), 0)
-    if axis < len(sizes) and sizes[axis] % fed == 0:
+    if axis < len(sizes) > 1 and sizes[axis] % fed == 0:  # a Squeeze takes the batch of one image away, too
         return np.moveaxis(activation, axis, 0)
     return activation[None]
 
 
 def _measured(model: ir.Model) -> dict[str, tuple[str, Callable[[float], float]]]:
     """The tensor of the lowered graph for each of ``largest_values``, and the function of its largest magnitude."""
-    lowered = {str(value.name) for node in lower_lrn(model).graph for value in node.outputs}
+    sums = sums_of_squares(lower_lrn(model))
     measured: dict[str, tuple[str, Callable[[float], float]]] = {}
     for name, value in largest_values(model).items():
         lrn = value.producer()
         if lrn is None or lrn.op_type != "LRN":
             measured[name] = (str(value.name), float)
-        elif sum_of_squares(name) in lowered and squares_from_base(lrn, 1e9):  # alpha 0 shows nothing
-            measured[name] = (sum_of_squares(name), partial(squares_from_base, lrn))
+        elif name in sums and squares_from_base(lrn, 1e9):  # alpha 0 shows nothing
+            measured[name] = (sums[name], partial(squares_from_base, lrn))
     return measured

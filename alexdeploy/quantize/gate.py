@@ -22,10 +22,10 @@ from PIL import Image
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import GateError, InputError, InputWarning, UnavailableError
+from alexdeploy.errors import GateError, InputError, InputWarning, UnavailableError, few
 from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.lrn.lower import lower_lrn
-from alexdeploy.graph.model import precision_of, split_weights
+from alexdeploy.graph.model import foreign_operators, precision_of, split_weights
 from alexdeploy.optional import require
 from alexdeploy.specs import Precision
 
@@ -47,11 +47,12 @@ def check_answers(written: ir.Model, original: ir.Model, contract: Contract, ori
         origin: the file of ``original``, for messages.
 
     Returns:
-        The largest distance of any output; None, with an ``InputWarning``, where ONNX Runtime is not installed.
+        The largest distance of any output; None, with an ``InputWarning``, where ONNX Runtime is not installed, or does
+        not load ``original`` for operators that ONNX does not have, such as plugins of TensorRT.
 
     Raises:
         GateError: ONNX Runtime does not load ``written``, or its answers have nothing to do with those of ``original``.
-        InputError: it does not load ``original``.
+        InputError: it does not load ``original``, which has ONNX's operators alone.
         UnavailableError: it fails in running one of them, as where memory is short.
     """
     precision, images = precision_of(written), drawn_images(contract)
@@ -62,7 +63,19 @@ def check_answers(written: ir.Model, original: ir.Model, contract: Contract, ori
             f"{origin} in {precision.value} was not run beside the original: {error}", InputWarning, stacklevel=2
         )
         return None
-    expected = _answers(original, images, str(origin))
+    foreign = foreign_operators(original)
+    try:
+        expected = _answers(original, images, str(origin))
+    except InputError as error:
+        if not foreign:
+            raise
+        warnings.warn(
+            f"{origin} in {precision.value} was not run beside the original, since ONNX Runtime does not load its "
+            f"{few(foreign)}: judge it with the runtime that does, on your images ({error})",
+            InputWarning,
+            stacklevel=2,
+        )
+        return None
     try:
         found = _answers(written, images, f"{origin} in {precision.value}")
         _check_types(written, f"{origin} in {precision.value}")

@@ -218,6 +218,7 @@ class _Sums:
         shift = self._sum / self._count
         found = {"mean": (self._origin + shift).astype(np.float32)}
         for number, (block, part) in enumerate(zip(self._blocks, self._slices, strict=True)):
-            centre = shift[:, part, None] * shift[:, None, part]
-            found[f"covariance.{number}"] = (block / self._count - centre).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                centre = shift[:, part, None] * shift[:, None, part]
+                found[f"covariance.{number}"] = (block / self._count - centre).astype(np.float32)
         return found

@@ -236,7 +236,7 @@ def why_not_loaded(error: Exception) -> str:
         return f"has opset {newer[1]}; ONNX Runtime {ort.__version__} has {newer[2]} at most; export it in opset 21"
     lacks = re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", str(error))
     if lacks is None:
-        return f"ONNX Runtime cannot load it: {' '.join(str(error).split())}"
+        return f"ONNX Runtime cannot load it: {' '.join(str(error).split())[:300]}"
     operator, opset, name = lacks.groups()
     fix = "in opset 13 or later" if int(opset) < 13 else "with float32 arithmetic, or without that operator"
     return f"{NO_KERNEL} for node '{name}' ({operator} as in opset {opset}, of its types); export it {fix}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.fuzz.target import Target
 
-FAMILIES = ("text", "records", "arrays", "images", "weights", "answers")
+FAMILIES = ("text", "records", "arrays", "images", "weights", "answers", "graphs", "engines")
 CORPUS = Path(__file__).parent / "corpus"
 
 

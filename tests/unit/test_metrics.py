@@ -18,7 +18,7 @@ def test_half_precision_is_compared_without_overflow() -> None:
     assert relative_error(np.array([60000], np.float16), np.array([-60000], np.float16)) == 2.0
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")  # inf - inf
+@pytest.mark.filterwarnings("error")  # of inf - inf
 @pytest.mark.parametrize(
     ("actual", "reference", "expected"),
     [(0.0, 0.0, 0.0), (1.0, 0.0, np.inf), (np.nan, 1.0, np.inf), (1.0, np.nan, np.inf), (np.inf, np.inf, np.inf)],

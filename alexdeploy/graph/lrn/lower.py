@@ -17,19 +17,24 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.graph.infer import infer_shapes
+from alexdeploy.graph.names import new_constant, taken_names, unique
+
+_SUM_OF = "sum of squares of"  # the LRN node; at a value
 
 
 def lower_lrn(model: ir.Model) -> ir.Model:
     """Replace every float32 LRN whose channel count is known; the others stay."""
     model = model.clone()
+    taken = taken_names(model)
     for node in list(model.graph):
         source = node.inputs[0] if node.inputs else None
         if node.op_type != "LRN" or source is None or source.shape is None or source.dtype != ir.DataType.FLOAT:
             continue
         channels = source.shape[1]
         if isinstance(channels, int) and len(source.shape) == 4:
-            lowering = _Lowering(model.graph, node)
+            lowering = _Lowering(model.graph, node, taken)
             integers = _quantized(source) if lowering.beta else None
+            integers = integers if integers is not None and lowering.takes(integers.scale) else None
             result = lowering.on_floats(source, channels) if integers is None else lowering.on_integers(integers)
             new, result.name = lowering.nodes, node.outputs[0].name
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], new, node.outputs, [result])
@@ -68,13 +73,14 @@ def band(channels: int, size: int) -> npt.NDArray[np.float32]:
     return ((offset >= -((size - 1) // 2)) & (offset <= size // 2)).astype(np.float32)
 
 
-def sum_of_squares(lrn: str) -> str:
-    """Name of the tensor in the lowered graph that holds k + alpha/size · Σ x² of an LRN node."""
-    return f"{lrn}.base"
+def sums_of_squares(lowered: ir.Model) -> dict[str, str]:
+    """By name of an LRN node that was lowered: the tensor that holds k + alpha/size · Σ x² of it."""
+    values = (value for node in lowered.graph for value in node.outputs)
+    return {value.meta[_SUM_OF]: str(value.name) for value in values if _SUM_OF in value.meta}
 
 
 def squares_from_base(lrn: ir.Node, base: float) -> float:
-    """Σ x² from the value of ``sum_of_squares``; 0 when alpha is 0, where the lowered graph does not tell."""
+    """Σ x² from the value of ``sums_of_squares``; 0 when alpha is 0, where the lowered graph does not tell."""
     size = lrn.attributes["size"].as_int()
     alpha, _, bias = _coefficients(lrn)
     return max(0.0, (base - bias) * size / alpha) if alpha else 0.0
@@ -121,17 +127,25 @@ def _quantized(source: ir.Value) -> _Integers | None:
 class _Lowering:
     """The nodes that take the place of one LRN; its constants go into the graph."""
 
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+    def __init__(self, graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:
+        self._taken = taken
         self._graph, self._name = graph, str(node.name or node.outputs[0].name)
         self._size = node.attributes["size"].as_int()
         self._alpha, self.beta, self._bias = _coefficients(node)
         self.nodes: list[ir.Node] = []
 
+    def takes(self, scale: float) -> bool:
+        """If the constants of ``on_integers`` hold that scale."""
+        with np.errstate(all="ignore"):
+            unit = np.float64(scale) ** (-1 / np.float64(self.beta))
+            factors = np.float32([unit, unit * scale**2, unit * self._bias])
+        return bool(np.isfinite(factors).all()) and float(factors[0]) > 0
+
     def on_floats(self, x: ir.Value, channels: int) -> ir.Value:
         weight = (band(channels, self._size) * np.float32(self._alpha / self._size)).reshape(channels, channels, 1, 1)
         k = self._constant("k", np.full(channels, self._bias, np.float32))
         base = self._add("Conv", self._add("Mul", x, x), self._constant("band", weight), k)
-        base.name = sum_of_squares(self._name)
+        base.meta[_SUM_OF] = self._name
         return self._add("Div", x, self._power(base))
 
     def on_integers(self, integers: _Integers) -> ir.Value:
@@ -155,13 +169,11 @@ class _Lowering:
         return self._add("Pow", base, self._constant("beta", np.asarray(self.beta, np.float32)))
 
     def _constant(self, part: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        name = f"{self._name}.{part}"
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self._graph.register_initializer(value)
-        return value
+        return new_constant(self._graph, f"{self._name}.{part}", array, self._taken)
 
     def _add(self, op: str, *inputs: ir.Value, **attributes: list[int] | int) -> ir.Value:
-        node = ir.node(op, inputs, attributes, name=f"{self._name}.{len(self.nodes)}.{op.lower()}")
-        node.outputs[0].name = str(node.name)
-        self.nodes.append(node)
-        return node.outputs[0]
+        name = unique(f"{self._name}.{len(self.nodes)}.{op.lower()}", self._taken)
+        self.nodes.append(ir.node(op, inputs, attributes, name=name))
+        made = self.nodes[-1].outputs[0]
+        made.name = name
+        return made

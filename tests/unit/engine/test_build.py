@@ -28,7 +28,7 @@ from alexdeploy.engine.plan import plan_engine, precision_verdict, reasons_of
 from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.shapes import input_profiles
 from alexdeploy.engine.versions import Compatibility, Library, load_library
-from alexdeploy.errors import InputError, UnavailableError, UsageError
+from alexdeploy.errors import InputError, InputWarning, UnavailableError, UsageError
 from alexdeploy.graph.fp16 import to_bf16, to_fp16
 from alexdeploy.graph.model import PreparedGraph, model_bytes
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
@@ -228,6 +228,19 @@ def test_an_empty_or_broken_graph_is_an_error_not_an_empty_engine() -> None:
     for data in (b"", b"not onnx at all", onnx.ModelProto().SerializeToString()):
         with pytest.raises(InputError):
             build(BuilderInput(**{**good.__dict__, "source": data}))
+
+
+def test_shapes_that_do_not_fit_are_told_before_the_parser_sees_them(tmp_path: Path) -> None:
+    """It may end the process on such a graph (TensorRT-RTX 1.7.1)."""
+    model = conv_lrn_gemm()
+    model.graph.node[3].attribute[0].ints[:] = [20, 20]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with (
+        pytest.warns(InputWarning, match="shapes cannot be inferred"),
+        pytest.raises(InputError, match=r"shapes do not fit each other: .*node name: \w+"),
+    ):
+        plan_engine(path, settings=BuildSettings(builder="tensorrt-rtx"))
 
 
 def test_a_profile_for_another_input_is_refused_with_the_builders_words() -> None:

@@ -190,6 +190,7 @@ def test_engines_of_tensorrt_rtx_run_on_their_targets() -> None:
     [
         ("10.16.1.11", {"10.16.1.11": True, "10.3.0": False, "11.4.0": True, "12.0.0": False}),
         ("11.0.0", {"10.16.1.11": False, "11.4.0": True, "12.0.0": False}),
+        ("unknown", {"10.16.1.11": False, "11.4.0": False}),
     ],
 )
 def test_version_compatible_engines_load_where_the_support_matrix_says(built: str, loads: dict[str, bool]) -> None:

@@ -180,7 +180,17 @@ def test_a_batch_that_was_burnt_in_is_said_to_be(tmp_path: Path) -> None:
     proto = conv_lrn_gemm()
     proto.graph.node[4].CopyFrom(helper.make_node("Reshape", ["pool1", "s"], ["flatten1"], "flatten1"))
     proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 128]), "s"))
-    with pytest.raises(InputError, match="ONNX Runtime cannot run it at batch 2"):
+    with pytest.raises(InputError, match=r"at batch 2: node 'flatten1' \(Reshape\) has the batch fixed"):
+        adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
+
+
+def test_a_batch_that_becomes_one_row_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime runs it, and gives the scores of all images in one row."""
+    proto = conv_lrn_gemm()
+    proto.graph.node[5].output[0] = "scores"
+    proto.graph.node.append(helper.make_node("Reshape", ["scores", "s"], ["logits"], "row"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, -1]), "s"))
+    with pytest.raises(InputError, match=r"node 'row' \(Reshape\) has the batch fixed.*expected a row for each"):
         adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
 
 

@@ -146,6 +146,15 @@ def pool_with_indices(*, used: bool) -> onnx.ModelProto:
     return make_model([pool, cast], {})
 
 
+def scalar_list(operator: str) -> onnx.ModelProto:
+    inputs = ["at"] if operator == "ConstantOfShape" else ["input", "at", "end"]
+    nodes = [
+        helper.make_node(operator, inputs, ["x"], "layer"),
+        helper.make_node("Add", ["input", "x"], ["logits"], "add"),
+    ]
+    return make_model(nodes, {"at": np.array(1), "end": np.array([2])} if operator == "Slice" else {"at": np.array(1)})
+
+
 def uint8_into(operator: str, *constants: Array, **attributes: Any) -> onnx.ModelProto:
     weights = {f"constant{number}": array for number, array in enumerate(constants)}
     layer = helper.make_node(operator, ["input", *weights], ["x"], "layer", **attributes)
@@ -235,6 +244,9 @@ ERRORS = (
     Case("pool-indices", lambda: pool_with_indices(used=False), "Indices"),
     Case("uint8-input", lambda: uint8_into("Transpose", perm=[0, 3, 1, 2]), "uint8 input 'input'"),
     Case("uint8-input", lambda: uint8_into("Gather", np.array([2, 1, 0]), axis=1), "uint8 input 'input'"),
+    # the parser ends the process (SIGSEGV), so it is not asked
+    Case("scalar-list", lambda: scalar_list("ConstantOfShape"), "the scalar 'at'", verdict="not asked"),
+    Case("scalar-list", lambda: scalar_list("Slice"), "the scalar 'at'", verdict="not asked"),
     Case("mixed-types", lambda: half_weight("Conv"), "FLOAT and FLOAT16"),
     Case("mixed-types", lambda: half_weight("MatMul"), "FLOAT and FLOAT16"),
     Case("integer-operator", integer_conv, "is ConvInteger"),

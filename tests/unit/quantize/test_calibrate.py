@@ -173,6 +173,10 @@ def test_the_axis_of_the_images_comes_first(name: str) -> None:
         np.testing.assert_array_equal(found[5], activation[:, 5])
 
 
+def test_one_image_whose_batch_a_squeeze_took_away_is_one_image() -> None:
+    assert samples_first(np.zeros(16, np.float32), None, 1, 1).shape == (1, 16)
+
+
 @pytest.mark.parametrize(
     ("sizes", "expected"), [((8, 3), (3, 3)), ((16, 8, 3), (16, 8, 3)), ((8, 8, 3), (8, 8, 3)), ((), (1,))]
 )

@@ -217,6 +217,15 @@ def test_an_original_that_does_not_load_is_named_and_no_fault_of_ours() -> None:
     assert "fault" not in str(caught.value)
 
 
+def test_a_graph_with_a_plugin_of_tensorrt_is_not_judged_and_that_is_said() -> None:
+    model = network()
+    model.opset_imports["trt.plugins"] = 1
+    relu = next(node for node in model.graph if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Swish_TRT", "trt.plugins"
+    with pytest.warns(InputWarning, match=r"^model.onnx in fp16 was not run .* its trt.plugins.Swish_TRT: judge it"):
+        assert check_answers(to_fp16(model), model, CONTRACT, HERE) is None
+
+
 @pytest.mark.parametrize(("fails", "what"), [(1, "model.onnx"), (2, "model.onnx in fp16")])
 def test_want_of_memory_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch, fails: int, what: str) -> None:
     run, calls = OnnxRuntimeRunner.run, []

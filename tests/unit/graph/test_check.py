@@ -1,0 +1,144 @@
+"""Files that ONNX's checker takes, or that break a library behind it: each is refused by name, in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from alexdeploy.errors import InputError
+from alexdeploy.graph.model import load_onnx
+from tests.helpers.graphs import conv_lrn_gemm
+
+Change = Callable[[onnx.ModelProto], object]
+
+
+def conv(model: onnx.ModelProto, **attributes: object) -> None:
+    node = model.graph.node[0]
+    del node.attribute[:]
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+
+
+def weight(model: onnx.ModelProto, **fields: object) -> None:
+    tensor = next(one for one in model.graph.initializer if one.name == "b1")
+    for name, value in fields.items():
+        if name == "dims":
+            tensor.dims[:] = value  # type: ignore[assignment]
+        else:
+            setattr(tensor, name, value)
+
+
+def elsewhere(model: onnx.ModelProto, **entries: str) -> None:
+    weight(model, data_location=TensorProto.EXTERNAL)
+    for key, value in entries.items():
+        next(one for one in model.graph.initializer if one.name == "b1").external_data.add(key=key, value=value)
+
+
+def functions(model: onnx.ModelProto, calls: dict[str, list[str]]) -> None:
+    """Functions that call others, one after the other."""
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("theirs", 1)]
+    for name, called in calls.items():
+        values = ["x", *(f"v{index}" for index in range(len(called)))]
+        nodes = [
+            helper.make_node(one, [values[index]], [values[index + 1]], domain="theirs" if one in calls else "")
+            for index, one in enumerate(called)
+        ]
+        model.functions.append(helper.make_function("theirs", name, ["x"], [values[-1]], nodes, imports))
+    model.opset_import.add(domain="theirs", version=1)
+    first = model.graph.node[1]
+    first.op_type, first.domain = next(iter(calls)), "theirs"
+
+
+def without_value(model: onnx.ModelProto) -> None:
+    model.graph.node[1].attribute.add(name="body", type=AttributeProto.GRAPH)
+
+
+CASES: dict[str, tuple[Change, str]] = {
+    "stride 0": (
+        lambda m: conv(m, strides=[0, 1]),
+        r"node 'conv1' \(Conv\) has strides \(0, 1\); .* from 1 on",
+    ),
+    "window below 0": (lambda m: conv(m, kernel_shape=[-3, 3]), r"has kernel_shape \(-3, 3\)"),
+    "pads of 62 bits": (lambda m: conv(m, pads=[1 << 62] * 4), r"'conv1' \(Conv\) has pads"),
+    "pads of another rank": (
+        lambda m: conv(m, pads=[1, 1], strides=[1, 1]),
+        "strides .* and pads .* different ranks",
+    ),
+    "a window of another rank": (lambda m: conv(m, kernel_shape=[3]), r"kernel_shape \(3\), where its weights have 4"),
+    "text": (lambda m: conv(m, auto_pad=b"\xff\xfe"), r"'auto_pad' = b'.xff.xfe', which is not UTF-8"),
+    "an attribute without a value": (without_value, "'relu1' .* attribute 'body' without a value"),
+    "an attribute of no function": (
+        lambda m: m.graph.node[1].attribute.add(name="alpha", type=AttributeProto.GRAPH, ref_attr_name="theirs"),
+        "'relu1' takes the attribute 'theirs' of a function, and is in none",
+    ),
+    "a weight cut off": (
+        lambda m: weight(m, raw_data=bytes(31)),
+        r"'b1' has 31 bytes, .*\(8\) of FLOAT asks for 32",
+    ),
+    "another type": (lambda m: weight(m, data_type=TensorProto.DOUBLE), "'b1' has 32 bytes, .* asks for 64"),
+    "no type": (lambda m: weight(m, data_type=0), "'b1' has type 0, which ONNX does not have"),
+    "a dimension below 0": (lambda m: weight(m, dims=[-8]), r"'b1' has the dimensions \(-8\)"),
+    "dimensions of 186 bits": (lambda m: weight(m, dims=[1 << 62] * 3), "'b1' has 32 bytes"),
+    "no place": (lambda m: elsewhere(m), "'b1': its data lie in '.'"),
+    "a place outside": (
+        lambda m: elsewhere(m, location="../../etc/passwd"),
+        "lie in '../../etc/passwd'; ONNX takes",
+    ),
+    "an absolute place": (lambda m: elsewhere(m, location="/dev/zero"), "data lie in '/dev/zero'; ONNX takes"),
+    "an unknown key": (lambda m: elsewhere(m, location="w", whence="x"), "has the key 'whence'"),
+    "no number": (lambda m: elsewhere(m, location="w", offset="-1"), "offset or the length .* no number"),
+    "two opsets": (lambda m: m.opset_import.add(domain="ai.onnx", version=13), r"opsets \(13, 20\); expected one"),
+    "a function of itself": (lambda m: functions(m, {"f": ["f"]}), "function 'f' calls itself; export it without"),
+    "two of each other": (lambda m: functions(m, {"f": ["Relu", "g"], "g": ["f"]}), "function '[fg]' calls itself"),
+    "doubling": (
+        lambda m: functions(m, {**{f"f{n}": [f"f{n + 1}"] * 2 for n in range(40)}, "f40": ["Relu"]}),
+        "function 'f0' .* has 1099511627776 nodes, at most 1000000",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_with_its_name(case: str, tmp_path: Path) -> None:
+    change, words = CASES[case]
+    model = conv_lrn_gemm()
+    change(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "w").write_bytes(bytes(32))
+    with pytest.raises(InputError, match=words) as caught:
+        load_onnx(path)
+    assert len(str(caught.value)) - len(str(path)) < 400
+
+
+def test_the_other_name_of_the_standard_operators_is_the_same() -> None:
+    model = conv_lrn_gemm()
+    model.opset_import[0].domain = "ai.onnx"
+    assert load_onnx(model.SerializeToString()).opset_imports == {"": 20}
+
+
+def test_every_form_of_a_constant_has_the_size_that_it_says() -> None:
+    """Typed fields, packed types, complex numbers, text, scalars and empty ones are all right."""
+    kinds = {
+        "float": numpy_helper.from_array(np.float32([1, 2])),
+        "typed": helper.make_tensor("", TensorProto.FLOAT, [2], [1.0, 2.0]),
+        "half": helper.make_tensor("", TensorProto.FLOAT16, [2], [1.0, 2.0]),
+        "int4": helper.make_tensor("", TensorProto.INT4, [3], [1, 2, 3]),
+        "int4 raw": helper.make_tensor("", TensorProto.INT4, [3], b"\x21\x03", raw=True),
+        "bool": helper.make_tensor("", TensorProto.BOOL, [3], [True, False, True]),
+        "double": helper.make_tensor("", TensorProto.DOUBLE, [1], [1.0]),
+        "int64": helper.make_tensor("", TensorProto.INT64, [1], [1]),
+        "uint32": helper.make_tensor("", TensorProto.UINT32, [1], [1]),
+        "complex": helper.make_tensor("", TensorProto.COMPLEX64, [2], [1j, 2j]),
+        "text": helper.make_tensor("", TensorProto.STRING, [2], [b"a", b"b"]),
+        "scalar": numpy_helper.from_array(np.float32(1)),
+        "empty": numpy_helper.from_array(np.zeros((0, 4), np.float32)),
+    }
+    model = conv_lrn_gemm()
+    for name, tensor in kinds.items():
+        tensor.name = name
+        model.graph.initializer.append(tensor)
+    assert kinds.keys() <= load_onnx(model.SerializeToString()).graph.initializers.keys()
