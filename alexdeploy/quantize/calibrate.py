@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,14 +22,14 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
 from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sum_of_squares
-from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
+from alexdeploy.graph.model import contract_of, image_input, load_onnx, split_weights
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import QUANTIZED_OPERATORS, half_weights
 from alexdeploy.machine import cores
 from alexdeploy.quantize.methods import PERCENTILE, ranges
-from alexdeploy.quantize.moments import Columns, MomentsObserver
+from alexdeploy.quantize.moments import Columns, MomentsObserver, joined
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -36,8 +37,10 @@ from alexdeploy.specs import Progress
 
 BATCH = 8
 _MOST_WORKERS = 8
-_BATCH_BYTES = 64 << 20  # of observed activations in a batch; with 400 MiB EfficientNet-Lite0 peaked at 1.3 GiB
-_BYTES_AT_ONCE = 8 * _BATCH_BYTES  # in all batches together
+# of observed activations: a batch adds to the moments as one, whose bits must not hang on the number of cores
+_BATCH_BYTES = 64 << 20
+_PIECE_BYTES = 32 << 20  # the part of a batch that a thread runs at once; ONNX Runtime takes about as much again
+_BYTES_AT_ONCE = 192 << 20  # in all threads together, with the columns for the moments
 
 
 def calibrate(
@@ -90,9 +93,10 @@ def calibrate(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    observers = observed.observers
+    observers, sha256 = observed.observers, digest.result()
+    observed.check_not_replaced()
     result = RangeFile(
-        model_sha256=digest.result(),
+        model_sha256=sha256,
         contract=observed.contract.fingerprint,
         dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,
@@ -116,7 +120,7 @@ def _observe_all(
 ) -> Iterator[int]:
     """Observe all inputs, at ``most`` so many batches at once; yields the images done after each batch.
 
-    The activations of the first image tell how many make a batch and how many batches fit into the memory.
+    The first image tells how many make a batch, how many of it run at once, and how many batches fit into the memory.
     """
     size, fed = observed.frozen_batch or 1, 0
     at_once = 1
@@ -124,10 +128,14 @@ def _observe_all(
     while images := list(islice(inputs, size)):
         pending.append(pool.submit(observed.observe, opened, np.stack(images), fed))
         if not fed:
-            yield observed.add(pending.popleft())
-            image_bytes = 4 * sum(observer.values for observer in observed.observers.values()) // len(images) or 1
-            size = observed.frozen_batch or min(max(_BATCH_BYTES // image_bytes, 1), BATCH)
-            at_once = min(max(_BYTES_AT_ONCE // (size * image_bytes), 1), most)
+            first = pending.popleft()
+            yield observed.add(first)
+            columns = sum(array.nbytes for array in first.result()[1].values()) // len(images)
+            activations = 4 * sum(observer.values for observer in observed.observers.values()) // len(images) or 1
+            if observed.frozen_batch is None:
+                size, observed.step = (_images(part, activations) for part in (_BATCH_BYTES, _PIECE_BYTES))
+            at_once = _BYTES_AT_ONCE // (min(observed.step, size) * activations + size * columns)
+            at_once = min(max(at_once, 1), most)
         fed += len(images)
         while len(pending) >= at_once:
             yield observed.add(pending.popleft())
@@ -135,22 +143,29 @@ def _observe_all(
         yield observed.add(pending.popleft())
 
 
+def _images(part_bytes: int, image_bytes: int) -> int:
+    return min(max(part_bytes // image_bytes, 1), BATCH)
+
+
 class _ObservedModel:
     """A float model with an observer on each tensor that quantization needs; threads share it.
 
-    ``images``: how many moments are to be gathered from; 0 for no moments.
+    ``images``: how many moments are to be gathered from; 0 for no moments. ``step``: images that one call runs.
 
     Raises:
         InputError: a model that cannot be calibrated.
     """
 
     def __init__(self, path: Path, *, images: int) -> None:
+        self._file = path.resolve()  # ONNX Runtime leaves no folder
         model, tensors = _float_model(path)
+        self._loaded = self._file.stat()
         self._model = name_unnamed(model)  # moments are kept by layer
         self.contract = contract_of(self._model, str(path))
         self._input = image_input(self._model, str(path))
         batch = self._input.shape[0]
         self.frozen_batch = batch if isinstance(batch, int) else None
+        self.step = self.frozen_batch or BATCH
         self.observers = {name: ActivationObserver(name) for name in tensors}
         self._shapes = {str(value.name): value.shape for node in self._model.graph for value in node.outputs}
         self._measured = _measured(self._model)
@@ -161,17 +176,32 @@ class _ObservedModel:
     def open(self) -> OnnxRuntimeRunner:
         """Open a session with the observed tensors as outputs."""
         inner = [name for name in self.observers if name != self._input.name]
-        tapped = model_bytes(with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks]))
-        return OnnxRuntimeRunner(tapped, threads=1)
+        tapped = with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks])
+        graph, weights = split_weights(tapped, self._file)
+        return OnnxRuntimeRunner(graph, weights, folder=self._file.parent, threads=1)
+
+    def check_not_replaced(self) -> None:
+        """The graph, the weights and the hash are read one after the other, so of one file only while it stays there.
+
+        Raises:
+            InputError: another file has taken its place.
+        """
+        if not os.path.samestat(self._loaded, self._file.stat()):
+            raise InputError(f"{self._file}: was replaced while it was being read; calibrate again")
 
     def observe(
         self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int
     ) -> tuple[int, Columns]:
         """Run a batch whose first image has the number ``first``; returns the number behind its last, for ``add``."""
+        starts = range(0, len(images), self.step)
+        parts = [self._observe(opened.result(), images[i : i + self.step], first + i) for i in starts]
+        return first + len(images), joined(parts)
+
+    def _observe(self, session: OnnxRuntimeRunner, images: npt.NDArray[np.float32], first: int) -> Columns:
         count, fed = len(images), images
         if self.frozen_batch is not None and count < self.frozen_batch:  # filled up with images, not with zeros
             fed = np.resize(images, (self.frozen_batch, *images.shape[1:]))
-        found = opened.result().run(fed)
+        found = session.run(fed)
         activations = {self._input.name: images}
         for name in self.observers.keys() & found.keys():
             activations[name] = samples_first(found[name], self._shapes.get(name), len(fed), count)
@@ -180,7 +210,7 @@ class _ObservedModel:
         with self._comparing:
             for name, seen in self._peaks.items():
                 self._peaks[name] = max(seen, float(found[f"{name}.amax"]))
-        return first + count, self.moments.columns(activations, first, count) if self.moments is not None else {}
+        return self.moments.columns(activations, first, count) if self.moments is not None else {}
 
     def add(self, observed: Future[tuple[int, Columns]]) -> int:
         """Take in the moments of a batch, in order; returns the images seen so far."""

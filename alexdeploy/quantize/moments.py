@@ -166,11 +166,22 @@ class MomentsObserver:
             self._channels[name] = np.maximum(largest, new) if largest.size else new
 
     def result(self) -> Moments:
-        """The moments of all batches so far."""
+        """The moments of all batches; made in the sums' memory, so the observer is of no more use."""
         arrays = {f"{name}.channels": largest for name, largest in self._channels.items()}
         for name, sums in self._sums.items():
             arrays |= {f"{name}.{part}": array for part, array in sums.moments().items()}
         return Moments(data=safetensors.numpy.save(arrays))
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """The columns of the parts of a batch, in their order, as those of the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    together = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: np.concatenate(arrays, axis=1) if arrays[0].ndim == 3 else np.maximum.reduce(arrays)
+        for name, arrays in together.items()
+    }
 
 
 class _Sums:
@@ -216,6 +227,7 @@ class _Sums:
         shift = self._sum / self._count
         found = {"mean": (self._origin + shift).astype(np.float32)}
         for number, (block, part) in enumerate(zip(self._blocks, self._slices, strict=True)):
-            centre = shift[:, part, None] * shift[:, None, part]
-            found[f"covariance.{number}"] = (block / self._count - centre).astype(np.float32)
+            block /= self._count
+            np.subtract(block, shift[:, part, None] * shift[:, None, part], out=block, casting="same_kind")
+            found[f"covariance.{number}"] = block
         return found
