@@ -22,6 +22,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
 from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sum_of_squares
+from alexdeploy.graph.memory import predict_memory
 from alexdeploy.graph.model import contract_of, image_input, load_onnx, split_weights
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
@@ -29,7 +30,7 @@ from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.weighted import QUANTIZED_OPERATORS, half_weights
 from alexdeploy.machine import cores
 from alexdeploy.quantize.methods import PERCENTILE, ranges
-from alexdeploy.quantize.moments import Columns, MomentsObserver, joined
+from alexdeploy.quantize.moments import Columns, MomentsObserver
 from alexdeploy.quantize.observer import ActivationObserver
 from alexdeploy.quantize.rangefile import RangeFile
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -39,8 +40,7 @@ BATCH = 8
 _MOST_WORKERS = 8
 # of observed activations: a batch adds to the moments as one, whose bits must not hang on the number of cores
 _BATCH_BYTES = 64 << 20
-_PIECE_BYTES = 32 << 20  # the part of a batch that a thread runs at once; ONNX Runtime takes about as much again
-_BYTES_AT_ONCE = 192 << 20  # in all threads together, with the columns for the moments
+_BYTES_AT_ONCE = 256 << 20  # in all batches together, with ONNX Runtime's own and the columns for the moments
 
 
 def calibrate(
@@ -120,7 +120,7 @@ def _observe_all(
 ) -> Iterator[int]:
     """Observe all inputs, at ``most`` so many batches at once; yields the images done after each batch.
 
-    The first image tells how many make a batch, how many of it run at once, and how many batches fit into the memory.
+    The first image tells how many make a batch, and how many batches fit into the memory.
     """
     size, fed = observed.frozen_batch or 1, 0
     at_once = 1
@@ -131,11 +131,10 @@ def _observe_all(
             first = pending.popleft()
             yield observed.add(first)
             columns = sum(array.nbytes for array in first.result()[1].values()) // len(images)
-            activations = 4 * sum(observer.values for observer in observed.observers.values()) // len(images) or 1
-            if observed.frozen_batch is None:
-                size, observed.step = (_images(part, activations) for part in (_BATCH_BYTES, _PIECE_BYTES))
-            at_once = _BYTES_AT_ONCE // (min(observed.step, size) * activations + size * columns)
-            at_once = min(max(at_once, 1), most)
+            image_bytes = 4 * sum(observer.values for observer in observed.observers.values()) // len(images) or 1
+            size = observed.frozen_batch or min(max(_BATCH_BYTES // image_bytes, 1), BATCH)
+            batch_bytes = max(size * image_bytes, observed.predicted_bytes(size)) + size * columns
+            at_once = min(max(_BYTES_AT_ONCE // batch_bytes, 1), most)
         fed += len(images)
         while len(pending) >= at_once:
             yield observed.add(pending.popleft())
@@ -143,14 +142,10 @@ def _observe_all(
         yield observed.add(pending.popleft())
 
 
-def _images(part_bytes: int, image_bytes: int) -> int:
-    return min(max(part_bytes // image_bytes, 1), BATCH)
-
-
 class _ObservedModel:
     """A float model with an observer on each tensor that quantization needs; threads share it.
 
-    ``images``: how many moments are to be gathered from; 0 for no moments. ``step``: images that one call runs.
+    ``images``: how many moments are to be gathered from; 0 for no moments.
 
     Raises:
         InputError: a model that cannot be calibrated.
@@ -165,7 +160,6 @@ class _ObservedModel:
         self._input = image_input(self._model, str(path))
         batch = self._input.shape[0]
         self.frozen_batch = batch if isinstance(batch, int) else None
-        self.step = self.frozen_batch or BATCH
         self.observers = {name: ActivationObserver(name) for name in tensors}
         self._shapes = {str(value.name): value.shape for node in self._model.graph for value in node.outputs}
         self._measured = _measured(self._model)
@@ -176,9 +170,14 @@ class _ObservedModel:
     def open(self) -> OnnxRuntimeRunner:
         """Open a session with the observed tensors as outputs."""
         inner = [name for name in self.observers if name != self._input.name]
-        tapped = with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks])
-        graph, weights = split_weights(tapped, self._file)
+        self._tapped = with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks])
+        graph, weights = split_weights(self._tapped, self._file)
         return OnnxRuntimeRunner(graph, weights, folder=self._file.parent, threads=1)
+
+    def predicted_bytes(self, images: int) -> int:
+        """Of all activations of so many images, once it is open: as far as shapes tell, not only of those observed."""
+        need = predict_memory(self._tapped, images)
+        return need.activations_bytes + need.io_bytes
 
     def check_not_replaced(self) -> None:
         """The graph, the weights and the hash are read one after the other, so of one file only while it stays there.
@@ -193,15 +192,10 @@ class _ObservedModel:
         self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int
     ) -> tuple[int, Columns]:
         """Run a batch whose first image has the number ``first``; returns the number behind its last, for ``add``."""
-        starts = range(0, len(images), self.step)
-        parts = [self._observe(opened.result(), images[i : i + self.step], first + i) for i in starts]
-        return first + len(images), joined(parts)
-
-    def _observe(self, session: OnnxRuntimeRunner, images: npt.NDArray[np.float32], first: int) -> Columns:
         count, fed = len(images), images
         if self.frozen_batch is not None and count < self.frozen_batch:  # filled up with images, not with zeros
             fed = np.resize(images, (self.frozen_batch, *images.shape[1:]))
-        found = session.run(fed)
+        found = opened.result().run(fed)
         activations = {self._input.name: images}
         for name in self.observers.keys() & found.keys():
             activations[name] = samples_first(found[name], self._shapes.get(name), len(fed), count)
@@ -210,7 +204,7 @@ class _ObservedModel:
         with self._comparing:
             for name, seen in self._peaks.items():
                 self._peaks[name] = max(seen, float(found[f"{name}.amax"]))
-        return self.moments.columns(activations, first, count) if self.moments is not None else {}
+        return first + count, self.moments.columns(activations, first, count) if self.moments is not None else {}
 
     def add(self, observed: Future[tuple[int, Columns]]) -> int:
         """Take in the moments of a batch, in order; returns the images seen so far."""

@@ -173,17 +173,6 @@ class MomentsObserver:
         return Moments(data=safetensors.numpy.save(arrays))
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
-    """The columns of the parts of a batch, in their order, as those of the whole."""
-    if len(parts) == 1:
-        return parts[0]
-    together = {name: [part[name] for part in parts] for name in parts[0]}
-    return {
-        name: np.concatenate(arrays, axis=1) if arrays[0].ndim == 3 else np.maximum.reduce(arrays)
-        for name, arrays in together.items()
-    }
-
-
 class _Sums:
     """Σ x and Σ x·xᵀ of one layer, the latter float32, of values from which the first batch's mean is taken away."""
 
