@@ -37,6 +37,7 @@ class Candidate:
     reason: str | None = None
     logits: Logits | None = None
     layers_ms: dict[str, float] = field(default_factory=dict)
+    layer_types: dict[str, str] = field(default_factory=dict)
     server: Server | None = None
     gpu: dict[int, GpuFigures | str] = field(default_factory=dict)
 

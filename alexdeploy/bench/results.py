@@ -100,6 +100,22 @@ class Change:
 
 
 @dataclass(frozen=True)
+class NotFaster:
+    """An INT8 row that is not faster than one of a wider type, by the samples of both, and facts that may explain it.
+
+    ``facts`` are in words; there is at least one.
+    """
+
+    artifact: str
+    runtime: str
+    batch: int
+    than: str
+    than_runtime: str
+    verdict: Literal["slower", "no difference shown"]
+    facts: list[str]
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """What was measured, where, and on what.
 
@@ -108,6 +124,7 @@ class BenchReport:
         images: how many were judged.
         seconds: that the whole bench took.
         gpu_states: clocks, power and temperature of the GPU during each group of measurements, where a row ran on one.
+        not_faster: INT8 rows that are not faster than a wider type, and what is known of them.
         taken: which images of how many, in words; empty in reports that are older than this.
         unlabelled: why accuracy is not known, in words; empty where it is.
     """
@@ -124,6 +141,7 @@ class BenchReport:
     choices: list[Choice] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     gpu_states: list[GpuState] = field(default_factory=list)
+    not_faster: list[NotFaster] = field(default_factory=list)
     taken: str = ""
     unlabelled: str = ""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +19,7 @@ from alexdeploy.cli.options import (
 )
 from alexdeploy.cli.output import echo, note, note_data, note_skipped, print_json, progress
 from alexdeploy.errors import UsageError, few
+from alexdeploy.files import printable
 from alexdeploy.specs import Dialect, Rounding
 
 if TYPE_CHECKING:
@@ -149,6 +151,8 @@ def command(
         f"{output}: {layers} of {described['layers']} layers in {written}{left}, ranges by {result.method}, "
         f"weights rounded {rounded}"
     )
+    if described["float"]:
+        note(f"in float, for --keep-float and other tools: {shlex.quote(','.join(map(printable, described['float'])))}")
 
 
 def _describe(result: QuantizeResult) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,8 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.graph.fp16 import largest_values
 from alexdeploy.graph.lrn.lower import lower_lrn, squares_from_base, sums_of_squares
-from alexdeploy.graph.model import contract_of, image_input, load_onnx, model_bytes
+from alexdeploy.graph.memory import predict_memory
+from alexdeploy.graph.model import contract_of, image_input, load_onnx, split_weights
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.qdq import calibration_tensors
 from alexdeploy.graph.taps import with_outputs
@@ -36,8 +38,9 @@ from alexdeploy.specs import Progress
 
 BATCH = 8
 _MOST_WORKERS = 8
-_BATCH_BYTES = 64 << 20  # of observed activations in a batch; with 400 MiB EfficientNet-Lite0 peaked at 1.3 GiB
-_BYTES_AT_ONCE = 8 * _BATCH_BYTES  # in all batches together
+# of observed activations: a batch adds to the moments as one, whose bits must not hang on the number of cores
+_BATCH_BYTES = 64 << 20
+_BYTES_AT_ONCE = 256 << 20  # in all batches together, with ONNX Runtime's own and the columns for the moments
 
 
 def calibrate(
@@ -90,9 +93,10 @@ def calibrate(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    observers = observed.observers
+    observers, sha256 = observed.observers, digest.result()
+    observed.check_not_replaced()
     result = RangeFile(
-        model_sha256=digest.result(),
+        model_sha256=sha256,
         contract=observed.contract.fingerprint,
         dataset={"name": "/".join(Path(dataset.name).parts[-2:]), "fingerprint": chosen.fingerprint},
         samples=fed,
@@ -116,7 +120,7 @@ def _observe_all(
 ) -> Iterator[int]:
     """Observe all inputs, at ``most`` so many batches at once; yields the images done after each batch.
 
-    The activations of the first image tell how many make a batch and how many batches fit into the memory.
+    The first image tells how many make a batch, and how many batches fit into the memory.
     """
     size, fed = observed.frozen_batch or 1, 0
     at_once = 1
@@ -124,10 +128,13 @@ def _observe_all(
     while images := list(islice(inputs, size)):
         pending.append(pool.submit(observed.observe, opened, np.stack(images), fed))
         if not fed:
-            yield observed.add(pending.popleft())
+            first = pending.popleft()
+            yield observed.add(first)
+            columns = sum(array.nbytes for array in first.result()[1].values()) // len(images)
             image_bytes = 4 * sum(observer.values for observer in observed.observers.values()) // len(images) or 1
             size = observed.frozen_batch or min(max(_BATCH_BYTES // image_bytes, 1), BATCH)
-            at_once = min(max(_BYTES_AT_ONCE // (size * image_bytes), 1), most)
+            batch_bytes = max(size * image_bytes, observed.predicted_bytes(size)) + size * columns
+            at_once = min(max(_BYTES_AT_ONCE // batch_bytes, 1), most)
         fed += len(images)
         while len(pending) >= at_once:
             yield observed.add(pending.popleft())
@@ -145,7 +152,9 @@ class _ObservedModel:
     """
 
     def __init__(self, path: Path, *, images: int) -> None:
+        self._file = path.resolve()  # ONNX Runtime leaves no folder
         model, tensors = _float_model(path)
+        self._loaded = self._file.stat()
         self._model = name_unnamed(model)  # moments are kept by layer
         self.contract = contract_of(self._model, str(path))
         self._input = image_input(self._model, str(path))
@@ -161,8 +170,23 @@ class _ObservedModel:
     def open(self) -> OnnxRuntimeRunner:
         """Open a session with the observed tensors as outputs."""
         inner = [name for name in self.observers if name != self._input.name]
-        tapped = model_bytes(with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks]))
-        return OnnxRuntimeRunner(tapped, threads=1)
+        self._tapped = with_outputs(lower_lrn(self._model), inner, magnitudes=[*self._peaks])
+        graph, weights = split_weights(self._tapped, self._file)
+        return OnnxRuntimeRunner(graph, weights, folder=self._file.parent, threads=1)
+
+    def predicted_bytes(self, images: int) -> int:
+        """Of all activations of so many images, once it is open: as far as shapes tell, not only of those observed."""
+        need = predict_memory(self._tapped, images)
+        return need.activations_bytes + need.io_bytes
+
+    def check_not_replaced(self) -> None:
+        """The graph, the weights and the hash are read one after the other, so of one file only while it stays there.
+
+        Raises:
+            InputError: another file has taken its place.
+        """
+        if not os.path.samestat(self._loaded, self._file.stat()):
+            raise InputError(f"{self._file}: was replaced while it was being read; calibrate again")
 
     def observe(
         self, opened: Future[OnnxRuntimeRunner], images: npt.NDArray[np.float32], first: int

@@ -166,7 +166,7 @@ class MomentsObserver:
             self._channels[name] = np.maximum(largest, new) if largest.size else new
 
     def result(self) -> Moments:
-        """The moments of all batches so far."""
+        """The moments of all batches; made in the sums' memory, so the observer is of no more use."""
         arrays = {f"{name}.channels": largest for name, largest in self._channels.items()}
         for name, sums in self._sums.items():
             arrays |= {f"{name}.{part}": array for part, array in sums.moments().items()}
@@ -219,6 +219,7 @@ class _Sums:
         found = {"mean": (self._origin + shift).astype(np.float32)}
         for number, (block, part) in enumerate(zip(self._blocks, self._slices, strict=True)):
             with np.errstate(over="ignore", invalid="ignore"):
-                centre = shift[:, part, None] * shift[:, None, part]
-                found[f"covariance.{number}"] = (block / self._count - centre).astype(np.float32)
+                block /= self._count
+                np.subtract(block, shift[:, part, None] * shift[:, None, part], out=block, casting="same_kind")
+            found[f"covariance.{number}"] = block
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -32,6 +32,8 @@ class Runner(ABC):
         input: name, shape (batch first) and dtype that ``infer`` takes.
         classes: columns of the result; None where they are not fixed.
         on_gpu: whether it computes on a GPU.
+        layer_types: by layer of ``layer_times_ms``, once that was called, the runtime's name of its operation; empty
+            where it does not tell.
         tf32: whether a GPU may compute FP32 as TF32; None where that is not known.
     """
 
@@ -39,6 +41,7 @@ class Runner(ABC):
     input: TensorSpec
     classes: int | None
     on_gpu: bool = False
+    layer_types: Mapping[str, str] = MappingProxyType({})
     tf32: bool | None = False
 
     @abstractmethod

@@ -195,9 +195,13 @@ class OnnxRuntimeRunner(Runner):
                 session.run(self._logits, {self.input.name: batch})
             events = json.loads(Path(session.end_profiling()).read_bytes())
         taken_ms: dict[str, list[float]] = {}
+        types: dict[str, str] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                taken_ms.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1e3)
+                name = event["name"].removesuffix("_kernel_time")
+                taken_ms.setdefault(name, []).append(event["dur"] / 1e3)
+                types[name] = str(event.get("args", {}).get("op_name", ""))
+        self.layer_types = types
         return medians_ms(taken_ms)
 
     def _run(self, batch: Batch, names: list[str]) -> list[npt.NDArray[np.float32]]:

@@ -165,3 +165,4 @@ def test_build_engine_gathers_moments_for_int8_alone(
 def test_quantize_names_what_stays_in_float(run: Run, model: Path, ranges: Path, out: Path) -> None:
     kept = run("quantize", model, "--ranges", ranges, "--keep-float", "conv1,fc8", "-o", out / "kept.onnx")
     assert "6 of 8 layers in INT8 (float: conv1, fc8), ranges by mse" in kept.out
+    assert "in float, for --keep-float and other tools: conv1,fc8\n" in kept.err

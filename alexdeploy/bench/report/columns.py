@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.report.gpu import milliseconds
@@ -13,7 +13,8 @@ from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.columns import Column, table_width
 
 _WIDE_INTERVAL = 1.25  # its ends, one over the other
-_BESIDE_NAMES = 3  # top-1, agreement, speed
+_BESIDE_NAMES, _BESIDE_INTERVALS = 3, 2  # of the extra columns: top-1, speed, agreement
+_SHORT = {"1.00 × (ref)": "ref", "no difference shown": "no diff."}  # where there is no room
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,23 @@ def compact_table(report: BenchReport, width: int) -> CompactTable:
     skipped = [rows[0].status == "skipped" for rows in lines]
     columns: list[Column] = []
     extra = _extra_columns(lines)
+    short = [_shortened(column) for column in extra]
     for lettered, spread in ((False, True), (True, True), (True, False)):
         shown = [letters[name] for name in names] if lettered else names
         columns = _columns(shown, lines, spread=spread)
-        wanted = 0 if lettered else _BESIDE_NAMES  # a name is worth less than these
-        if table_width(column.width for column in [*columns, *extra[:wanted]]) <= width:
+        # a name, and then an interval, is worth less than these
+        beside = short[:_BESIDE_INTERVALS] if lettered else extra[:_BESIDE_NAMES]
+        if table_width(column.width for column in [*columns, *beside]) <= width:
             break
     legend = {letter: name for name, letter in letters.items()} if lettered else {}
     chosen: list[Column] = []
-    for column in extra:
-        if table_width(each.width for each in [*columns, *chosen, column]) <= width:
-            chosen.append(column)
+    for either in zip(extra, short, strict=True):
+        fits = (c for c in either if table_width(each.width for each in [*columns, *chosen, c]) <= width)
+        chosen += [column for column in [next(fits, None)] if column is not None]
     before = [column for column in chosen if column.header in ("top-1", "agreement")]
     shown_columns = [*columns[:3], *before, *columns[3:], *(column for column in chosen if column not in before)]
-    return CompactTable(shown_columns, legend, skipped, [column.header for column in extra if column not in chosen])
+    left_out = {column.header for column in extra} - {column.header for column in chosen}
+    return CompactTable(shown_columns, legend, skipped, [c.header for c in extra if c.header in left_out])
 
 
 def _columns(names: Sequence[str], lines: list[list[Row]], *, spread: bool) -> list[Column]:
@@ -88,7 +92,7 @@ def _median(latency: Latency) -> str:
 
 
 def _extra_columns(lines: list[list[Row]]) -> list[Column]:
-    """What a wider terminal shows too, the most telling first."""
+    """What a wider terminal shows too, the most telling first, and last what is not known of any row."""
     batches = _batches(lines)
     first = [rows[0] for rows in lines]
 
@@ -97,15 +101,20 @@ def _extra_columns(lines: list[list[Row]]) -> list[Column]:
         return Column(header, tuple(_cell(row, cell) if row is not None else "" for row in found))
 
     last = batches[-1]
-    return [
+    found = [
         Column("top-1", tuple(_share(row, row.top1) for row in first)),
-        Column("agreement", tuple(_share(row, row.agreement) for row in first)),
         of_batch(f"speed b{last}", "speed", last),
+        Column("agreement", tuple(_share(row, row.agreement) for row in first)),
         Column("MB", tuple(f"{row.size_bytes / 1e6:.1f}" for row in first)),
         of_batch(f"images/s b{last}", "rate", last),
         *(of_batch(f"p99 b{batch}", "p99", batch) for batch in batches),
         Column("top-5", tuple(_share(row, row.top5) for row in first)),
     ]
+    return sorted(found, key=lambda column: {*column.cells} <= {"", "-"})
+
+
+def _shortened(column: Column) -> Column:
+    return replace(column, cells=tuple(_SHORT.get(cell, cell) for cell in column.cells))
 
 
 def _cell(row: Row, cell: str) -> str:

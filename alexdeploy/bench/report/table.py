@@ -7,7 +7,7 @@ from typing import Any
 
 from alexdeploy.bench.intervals import Latency, Ratio
 from alexdeploy.bench.report.gpu import described, gpu_notes, milliseconds
-from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.bench.results import BenchReport, NotFaster, Row
 from alexdeploy.bench.server import Server
 from alexdeploy.graph.weighted import grouped_hint
 
@@ -67,6 +67,23 @@ def _server_note(name: str, row: Row, server: Server) -> str:
     return f"server, {name} on {row.runtime}: {rate} within {server.bound_ms:g} ms at p99 ({tried})"
 
 
+def _not_faster_notes(report: BenchReport) -> list[str]:
+    """A line for each INT8 file and runtime that is not faster."""
+    groups: dict[tuple[str, str], list[NotFaster]] = {}
+    for found in report.not_faster:
+        groups.setdefault((found.artifact, found.runtime), []).append(found)
+    lines = []
+    for (artifact, runtime), each in groups.items():
+        others = " or ".join(dict.fromkeys(f"{report.name(f.than)} on {f.than_runtime}" for f in each))
+        batches = ", ".join(str(found.batch) for found in each)
+        facts = "; ".join(dict.fromkeys(fact for found in each for fact in found.facts))
+        lines.append(
+            f"INT8 is not faster: {report.name(artifact)} on {runtime}, batch {batches}, against {others}. What is "
+            f"known: {facts}."
+        )
+    return lines
+
+
 def cpu_words(place: Mapping[str, Any]) -> list[str]:
     """The CPU of a report's environment: its name, its cores, and the instructions that count."""
     return [place["cpu"], f"{place['cores']} cores", *place["cpu_flags"]]
@@ -109,6 +126,7 @@ def notes(report: BenchReport) -> list[str]:
         )
     if grouped := next((row.grouped for row in report.rows if row.runtime == "tensorrt" and row.grouped), None):
         lines.append(f"{grouped_hint(grouped)}.")
+    lines += _not_faster_notes(report)
     reasons = dict.fromkeys((row.runtime, row.reason) for row in report.rows if row.status == "skipped")
     lines += [f"skipped on {runtime}: {reason}" for runtime, reason in reasons]
     lines += [

@@ -116,3 +116,18 @@ def test_convolutions_with_groups_are_named_where_tensorrt_computes_them_in_int8
     assert "conv2,conv5" in told[0]
     rtx = dataclasses.replace(engine, runtime="tensorrt-rtx")
     assert not any("groups" in line for line in notes(dataclasses.replace(found, rows=[rtx])))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16"])
+def test_the_speed_is_there_at_every_width_however_long_its_verdict(width: int, precision: str) -> None:
+    same = Ratio(1.02, (0.9, 1.1), "no difference shown")
+    measured = [
+        dataclasses.replace(row(file, "onnxruntime-cpu", batch, skipped=False), precision=precision, ratio=ratio)
+        for file, ratio in (("floats.onnx", None), ("integers.onnx", same))
+        for batch in (1, 8)
+    ]
+    table = compact_table(BenchReport(HERE, "flowers/val", "0", ["a", "b"], 587, 20.0, None, measured, []), width)
+    assert {"top-1", "speed b8"} <= {*headers(table)}
+    (column,) = [column for column in table.columns if column.header == "speed b8"]
+    assert column.cells == (("ref", "no diff.") if width == 80 else ("1.00 × (ref)", "no difference shown"))

@@ -1,0 +1,114 @@
+"""Why INT8 is not faster: from the kernels that ran, their share of the time, and the figures of the row. No guesses.
+
+What is told are facts that go with slow INT8: products computed in float, conversions between types and layouts,
+convolutions with groups, reading and copying. Where none of them is known, nothing is told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from alexdeploy.bench.candidates import Candidate
+from alexdeploy.bench.intervals import paired_ratio
+from alexdeploy.bench.results import NotFaster, Row
+from alexdeploy.errors import few
+from alexdeploy.machine import saturates_int8
+from alexdeploy.runners.artifact import EngineArtifact
+from alexdeploy.specs import Layer
+
+_WORTH_TELLING = 0.1  # of the time, or of the multiplications
+_PRODUCT = re.compile(r"conv|gemm|matmul", re.IGNORECASE)
+_INTEGER = re.compile(r"qlinear|integer|^Q[A-Z]")  # ONNX Runtime's QLinearConv, MatMulInteger, QGemm
+_CONVERSION = re.compile(r"reformat|reorder|transpose|quantizelinear|^cast", re.IGNORECASE)
+_8_BITS = ("INT8", "FP8")
+
+
+def not_faster(rows: Sequence[Row], facts: Mapping[tuple[str, str], Sequence[str]]) -> list[NotFaster]:
+    """The INT8 rows that the samples do not show to be faster than the best of the wider ones, where a fact is known.
+
+    Args:
+        rows: of the report. The wider ones are those on the same runtime and at the same batch size; where there are
+            none, those on the others.
+        facts: of ``facts_of``, by file and runtime.
+    """
+    found = []
+    for row in rows:
+        wider = [other for other in rows if other.batch == row.batch and other.latency_ms and not _is_int8(other)]
+        wider = [other for other in wider if other.runtime == row.runtime] or wider
+        if row.latency_ms is None or not _is_int8(row) or not wider:
+            continue
+        best = min(wider, key=lambda other: other.latency_ms.p50 if other.latency_ms else 0.0)
+        verdict = paired_ratio(row.samples_ms["host"], best.samples_ms["host"]).verdict
+        known = [*facts.get((row.artifact, row.runtime), ()), *_of_row(row)]
+        if verdict in ("slower", "no difference shown") and known:
+            found.append(NotFaster(row.artifact, row.runtime, row.batch, best.artifact, best.runtime, verdict, known))
+    return found
+
+
+def _is_int8(row: Row) -> bool:
+    return "int8" in row.precision
+
+
+def _of_row(row: Row) -> Iterator[str]:
+    """Reading and copying, at this batch size."""
+    if row.limit is not None and row.limit.binds == "reading" and row.limit.share > 0.5:
+        yield f"to read weights and images takes {row.limit.share:.0%} of its time"
+    if row.gpu is not None:
+        copies_ms = row.gpu.h2d_ms.p50 + row.gpu.d2h_ms.p50
+        if copies_ms > row.gpu.compute_ms.p50:
+            yield f"its copies take {copies_ms:.3g} ms, its kernels {row.gpu.compute_ms.p50:.3g} ms"
+        if row.gpu.enqueue_bound:
+            yield "the host takes longer to submit its kernels than the GPU to run them"
+
+
+def facts_of(candidate: Candidate) -> list[str]:
+    """What is known of an INT8 candidate that may make it slow, in words."""
+    artifact = candidate.artifact
+    if not artifact.precision.int8:
+        return []
+    found: list[str] = []
+    if isinstance(artifact, EngineArtifact):
+        record = artifact.record
+        kinds = {k.name: f"{k.type} {k.precision}" if k.weighted else k.type for k in record.kernels}
+        integer = {k.name for k in record.kernels if k.weighted and k.precision in (*_8_BITS, "NONE")}
+        products = {k.name for k in record.kernels if k.weighted}
+        told = [name for name in record.float_layers if name in record.layer_precisions]
+        wide = [*told, *record.left]
+        if wide:
+            total = len({*record.layer_precisions, *record.left})
+            found.append(f"{len(wide)} of {total} layers with weights are not computed in INT8 ({few(wide)})")
+        if record.grouped and candidate.runtime == "tensorrt":
+            found.append(f"{len(record.grouped)} convolutions have groups ({few(record.grouped)})")
+    else:
+        kinds = dict(candidate.layer_types)
+        products = {name for name, kind in kinds.items() if _PRODUCT.search(kind)}
+        integer = {name for name in products if _INTEGER.search(kinds[name])}
+        if wide := sorted(products - integer):
+            found.append(f"{len(wide)} of {len(products)} products are computed in float ({few(wide)})")
+        found += _of_layers(artifact.layers() or ())
+        if saturates_int8():
+            found.append("this CPU has neither VNNI nor AMX, so INT8 products take several instructions")
+    conversions = {name for name, kind in kinds.items() if _CONVERSION.search(kind) and name not in products}
+    found += _shares(candidate.layers_ms, {"float products": products - integer, "conversions": conversions})
+    return found
+
+
+def _of_layers(layers: Iterable[Layer]) -> Iterator[str]:
+    """The shares of the multiplications that are float in the graph itself, and that have groups."""
+    weighted = [layer for layer in layers if layer.macs]
+    floats = [layer for layer in weighted if layer.precision not in _8_BITS]
+    grouped = [layer for layer in weighted if layer.window is not None and layer.window.groups > 1]
+    for what, some in (("are float in the graph", floats), ("have groups", grouped)):
+        if some:
+            share = sum(layer.macs for layer in some) / sum(layer.macs for layer in weighted)
+            names = few([layer.name for layer in some])
+            yield f"{len(some)} of {len(weighted)} layers {what} ({names}; {share:.0%} of the multiplications)"
+
+
+def _shares(layers_ms: Mapping[str, float], groups: Mapping[str, set[str]]) -> Iterator[str]:
+    total = sum(layers_ms.values())
+    for what, names in groups.items():
+        share = sum(layers_ms.get(name, 0.0) for name in names) / total if total else 0.0
+        if share >= _WORTH_TELLING:
+            yield f"{what} take {share:.0%} of the time of its kernels ({len(names & layers_ms.keys())} of them)"
