@@ -68,9 +68,15 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[State, dict[str, A
         state = msgspec.convert({"correct": math.nan, **kept["state"]}, State)
         found, model, optimizer = {"rotate": 0.0, **kept["identity"]}, kept["model"], kept["optimizer"]
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, msgspec.ValidationError) as error:
-        raise InputError(f"{path}: not the state of a training run ({type(error).__name__}); start anew") from error
+        raise InputError(
+            f"{path}: not the state of a training run ({type(error).__name__}); name another folder for a new run"
+        ) from error
     other = [key for key in sorted({*identity, *found}) if identity.get(key) != found.get(key)]
     if other:
         differences = "; ".join(f"{key} was {found.get(key)}, now {identity.get(key)}" for key in other[:3])
-        raise UsageError(f"{path} belongs to a run with other settings ({differences}); repeat them to resume it")
+        best = path.name.removesuffix(".last.pt") + ".safetensors"
+        raise UsageError(
+            f"{path} belongs to a run with other settings ({differences}); repeat them to resume it, or name another "
+            f"folder for a new run, which may start from the best `weights` of this one, {best}"
+        )
     return state, model, optimizer
