@@ -75,7 +75,7 @@ def why_unsteady(module: nn.Module, images: Tensor, logits: Tensor, *, calls: in
         what = f" and changes its {few(changed)}" if changed else ""
         return f"{_CHANGES}: it depends on earlier calls{what}; let it keep no state"
     drawn = _random_calls(module, images)
-    fix = "draw them in training alone (F.dropout needs training=self.training)"
+    fix = "draw them in training alone (dropout without training=self.training?)"
     where = f" in {few(drawn)}" if drawn else ", outside PyTorch (random, numpy.random)"
     return f"{_CHANGES}: it draws random numbers{where}; {fix}"
 

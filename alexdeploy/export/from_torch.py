@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from alexdeploy import files
@@ -34,6 +36,7 @@ from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.fake_quantize import layer_ranges, without_rounding
 
 OPSET = 20
+_TORCH = Path(torch.__file__).parent
 _LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
 
 
@@ -90,7 +93,7 @@ def export_onnx(
         {'Flatten': 1, 'Gemm': 1, 'LRN': 1}
     """
     files.check_output(path)
-    module = module.eval()
+    module = _unwrapped(module).eval()
     outputs = count_outputs(module, contract, any_size=any_size)
     if len(contract.labels) not in (0, outputs):
         raise InputError(f"the network has {outputs} outputs but the contract {len(contract.labels)} class names")
@@ -122,6 +125,17 @@ def export_onnx(
         },
     )
     return ExportResult(op_counts(model), parity)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    while True:
+        inner = getattr(module, "_orig_mod", module)
+        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        if inner is module:
+            return module
+        module = inner
 
 
 def count_outputs(module: nn.Module, contract: Contract, *, any_size: bool = False) -> int:
@@ -231,6 +245,10 @@ def _blame(module: nn.Module, contract: Contract) -> None:
         raise InputError(cause)
 
 
+class _Refused(BaseException):
+    """No ``Exception``: of those the exporter makes its own and tries another way, which prints."""
+
+
 class _NativeLrn(TorchFunctionMode):
     """In this thread ``local_response_norm`` leaves one ONNX LRN node, where the exporter would decompose it."""
 
@@ -238,7 +256,16 @@ class _NativeLrn(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         called = _lrn_node if func is torch.nn.functional.local_response_norm else func
-        return called(*args, **(kwargs or {}))
+        try:
+            return called(*args, **(kwargs or {}))
+        except GuardOnDataDependentSymNode as error:
+            own = [line for line in traceback.extract_stack()[:-1] if _TORCH not in Path(line.filename).parents]
+            line = own[-1]
+            text = f"{Path(line.filename).name}, line {line.lineno}: {line.line or '?'}"
+            raise _Refused(
+                f"the network's code decides by values of its input ({text}), which a graph cannot; compute both and "
+                "choose with torch.where"
+            ) from error
 
 
 def _lrn_node(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -256,6 +283,8 @@ def _input_errors_unwrapped() -> Iterator[None]:
     """Raise our own error where the exporter wraps it in its own, and its own as one of the input."""
     try:
         yield
+    except _Refused as error:
+        raise InputError(str(error)) from None
     except Exception as error:
         cause = _input_error_in(error)
         if cause is not None:
