@@ -94,14 +94,15 @@ def export_onnx(
     """
     files.check_output(path)
     module = _unwrapped(module).eval()
-    outputs = count_outputs(module, contract, any_size=any_size)
+    tuned = module if isinstance(module, ConvNet) and layer_ranges(module) else None
+    plain = without_rounding(tuned) if tuned is not None else module  # where another batch cannot turn a rounding
+    outputs = count_outputs(plain, contract, any_size=any_size)
     if len(contract.labels) not in (0, outputs):
         raise InputError(f"the network has {outputs} outputs but the contract {len(contract.labels)} class names")
-    tuned = module if isinstance(module, ConvNet) and layer_ranges(module) else None
     if tuned is not None and uint8_input:
         raise UsageError("`uint8_input` is for a float network; this one is tuned for INT8, so leave it out")
     progress("tracing the network", 0.1)
-    model = trace(without_rounding(tuned) if tuned is not None else module, contract, any_size=any_size)
+    model = trace(plain, contract, any_size=any_size)
     stored = contract
     if tuned is not None:
         model = with_learned_qdq(model, tuned)
