@@ -20,7 +20,7 @@ from alexdeploy.train.folder import curves_path, folder_of_run, log_path, state_
 from alexdeploy.train.images import Augmentation, Pixels
 from alexdeploy.train.processes import Processes, join_processes
 from alexdeploy.train.progress import Epoch, FinalTest, Step, epochs_logged, write_curves, write_log
-from alexdeploy.train.run import Batches, Stepper, evaluate, uses_bf16
+from alexdeploy.train.run import Batches, Stepper, check_loss, evaluate, uses_bf16
 from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet
@@ -236,6 +236,7 @@ class _Run:
                 self._processes.obey_signal()
         speed = state.images / state.seconds
         top1, val_loss = self.judge()
+        check_loss("held-out", val_loss, f"after epoch {number}", self._optimizer, bf16=bool(state.bf16))
         seconds = time.perf_counter() - started
         train_loss, train_top1 = state.loss_sum / state.images, state.correct / state.images
         ended = Epoch(number, train_loss, val_loss, top1, rate, speed, seconds, train_top1)

@@ -239,6 +239,15 @@ def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_stat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_kept(tmp_path: Path) -> None:
+    recipe = _recipe(optimizer="sgd", learning_rate=1e30, schedule="step", augment="none", batch_size=150, epochs=1)
+    with pytest.raises(
+        TrainingDivergedError, match=r"the held-out loss became (nan|inf) after epoch 1, learning rate 1e"
+    ):
+        _train(tmp_path, recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_frozen_layers_keep_the_weights_they_start_from(
     whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
 ) -> None:
