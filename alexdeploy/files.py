@@ -7,12 +7,14 @@ crash between the renames.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ SCHEMA = 1
 # what msgspec raises on text from outside: deep nesting and bytes that are no UTF-8 have errors of Python's own
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_NAME = 200  # bytes: a file system has 255, and what lies beside a file has longer names
+_CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset())
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -146,6 +149,37 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make folder {path}: {error.strerror}; name another") from error
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for one run at a time, on this machine; the kernel lets go when the process ends, however.
+
+    The run that holds it may claim it again. Nothing is written: the lock is on the folder itself.
+
+    Raises:
+        UsageError: another run holds it.
+    """
+    place, held = folder.resolve(), _CLAIMED.get()
+    if place in held:
+        yield
+        return
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # it cannot be read or is not there, which its first file will tell
+        yield
+        return
+    mark = _CLAIMED.set(held | {place})
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"{folder}: another run is writing there; wait for its end or name another") from None
+        yield
+    finally:
+        _CLAIMED.reset(mark)
+        os.close(descriptor)
 
 
 def check_output(path: Path, *inputs: Path) -> Path:

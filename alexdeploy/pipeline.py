@@ -2,7 +2,8 @@
 
 Each step writes one artifact. A step is kept from an earlier run when its artifact is intact, came from the same
 parents, images and settings, and was made by these versions of the tool and its libraries; so an interrupted run goes
-on where it was, and training goes on within an epoch.
+on where it was, and training goes on within an epoch. What was trained is kept whatever the versions, and never
+replaced: with other training settings or images another folder is asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from alexdeploy.engine.options import BuilderOptions, BuildSettings
 from alexdeploy.engine.plan import build_engine, precision_verdict
 from alexdeploy.engine.record import EngineRecord
 from alexdeploy.engine.versions import load_library
-from alexdeploy.errors import GateError, InputError, UnavailableError, UsageError
+from alexdeploy.errors import GateError, InputError, UnavailableError
 from alexdeploy.export.from_torch import export_onnx
 from alexdeploy.graph.fp16 import to_fp16
 from alexdeploy.graph.model import contract_of, load_onnx, save_onnx
@@ -44,6 +44,8 @@ from alexdeploy.runners.onnxruntime_libraries import cuda_is_here
 from alexdeploy.specs import DEFAULT_METHOD, Builder, Dialect, Progress, cuda_ordinal
 from alexdeploy.train import Step as TrainStep
 from alexdeploy.train import train_network
+from alexdeploy.train.folder import log_path, state_path
+from alexdeploy.train.progress import epochs_logged
 from alexdeploy.zoo.checkpoint import load_checkpoint
 
 SAMPLES = 512
@@ -118,7 +120,8 @@ def _gain(int8: Row, fp32: Row) -> Gain:
 class _Step:
     """``run`` writes ``output`` and may return a remark; ``is_finished`` is for what the sidecar does not know.
 
-    A library that an ``optional`` step lacks does not end the run.
+    A library that an ``optional`` step lacks does not end the run. What is of ``any_version`` stands when the tool or
+    a library has changed.
     """
 
     name: str
@@ -129,6 +132,7 @@ class _Step:
     options: Mapping[str, Any] = field(default_factory=dict)
     is_finished: Callable[[], bool] = lambda: True
     optional: bool = False
+    any_version: bool = False
 
 
 def run_pipeline(
@@ -160,16 +164,23 @@ def run_pipeline(
         progress: called with "STEP: what it is doing" and the share of that which is done.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the folder cannot be made, another run writes there, or it holds a training with other settings or
+            images.
         InputError: images that cannot be read, or splits that name different classes.
         UnavailableError: a library that every run needs is missing.
-        GateError: PyTorch and ONNX Runtime do not agree on the exported graph.
+        GateError: PyTorch and ONNX Runtime do not agree on the exported graph, or the checkpoint was changed.
         TrainingDivergedError: NaN or infinite loss.
     """
     for module in ("matplotlib", "scipy", "sklearn"):  # needed late: better missed now than after the training
         require(module)
     files.make_folder(out)
-    chain = _Chain(recipe, learn, judge, out, samples, builder, device, rebuild)
+    with files.claimed(out):
+        chain = _Chain(recipe, learn, judge, out, samples, builder, device, rebuild)
+        return _run(chain, judge, device, progress)
+
+
+def _run(chain: _Chain, judge: ImageDataset, device: str | None, progress: Progress) -> PipelineReport:
+    """Every step, and the benchmark."""
     reports = [chain.report(step, progress) for step in chain.steps()]
     skipped = {report.name for report in reports if report.status == "skipped"}
     made = {step.name: step.output for step in chain.steps() if step.name not in skipped}
@@ -196,6 +207,11 @@ def _runtimes(made: Mapping[str, Path]) -> dict[Path, tuple[str, ...]]:
         usual += ("openvino",)
         found[made["onnx-int8-openvino"]] = ("openvino",)
     return {made["onnx"]: usual, **found}
+
+
+def _is_of_now(sidecar: files.Sidecar) -> bool:
+    """Made by these versions of the tool and its libraries."""
+    return sidecar.tool == __version__ and files.library_versions(*sidecar.libraries) == sidecar.libraries
 
 
 class _Digests:
@@ -289,16 +305,13 @@ class _Chain:
             and self._digests.of(step.output) == sidecar.sha256
             and [parent.sha256 for parent in sidecar.parents] == [self._digests.of(path) for path in step.parents]
             and all(sidecar.options.get(key) == value for key, value in options.items())
-            and files.library_versions(*sidecar.libraries) == sidecar.libraries
-            and sidecar.tool == __version__
+            and (step.any_version or _is_of_now(sidecar))
         )
 
     def _origin(self, path: Path) -> tuple[files.Parent]:
         return (files.Parent(path.name, self._digests.of(path)),)
 
     def _training(self) -> _Step:
-        log = self._file(".jsonl")
-        epochs = self._recipe.train.epochs
         return _Step(
             "checkpoint",
             "training",
@@ -306,7 +319,8 @@ class _Chain:
             self._train,
             options={"recipe": msgspec.to_builtins(self._recipe), "images": self._images},
             # a run that was stopped leaves the checkpoint of its best epoch so far
-            is_finished=lambda: log.exists() and len(log.read_text().splitlines()) == epochs,
+            is_finished=lambda: epochs_logged(log_path(self._checkpoint)) == self._recipe.train.epochs,
+            any_version=True,
         )
 
     def _train(self, progress: Progress) -> None:
@@ -314,13 +328,16 @@ class _Chain:
             what = f"epoch {step.epoch}/{self._recipe.train.epochs}, {step.images_per_s:.0f} images/s"
             progress(what, step.done / step.total)
 
-        start = partial(train_network, self._recipe, self._learn, self._judge, self._checkpoint, on_step=tick)
-        start = partial(start, device=self._device or "auto")
-        if self._file(".last.pt").exists():
-            with contextlib.suppress(InputError, UsageError):  # damaged, or left by a run with other settings
-                start(resume=True)
-        if not self._is_current(self._training()):
-            start()
+        train_network(
+            self._recipe,
+            self._learn,
+            self._judge,
+            self._checkpoint,
+            device=self._device or "auto",
+            resume=state_path(self._checkpoint).exists(),
+            on_step=tick,
+        )
+        files.read_sidecar(self._checkpoint, "checkpoint")  # a run that had ended writes none
 
     def _export(self, progress: Progress) -> None:
         loaded = load_checkpoint(self._checkpoint)

@@ -7,6 +7,7 @@ installed wheel. ``RECIPE`` on the command line is either such a name or the pat
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -78,11 +79,12 @@ class TrainSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UsageError("epochs and batch_size must be >= 1")
-        if not self.learning_rate > 0 or (self.head_learning_rate is not None and not self.head_learning_rate > 0):
-            raise UsageError("learning_rate and head_learning_rate must be > 0")
-        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise UsageError("momentum must be at least 0 and below 1, weight_decay at least 0")
-        if not 0 <= self.label_smoothing < 1 or not self.fancy_pca >= 0:
+        rates = [self.learning_rate, *([] if self.head_learning_rate is None else [self.head_learning_rate])]
+        if not all(0 < rate < math.inf for rate in rates):
+            raise UsageError("learning_rate and head_learning_rate must be > 0 and finite")
+        if not 0 <= self.momentum < 1 or not 0 <= self.weight_decay < math.inf:
+            raise UsageError("momentum must be at least 0 and below 1, weight_decay at least 0 and finite")
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.fancy_pca < math.inf:
             raise UsageError("label_smoothing must be at least 0 and below 1, fancy_pca at least 0")
         if not 0 <= self.rotate <= 180:
             raise UsageError("rotate must be 0 to 180 degrees")

@@ -40,8 +40,9 @@ def command(
     """Run the whole chain for a recipe, from training to the comparison.
 
     Trains, exports, calibrates, quantizes for TensorRT, ONNX Runtime and OpenVINO, builds FP32, FP16 and INT8 engines
-    and compares everything that can run here. Run it again after an interruption or with other settings: it keeps
-    what is still good, also a checkpoint that train wrote in DIR. Steps whose library is missing are skipped.
+    and compares everything that can run here. Run it again after an interruption: it keeps what is still good, also a
+    checkpoint that train wrote in DIR. A training with other settings or images wants another DIR. Steps whose library
+    is missing are skipped.
 
     \b
     Example: alexdeploy run lenet --data digits --epochs 2

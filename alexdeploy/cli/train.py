@@ -70,7 +70,8 @@ def command(
     Labels, preprocessing, recipe and metrics travel inside the checkpoint. RECIPE is a TOML file, NETWORK the name of
     a network with its own recipe, CHECKPOINT what this command wrote: its recipe again, from its weights on. Writes
     DIR/NETWORK.safetensors (the best weights), .last.pt (the last, and all that --resume needs), .jsonl (log), .png
-    (curves) and class_indices.json. Where DATASET has a folder test/, the best weights are tried on it at the end.
+    (curves) and class_indices.json; none of an earlier run is replaced. Where DATASET has a folder test/, the best
+    weights are tried on it at the end.
 
     With --qat (quantization-aware training) the layers round as INT8 does while they learn, for a tenth of the epochs
     at a hundredth of the learning rate, unless they are named. It writes DIR/NETWORK-int8.safetensors, which export
@@ -92,35 +93,34 @@ def command(
     path = _checkpoint_path(out, loaded.network.name + ("-int8" if qat is not None else ""))
 
     with progress("loading PyTorch") as bar:
-        from alexdeploy.data.labels import write_class_indices
-        from alexdeploy.train import train_network
+        from alexdeploy.train import folder_of_run, train_network
 
         def tick(step: Step) -> None:
             what = f"epoch {step.epoch}/{loaded.train.epochs}  loss {step.loss:.3f}  {step.images_per_s:.0f} images/s"
             bar(what, step.done / step.total)
 
         bar("preparing", 0.0)
-        ranges = None
-        if qat is not None and weights is not None:
-            from alexdeploy.tuning import ranges_by_layer
+        with folder_of_run(path, learn.classes, resume=resume):  # before the ranges, which are work
+            ranges = None
+            if qat is not None and weights is not None:
+                from alexdeploy.tuning import ranges_by_layer
 
-            ranges = ranges_by_layer(qat, loaded, weights, learn, progress=bar)
-        result = train_network(
-            loaded,
-            learn,
-            judge,
-            path,
-            device=device,
-            weights=weights,
-            ranges=ranges,
-            resume=resume,
-            test=test,
-            on_epoch=partial(_show_epoch, loaded.train.epochs),
-            on_step=tick,
-        )
+                ranges = ranges_by_layer(qat, loaded, weights, learn, progress=bar)
+            result = train_network(
+                loaded,
+                learn,
+                judge,
+                path,
+                device=device,
+                weights=weights,
+                ranges=ranges,
+                resume=resume,
+                test=test,
+                on_epoch=partial(_show_epoch, loaded.train.epochs),
+                on_step=tick,
+            )
     if not result.is_first:
         return
-    write_class_indices(path.with_name("class_indices.json"), learn.classes)
     for images in filter(None, (learn, judge, test)):
         note_skipped(images)
     if result.fresh:

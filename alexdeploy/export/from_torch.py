@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,25 +16,27 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from alexdeploy import files
 from alexdeploy.arrays import Batch
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.preprocess import from_pixels
-from alexdeploy.errors import InputError, UsageError, in_a_line
+from alexdeploy.errors import InputError, UsageError, few, in_a_line
+from alexdeploy.export.behaviour import check_logits, check_steady, why_unsteady
 from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.export.tuned import check_tuned_parity, with_learned_qdq
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
 from alexdeploy.graph.uint8_input import with_uint8_input
-from alexdeploy.metrics import PARITY_TOLERANCE, relative_error
 from alexdeploy.specs import Progress
 from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.fake_quantize import layer_ranges, without_rounding
 
 OPSET = 20
+_TORCH = Path(torch.__file__).parent
 _LARGER = (64, 96)  # pixels: what a fully convolutional network is tried on beyond its training size
 
 
@@ -73,7 +76,8 @@ def export_onnx(
 
     Raises:
         InputError: a local response normalisation with an even window, or a module that cannot take what the contract
-            gives, returns no logits, computes something else at each call, or cannot be traced.
+            gives, returns no logits or NaN, computes something else at each call or in another batch, or cannot be
+            traced.
         GateError: ONNX Runtime and PyTorch differ by more than ``PARITY_TOLERANCE``, or with Q/DQ ``TUNED_TOLERANCE``.
         UsageError: ``uint8_input`` with a network that was tuned for INT8.
 
@@ -89,15 +93,16 @@ def export_onnx(
         {'Flatten': 1, 'Gemm': 1, 'LRN': 1}
     """
     files.check_output(path)
-    module = module.eval()
-    outputs = count_outputs(module, contract, any_size=any_size)
+    module = _unwrapped(module).eval()
+    tuned = module if isinstance(module, ConvNet) and layer_ranges(module) else None
+    plain = without_rounding(tuned) if tuned is not None else module  # where another batch cannot turn a rounding
+    outputs = count_outputs(plain, contract, any_size=any_size)
     if len(contract.labels) not in (0, outputs):
         raise InputError(f"the network has {outputs} outputs but the contract {len(contract.labels)} class names")
-    tuned = module if isinstance(module, ConvNet) and layer_ranges(module) else None
     if tuned is not None and uint8_input:
         raise UsageError("`uint8_input` is for a float network; this one is tuned for INT8, so leave it out")
     progress("tracing the network", 0.1)
-    model = trace(without_rounding(tuned) if tuned is not None else module, contract, any_size=any_size)
+    model = trace(plain, contract, any_size=any_size)
     stored = contract
     if tuned is not None:
         model = with_learned_qdq(model, tuned)
@@ -123,18 +128,30 @@ def export_onnx(
     return ExportResult(op_counts(model), parity)
 
 
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    while True:
+        inner = getattr(module, "_orig_mod", module)
+        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        if inner is module:
+            return module
+        module = inner
+
+
 def count_outputs(module: nn.Module, contract: Contract, *, any_size: bool = False) -> int:
-    """How many classes the network tells apart, after two calls that must agree; ``any_size``: see ``export_onnx``.
+    """How many classes the network tells apart, after calls that must agree; ``any_size``: see ``export_onnx``.
 
     Raises:
-        InputError: it cannot take what the contract gives, returns no logits or other ones at each call.
+        InputError: it cannot take what the contract gives, returns no logits, NaN, other ones at each call, or ones
+            that depend on the rest of the batch.
     """
     if (contract.layout, contract.input_type) != ("nchw", "float32"):
         raise InputError("a network of PyTorch takes float32 in nchw; leave layout and input_type out of its contract")
     images = torch.from_numpy(noise(contract.input_shape, 2))
     try:
-        with torch.inference_mode():
-            first, second = module(images), module(images)
+        with torch.no_grad():
+            first = module(images)
     except Exception as error:  # whatever the module's own code raises
         raise InputError(
             f"the network fails on float32 {tuple(images.shape)}, the contract's input: {in_a_line(error)}; "
@@ -143,10 +160,14 @@ def count_outputs(module: nn.Module, contract: Contract, *, any_size: bool = Fal
     if not isinstance(first, Tensor) or first.ndim != (4 if any_size else 2) or len(first) != 2:
         found = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
         raise InputError(f"the network returns {found} for 2 images; expected logits of shape (2, classes)")
-    if first.isfinite().all() and relative_error(second.numpy(), first.numpy()) > PARITY_TOLERANCE:
-        raise InputError(
-            "the network's output changes from call to call in eval mode (dropout without training=self.training?)"
-        )
+    try:
+        with torch.no_grad():
+            check_logits(module, images, first)
+            check_steady(module, images, first)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the module's own code raises
+        raise InputError(f"the network answers two images and fails on one: {in_a_line(error)}") from error
     return int(first.shape[1])
 
 
@@ -202,9 +223,31 @@ def check_parity(
         larger = ((0, _LARGER[0]), (0, _LARGER[1]))
         padding = ((0, 0), *larger, (0, 0)) if pixels else ((0, 0), (0, 0), *larger)
         random += [np.pad(batch, padding, mode="wrap") for batch in random]
-    parity = Parity(distance(model, random, pytorch), distance(model, in_batches(real_images), pytorch))
-    parity.check("ONNX Runtime differs from PyTorch")
+    real = in_batches(real_images)
+    parity = Parity(distance(model, random, pytorch), distance(model, real, pytorch))
+    if not parity.worst <= parity.tolerance:
+        _blame(module, contract)
+        wrong = sorted({len(batch) for batch in random + real if distance(model, [batch], pytorch) > parity.tolerance})
+        cause = f"; only at batch {few(map(str, wrong))}: does its code depend on the batch size?"
+        parity.check("ONNX Runtime differs from PyTorch", cause if len(wrong) < len(parity.batches) else "")
     return parity
+
+
+def _blame(module: nn.Module, contract: Contract) -> None:
+    """Where PyTorch itself does not give the same answer again, it is no fault of the graph.
+
+    Raises:
+        InputError: so it is; the module at fault is named.
+    """
+    images = torch.from_numpy(noise(contract.input_shape, 2))
+    with torch.no_grad():
+        cause = why_unsteady(module, images, module(images))
+    if cause:
+        raise InputError(cause)
+
+
+class _Refused(BaseException):
+    """No ``Exception``: of those the exporter makes its own and tries another way, which prints."""
 
 
 class _NativeLrn(TorchFunctionMode):
@@ -214,7 +257,16 @@ class _NativeLrn(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         called = _lrn_node if func is torch.nn.functional.local_response_norm else func
-        return called(*args, **(kwargs or {}))
+        try:
+            return called(*args, **(kwargs or {}))
+        except GuardOnDataDependentSymNode as error:
+            own = [line for line in traceback.extract_stack()[:-1] if _TORCH not in Path(line.filename).parents]
+            line = own[-1]
+            text = f"{Path(line.filename).name}, line {line.lineno}: {line.line or '?'}"
+            raise _Refused(
+                f"the network's code decides by values of its input ({text}), which a graph cannot; compute both and "
+                "choose with torch.where"
+            ) from error
 
 
 def _lrn_node(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -232,6 +284,8 @@ def _input_errors_unwrapped() -> Iterator[None]:
     """Raise our own error where the exporter wraps it in its own, and its own as one of the input."""
     try:
         yield
+    except _Refused as error:
+        raise InputError(str(error)) from None
     except Exception as error:
         cause = _input_error_in(error)
         if cause is not None:

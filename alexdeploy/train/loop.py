@@ -16,10 +16,11 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError, UsageError
 from alexdeploy.recipe import Recipe
 from alexdeploy.train import optimizer as learning
+from alexdeploy.train.folder import curves_path, folder_of_run, log_path, state_path, write_class_names
 from alexdeploy.train.images import Augmentation, Pixels
 from alexdeploy.train.processes import Processes, join_processes
-from alexdeploy.train.progress import Epoch, FinalTest, Step, write_curves, write_log
-from alexdeploy.train.run import Batches, Stepper, evaluate, uses_bf16
+from alexdeploy.train.progress import Epoch, FinalTest, Step, epochs_logged, write_curves, write_log
+from alexdeploy.train.run import Batches, Stepper, check_loss, evaluate, uses_bf16
 from alexdeploy.train.state import State, load_state, save_state
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexdeploy.zoo.convnet import ConvNet
@@ -67,8 +68,9 @@ def train_network(
 
     ``NAME.safetensors`` holds the best weights. ``NAME.last.pt`` holds the last ones and all that ``resume`` needs; it
     is replaced after each epoch, every five minutes and on interruption. ``NAME.jsonl`` and ``NAME.png`` are log and
-    curves. On a CPU a resumed run ends with the very bits of one that was not interrupted. Started by ``torchrun`` or
-    ``accelerate launch`` the processes share each batch, and the first one writes and reports.
+    curves, ``class_indices.json`` the class names. The folder is this run's: another one at the same time is refused,
+    and a new one where these files are. On a CPU a resumed run ends with the very bits of one that was not interrupted.
+    Started by ``torchrun`` or ``accelerate launch`` the processes share each batch; the first one writes and reports.
 
     Args:
         recipe: network, preprocessing and training settings.
@@ -87,7 +89,8 @@ def train_network(
     Raises:
         InputError: the splits name different classes, an image or ``weights`` cannot be read, nothing to resume.
         UsageError: images that the network does not take, a layer to train that it lacks, ``resume`` with other
-            settings, ``weights`` that ``path`` would overwrite, or ``ranges`` without ``weights``.
+            settings, ``weights`` that ``path`` would overwrite, ``ranges`` without ``weights``, or a folder that is
+            another run's.
         UnavailableError: ``cuda`` without a GPU.
         TrainingDivergedError: NaN or infinite loss.
 
@@ -115,7 +118,7 @@ def train_network(
         raise InputError(f"{learn.name} and {test.name} name different classes")
     if ranges is not None and weights is None:
         raise UsageError("`ranges` tune trained weights for INT8; name them with `weights`")
-    with join_processes(device) as processes:
+    with folder_of_run(path, learn.classes, resume=resume), join_processes(device) as processes:
         run = _Run(recipe, learn, judge, path, processes, weights, ranges)
         before = run.judge()[0] if ranges is not None else None
         if resume:
@@ -177,18 +180,30 @@ class _Run:
         self._images = {"train": learn.fingerprint, "val": judge.fingerprint}
         self._saved_at = time.monotonic()
 
-    @property
-    def _last(self) -> Path:
-        return self._path.with_suffix(".last.pt")
-
     def resume(self) -> None:
-        """Take over where ``save`` left off."""
-        self.state = load_state(self._last, self._identity, self._model, self._optimizer)
+        """Take over where ``save`` left off.
+
+        Raises:
+            InputError, UsageError: see ``load_state``; InputError also where the best weights so far are gone.
+        """
+        last = state_path(self._path)
+        self.state = load_state(last, self._identity, self._model, self._optimizer)
+        epochs = len(self.state.epochs)
+        if not self._processes.is_first or not epochs:
+            return
+        if epochs_logged(log_path(self._path)) != epochs:
+            self._publish()
+        if not self._path.exists():
+            raise InputError(
+                f"{self._path}: no such file, though {last.name} goes on with its run; put it back, or name another "
+                "folder for a new run"
+            )
 
     def save(self) -> None:
         """Write ``NAME.last.pt``, in the first process."""
         if self._processes.is_first:
-            save_state(self._last, self.state, self._identity, self._model.state_dict(), self._optimizer.state_dict())
+            model, optimizer = self._model.state_dict(), self._optimizer.state_dict()
+            save_state(state_path(self._path), self.state, self._identity, model, optimizer)
         self._saved_at = time.monotonic()
 
     def judge(self) -> tuple[float, float]:
@@ -221,6 +236,7 @@ class _Run:
                 self._processes.obey_signal()
         speed = state.images / state.seconds
         top1, val_loss = self.judge()
+        check_loss("held-out", val_loss, f"after epoch {number}", self._optimizer, bf16=bool(state.bf16))
         seconds = time.perf_counter() - started
         train_loss, train_top1 = state.loss_sum / state.images, state.correct / state.images
         ended = Epoch(number, train_loss, val_loss, top1, rate, speed, seconds, train_top1)
@@ -237,20 +253,28 @@ class _Run:
         images = Pixels(test, self._contract, cropped=True)
         top1, loss = evaluate(best, images, self._contract, alone)
         tested = FinalTest(top1, loss, len(images))
-        write_log(self._path.with_suffix(".jsonl"), self.state.epochs, tested)
+        write_log(log_path(self._path), self.state.epochs, tested)
         return tested
 
     def _close(self, ended: Epoch) -> None:
-        """Write what an epoch leaves behind; the state last, so that a run killed before it repeats the epoch."""
+        """Write what an epoch leaves behind; the state first, from which ``resume`` can write the rest."""
         best = max(self.state.best, ended.top1)
-        improved = best > self.state.best
         self.state = State(self.state.bf16, step=self.state.step, best=best, epochs=[*self.state.epochs, ended])
-        if self._processes.is_first:
-            if improved:
-                metrics = {"top1": ended.top1, "epoch": float(ended.epoch)}
-                classes = len(self._contract.labels)
-                checkpoint = Checkpoint(self._model, self._recipe, self._contract, classes, metrics)
-                save_checkpoint(self._path, checkpoint, self._parents, images=self._images)
-            write_log(self._path.with_suffix(".jsonl"), self.state.epochs)
-            write_curves(self._path.with_suffix(".png"), self.state.epochs)
         self.save()
+        if self._processes.is_first:
+            self._publish()
+
+    def _publish(self) -> None:
+        """The present weights if they are the best so far, and class names, curves and log of the epochs that ended.
+
+        The log comes last: where it has all epochs, the others are up to date.
+        """
+        *earlier, ended = self.state.epochs
+        write_class_names(self._path, self._contract.labels)
+        within_epoch = self.state.images > 0  # resumed there without a log: the weights are no longer its own
+        if ended.top1 > max((epoch.top1 for epoch in earlier), default=-1.0) and not within_epoch:
+            metrics = {"top1": ended.top1, "epoch": float(ended.epoch)}
+            checkpoint = Checkpoint(self._model, self._recipe, self._contract, len(self._contract.labels), metrics)
+            save_checkpoint(self._path, checkpoint, self._parents, images=self._images)
+        write_curves(curves_path(self._path), self.state.epochs)
+        write_log(log_path(self._path), self.state.epochs)

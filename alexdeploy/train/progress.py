@@ -56,6 +56,15 @@ def write_log(path: Path, epochs: list[Epoch], test: FinalTest | None = None) ->
     files.write_bytes(path, msgspec.json.Encoder().encode_lines([*epochs, *([test] if test else [])]))
 
 
+def epochs_logged(path: Path) -> int:
+    """How many epochs a log holds; 0 where there is none, or something else."""
+    try:
+        lines = msgspec.json.Decoder(dict[str, float | None]).decode_lines(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return 0
+    return sum("epoch" in line for line in lines)
+
+
 def write_curves(path: Path, epochs: list[Epoch]) -> None:
     """Losses and accuracies over the epochs, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

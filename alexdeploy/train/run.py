@@ -134,19 +134,24 @@ class Stepper:
         )  # the second term keeps padding images in the graph: every rank runs backward
         right = (logits.argmax(1) == labels)[:counted].sum()
         loss, correct = self._processes.total(float(local.detach()) / size, float(right))
-        if not math.isfinite(loss):
-            raise TrainingDivergedError(self._advice(number, loss, bf16))
+        check_loss("training", loss, f"at step {number + 1}", self._optimizer, bf16=bf16)
         self._optimizer.zero_grad(set_to_none=True)
         (local * (self._processes.world / size)).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return loss, correct
 
-    def _advice(self, number: int, loss: float, bf16: bool) -> str:
-        rate = float(self._optimizer.param_groups[0]["lr"])
-        text = (
-            f"the training loss became {loss} at step {number + 1}, learning rate {rate:.2g}; try `lr` {rate / 5:.2g}"
-        )
-        return f'{text}, or precision = "fp32" in the recipe' if bf16 else text
+
+def check_loss(loss: str, value: float, when: str, optimizer: torch.optim.Optimizer, *, bf16: bool) -> None:
+    """Nothing where a loss is a number.
+
+    Raises:
+        TrainingDivergedError: it is none; the message gives advice.
+    """
+    if math.isfinite(value):
+        return
+    rate = float(optimizer.param_groups[0]["lr"])
+    text = f"the {loss} loss became {value} {when}, learning rate {rate:.2g}; try `lr` {rate / 5:.2g}"
+    raise TrainingDivergedError(f'{text}, or precision = "fp32" in the recipe' if bf16 else text)
 
 
 def evaluate(model: nn.Module, images: Pixels, contract: Contract, processes: Processes) -> tuple[float, float]:

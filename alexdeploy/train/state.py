@@ -76,10 +76,16 @@ def load_state(path: Path, identity: dict[str, Any], model: torch.nn.Module, opt
             optimizer.load_state_dict(kept["optimizer"])
             _check_shapes(optimizer)
     except Exception as error:  # torch.load raises what its zip reader and its unpickler raise
-        raise InputError(f"{path}: not the state of a training run ({type(error).__name__}); start anew") from error
+        raise InputError(
+            f"{path}: not the state of a training run ({type(error).__name__}); name another folder for a new run"
+        ) from error
     if other:
         differences = "; ".join(f"{key} was {found.get(key)}, now {identity.get(key)}" for key in other[:3])
-        raise UsageError(f"{path} belongs to a run with other settings ({differences}); repeat them to resume it")
+        best = path.name.removesuffix(".last.pt") + ".safetensors"
+        raise UsageError(
+            f"{path} belongs to a run with other settings ({differences}); repeat them to resume it, or name another "
+            f"folder for a new run, which may start from the best `weights` of this one, {best}"
+        )
     return state
 
 

@@ -20,7 +20,7 @@ from alexdeploy.zoo.convnet import ConvNet
 from alexdeploy.zoo.fake_quantize import layer_ranges, quantize_layers
 from alexdeploy.zoo.registry import NETWORKS_WITH_LRN, build_network, check_images_fit
 from alexdeploy.zoo.weight_files import WeightFile, read_weight_file
-from alexdeploy.zoo.weights import has_names, head_of, load_weights, named_for, suggestion
+from alexdeploy.zoo.weights import check_finite, has_names, head_of, load_weights, named_for, suggestion
 
 _Decoded = TypeVar("_Decoded")
 _RECIPE, _CONTRACT, _METRICS = "alexdeploy.recipe", "alexdeploy.contract", "alexdeploy.metrics"
@@ -166,6 +166,7 @@ def _loaded(recipe: Recipe, file: WeightFile, path: Path) -> ConvNet:
     """The network, as wide at its end as the weights are."""
     empty = _shape_of(recipe)
     weights = named_for(file, empty, str(path))
+    check_finite(weights, f"{path} into '{recipe.network.name}'")
     head = weights.get(f"{head_of(empty)}.weight")
     model = build_network(recipe.network, int(head.shape[0]) if head is not None and head.ndim else 2)
     load_weights(model, weights, f"{path} into '{recipe.network.name}'")

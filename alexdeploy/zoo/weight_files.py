@@ -26,6 +26,19 @@ from alexdeploy.pickled import load_arrays
 
 # keys of a training checkpoint that lead to its weights, the preferred one first
 _AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "params_ema", "ema")
+_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that torch.save's older format begins with
+# first bytes → what it is and what to do
+_OTHERS = {
+    b"\x89HDF": "an HDF5 file, as Keras writes; export the network there (tf2onnx), and adopt the .onnx file",
+    b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it first",
+    b"Rar!": "a RAR archive; unpack it first",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself with git lfs pull",
+    b"GGUF": "a GGUF file of a language model; expected the weights of a CNN",
+    b"<": "a page of HTML or XML, so the download failed; download it again",
+    b"{": "JSON text, so the download may have failed; download it again",
+}
+_COUNTS = ("total_ops", "total_params")  # of the profiler thop, which YOLO's tools leave in
 _PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 
 
@@ -57,7 +70,7 @@ def read_weight_file(path: Path) -> WeightFile:
     """
     files.check_input(path)
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(512)
     if head.startswith(b"\x93NUMPY"):
         return WeightFile(layers=_read_npy(path))
     zipped = head.startswith(b"PK\x03\x04")
@@ -67,16 +80,40 @@ def read_weight_file(path: Path) -> WeightFile:
         return _read_safetensors(path)
     elif head[:1] != b"\x80":
         raise InputError(
-            f"{path}: not a safetensors file, and none of PyTorch or NumPy; it begins with {head[:12]!r}; copy or "
-            "download it again"
+            f"{path}: not a safetensors file, and none of PyTorch or NumPy; it begins with {head[:12]!r}: {_kind(head)}"
         )
-    return WeightFile(_in_float32(_state_dict(_unpickled(path, zipped=zipped), path)), ordered=True)
+    elif _MAGIC not in head[:32]:
+        raise InputError(
+            f"{path}: not PyTorch weights: a Python pickle that torch.save did not write, whose code is not run here; "
+            "if it holds arrays or tensors by name, save them, in Python: torch.save({name: torch.as_tensor(array) for "
+            'name, array in content.items()}, "weights.pth")'
+        )
+    return WeightFile(_in_float32(_state_dict(_unpickled(path, zipped=zipped), path), path), ordered=True)
 
 
-def _in_float32(tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+def _kind(head: bytes) -> str:
+    """What begins so, and what to do with it."""
+    text = head.lstrip()
+    for begin, kind in _OTHERS.items():
+        if head.startswith(begin) or text.startswith(begin):
+            return kind
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first"
+    if head[:1] == b"\x08" and head[2:3] in b"\x12\x1a":
+        return "an ONNX file, it seems; it needs no network: name it .onnx and adopt it"
+    return "copy or download it again"
+
+
+def _in_float32(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
     plain = {str(name): tensor.detach() for name, tensor in tensors.items()}
     if all(name == "n_averaged" or name.startswith("module.") for name in plain):
         plain.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts its updates in it
+    plain = {name: tensor for name, tensor in plain.items() if not name.endswith(_COUNTS)}
+    for name, tensor in plain.items():
+        kind = "quantized" if tensor.is_quantized else "without values (meta)" if tensor.is_meta else ""
+        kind = kind or ("complex" if tensor.is_complex() else "sparse" if tensor.layout != torch.strided else "")
+        if kind:
+            raise InputError(f"{path}: '{name}' is {kind}; save the network's weights as dense floats")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in plain.items()}
 
 
@@ -84,7 +121,7 @@ def _read_safetensors(path: Path) -> WeightFile:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return WeightFile(_in_float32(tensors), metadata=dict(file.metadata() or {}))
+            return WeightFile(_in_float32(tensors, path), metadata=dict(file.metadata() or {}))
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file: {words_of(error)}") from error
 
@@ -100,7 +137,22 @@ def _check_archive(path: Path) -> None:
     if "constants.pkl" in parts:
         raise InputError(f"{path}: a TorchScript program; {_in_python('torch.jit.load', path)}")
     if "data.pkl" not in parts:
-        raise InputError(f"{path}: a zip file without PyTorch weights; it holds {few(names)}")
+        raise InputError(f"{path}: {_zip_kind(parts)}; it holds {few(names)}")
+
+
+def _zip_kind(parts: set[str]) -> str:
+    if "model.weights.h5" in parts:
+        return "a zip file of Keras; export the network there (tf2onnx), and adopt the .onnx file"
+    if "archive_format" in parts or "model.json" in parts:
+        return (
+            "a program of torch.export; save the weights of its module, in Python: torch.save(module.state_dict(), …)"
+        )
+    endings = {Path(part).suffix for part in parts}
+    if endings == {".npy"}:
+        return "an archive of NumPy (.npz); save {name: torch.as_tensor(array)} with torch.save"
+    if endings & {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".npy", ".onnx"}:
+        return "a zip file, which is to be unpacked first"
+    return "a zip file without PyTorch weights"
 
 
 def _in_python(load: str, path: Path, more: str = "", key: str = "") -> str:
@@ -174,7 +226,8 @@ def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
         lines = _in_python("torch.load", path, ", weights_only=False", str(module))
         raise InputError(f"{path}: '{module}' in it is a whole pickled module, whose code is not run here; {lines}")
     keys = few((f"'{key}'" for key in content), most=10) or "nothing"
-    raise InputError(f"{path}: {expected}, found {keys}; save model.state_dict()")
+    what = " that hold no tensors" if any("." in str(key) for key in content) else ""
+    raise InputError(f"{path}: {expected}, found {keys}{what}; save model.state_dict()")
 
 
 def _find(content: Any, path: Path) -> Mapping[Any, Tensor] | None:
@@ -195,7 +248,15 @@ def _find(content: Any, path: Path) -> Mapping[Any, Tensor] | None:
     if not averaged and not plain and len(found) > 1:
         raise InputError(f"{path}: holds several state dicts ({few(found)}); save the one that is meant")
     chosen = next(iter([*averaged, *plain, *found]), None)
-    return found[chosen] if chosen is not None else None
+    return found[chosen] if chosen is not None else _beside_scalars(content)
+
+
+def _beside_scalars(content: Mapping[Any, Any]) -> Mapping[Any, Tensor] | None:
+    """The tensors of layers where only numbers and texts are beside them: an epoch, a score."""
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    others = [value for value in content.values() if not isinstance(value, Tensor)]
+    is_plain = all(isinstance(value, int | float | str | None) for value in others)
+    return tensors if is_plain and any("." in str(key) for key in tensors) else None
 
 
 def _find_below(key: Any, value: Any, path: Path) -> Mapping[Any, Tensor] | None:

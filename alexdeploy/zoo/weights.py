@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ def named_for(file: WeightFile, model: nn.Module, origin: str) -> dict[str, Tens
         return _from_caffe(file.layers, model)
     expected = model.state_dict()
     names = _by_name(file.tensors, expected)
+    beside = _beside(file.tensors, names, expected)
+    if beside:
+        warnings.warn(f"{origin}: left out what is beside the network: {few(beside)}", InputWarning, stacklevel=2)
+        file = replace(file, tensors={name: file.tensors[name] for name in names})
     if file.ordered and not names.keys() >= file.tensors.keys():
         in_order = _by_order(file.tensors, expected, head_of(model))
         if in_order and names.items() <= in_order.items():
@@ -67,9 +72,24 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
         faults.append(f"not part of the network: {few(foreign)}")
     if faults:
         named = not _has_shapes(expected, _shapes(weights))
-        hint = suggestion(weights) if named else "; the names alone differ, shapes fit" if foreign else ""
+        hint = suggestion(weights, expected) if named else "; the names alone differ, shapes fit" if foreign else ""
+        hint = _layout_hint(expected, weights) or hint
         raise InputError(f"cannot load {what}: {'; '.join(faults)}{hint}")
     model.load_state_dict(weights)
+
+
+def _layout_hint(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Where every wrong shape is that of TensorFlow's layout: kernels (h, w, in, out), matrices (in, out)."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
+    wrong = [name for name, tensor in expected.items() if name in weights and weights[name].shape != tensor.shape]
+    turned = {name: weights[name].permute(axes[weights[name].ndim]) for name in wrong if weights[name].ndim in axes}
+    fits = all(tensor.shape[1:] == expected[name].shape[1:] for name, tensor in turned.items())
+    if not turned or not fits or len(turned) < len(wrong) - 1:  # the last bias may be for other classes
+        return ""
+    return (
+        "; they are in TensorFlow's layout: save them as bvlc_alexnet.npy is, np.save of {layer: [weights, biases]}, "
+        "or transpose them"
+    )
 
 
 def _problem(name: str, found: Tensor | None, expected: Tensor) -> str | None:
@@ -77,14 +97,49 @@ def _problem(name: str, found: Tensor | None, expected: Tensor) -> str | None:
         return f"{name} is missing"
     if found.shape != expected.shape:
         return f"{name} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    if expected.is_floating_point() and not found.is_floating_point():
+        return f"{name} has type {str(found.dtype).removeprefix('torch.')}, expected floating point"
     return None
 
 
-def suggestion(weights: Mapping[str, Tensor]) -> str:
-    """The end of a message: the networks of the zoo that have these shapes, for any number of classes; else nothing."""
+def suggestion(weights: Mapping[str, Tensor], asked: Mapping[str, Tensor] | None = None) -> str:
+    """The end of a message: the networks of the zoo that have these shapes, for any number of classes, or the nearest.
+
+    Nothing where none is nearer than the network with the state ``asked``.
+    """
     found = _shapes(weights)
-    names = [name for name in NETWORKS if _has_shapes(_state_of(name), found)]
-    return f"; its shapes are those of {' and '.join(names)}" if names else ""
+    names, nearest, best = [], "", _nearness(asked, found)[0] if asked is not None else 0.0
+    for name in NETWORKS:
+        state = _state_of(name)
+        if _has_shapes(state, found):
+            names.append(name)
+        share, same, total = _nearness(state, found)
+        if share > best:
+            text = f"{same} of whose {total} tensors before the last layer fit one in the file"
+            nearest, best = f"; nearest: {name}, {text}", share
+    return f"; its shapes are those of {' and '.join(names)}" if names else nearest
+
+
+def _nearness(state: Mapping[str, Tensor], found: Counter[tuple[int, ...]]) -> tuple[float, int, int]:
+    """(share of all shapes, number, of how many) that are in both; the last layer is for any number of classes."""
+    expected = Counter([*_shapes(state).elements()][:-2])
+    same = (found & expected).total()
+    return same / max((found | expected).total(), 1), same, expected.total()
+
+
+def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that have become no numbers.
+
+    Raises:
+        InputError: NaN or infinity; ``what`` and the first tensor are in the message.
+    """
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise InputError(
+                f"cannot load {what}: {name} holds {bad} values that are NaN or infinite (of {tensor.numel()}); take a "
+                "checkpoint from before they arose"
+            )
 
 
 @cache
@@ -137,6 +192,7 @@ def start_from(model: ConvNet, path: Path, network: str) -> list[str]:
         InputError: the file is unusable, or another layer than the last does not fit (named layer by layer).
     """
     weights = named_for(read_weight_file(path), model, str(path))
+    check_finite(weights, f"{path} into '{network}'")
     fresh = model.state_dict()
     head = head_of(model)
     names = [f"{head}.weight", f"{head}.bias"]
@@ -188,7 +244,31 @@ def _fits(found: Tensor, expected: Tensor, *, is_head: bool) -> bool:
 def _by_name(found: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
     """Name in the file → name in the network, for those that differ by what is around the network alone."""
     names = {bare: name for name, bare in _bare(expected).items()}
-    return {name: names[bare] for name, bare in _bare(found).items() if bare in names}
+    file = _bare(found)
+    direct = {name: names[bare] for name, bare in file.items() if bare in names}
+    needed = {bare for bare in names if not bare.endswith(_COUNTER)}
+    if {file[name] for name in direct} >= needed or not needed:
+        return direct
+    one = min(needed)
+    inside = []
+    for start in [bare[: -len(one)] for bare in file.values() if bare.endswith(f".{one}")]:
+        below = {name: bare[len(start) :] for name, bare in file.items() if bare.startswith(start)}
+        if needed <= set(below.values()) <= names.keys():
+            inside.append({name: names[bare] for name, bare in below.items()})
+    return inside[0] if len(inside) == 1 else direct
+
+
+def _beside(found: Iterable[str], names: Mapping[str, str], expected: Iterable[str]) -> list[str]:
+    """What a file holds beside the whole network, which is below one name: the weights of a loss, a metric's counts."""
+    others = [name for name in found if name not in names]
+    tops = {_top(name) for name in names}
+    is_apart = len(tops) == 1 and not tops & {_top(name) for name in (*others, *expected)}
+    needed = {name for name in expected if not name.endswith(_COUNTER)}
+    return others if is_apart and needed <= set(names.values()) else []
+
+
+def _top(name: str) -> str:
+    return next((part for part in name.split(".") if part not in _WRAPPERS), name)
 
 
 def _bare(names: Iterable[str]) -> dict[str, str]:

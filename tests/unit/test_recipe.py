@@ -93,6 +93,8 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
         ("train", "batch_size = 0"),
         ("train", "learning_rate = 0"),
         ("train", "learning_rate = nan"),
+        ("train", "learning_rate = inf"),
+        ("train", "weight_decay = inf"),
         ("train", "momentum = -1"),
         ("train", "weight_decay = -1"),
         ("network", "dropout = 1.5"),

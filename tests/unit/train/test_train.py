@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.errors import InputError, InputWarning, UnavailableError, UsageError
 from alexdeploy.recipe import Recipe, load_recipe, with_train_options
-from alexdeploy.train import Step, TrainingDivergedError, TrainResult, run, train_network
+from alexdeploy.train import Step, TrainingDivergedError, TrainResult, loop, run, train_network
 from alexdeploy.train.processes import Processes, join_processes
 from alexdeploy.zoo.checkpoint import load_checkpoint
 from tests.unit.cuda.test_wheels import TORCH, gpu_with, install
@@ -74,7 +75,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult, 
 def test_a_run_leaves_best_last_log_and_curves(whole: tuple[Path, TrainResult, list[Step]]) -> None:
     folder, result, steps = whole
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("net.jsonl", "net.last.pt", "net.png", "net.safetensors", "net.safetensors.json")
+        *("class_indices.json", "net.jsonl", "net.last.pt", "net.png", "net.safetensors", "net.safetensors.json")
     ]
     assert [step.done for step in steps] == list(range(1, 16))
     assert (folder / "net.png").read_bytes().startswith(b"\x89PNG")
@@ -201,10 +202,10 @@ def test_the_seed_decides_everything(whole: tuple[Path, TrainResult, list[Step]]
     again: list[Step] = []
     torch.rand(3)
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path, _recipe(), on_step=_interrupt_at(2, again))
+        _train(tmp_path / "again", _recipe(), on_step=_interrupt_at(2, again))
     other: list[Step] = []
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path, _recipe(seed=1), on_step=_interrupt_at(2, other))
+        _train(tmp_path / "other", _recipe(seed=1), on_step=_interrupt_at(2, other))
     assert [s.loss for s in again] == [s.loss for s in whole[2][:2]]
     assert [s.loss for s in again] != [s.loss for s in other]
 
@@ -213,7 +214,10 @@ def test_resume_refuses_other_settings_other_images_and_what_is_no_state(
     whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
 ) -> None:
     folder = whole[0]
-    with pytest.raises(UsageError, match=r"net.last.pt belongs to .*\(epochs was 3, now 4\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"net.last.pt belongs to .*\(epochs was 3, now 4\).*best `weights` of this one, net\.safetensors",
+    ):
         _train(folder, _recipe(epochs=4), resume=True)
     with pytest.raises(UsageError, match=r"other settings \(images was"):
         _train(folder, _recipe(), LEARN.subset(140), resume=True)
@@ -230,6 +234,15 @@ def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_stat
     recipe = _recipe(optimizer="sgd", learning_rate=1e6, schedule="step", augment="none")
     with pytest.raises(
         TrainingDivergedError, match=r"loss became (nan|inf) at step \d+, learning rate 1e\+06; try `lr` 2e"
+    ):
+        _train(tmp_path, recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_kept(tmp_path: Path) -> None:
+    recipe = _recipe(optimizer="sgd", learning_rate=1e30, schedule="step", augment="none", batch_size=150, epochs=1)
+    with pytest.raises(
+        TrainingDivergedError, match=r"the held-out loss became (nan|inf) after epoch 1, learning rate 1e"
     ):
         _train(tmp_path, recipe)
     assert list(tmp_path.iterdir()) == []
@@ -254,17 +267,114 @@ def test_the_weights_a_run_starts_from_are_not_overwritten(tmp_path: Path) -> No
     assert start.read_bytes() == before
 
 
+def test_a_new_run_replaces_nothing_of_an_earlier_one(
+    whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match=r"copy: holds net\.safetensors, .* and 2 more of an earlier run.*`resume`"):
+        _train(folder, _recipe(epochs=1))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for name in ("net.jsonl", "net.last.pt", "net.png", "net.safetensors.json"):
+        (folder / name).unlink()
+    with pytest.raises(UsageError, match=r"holds net\.safetensors of an earlier run, .*; name another folder, or move"):
+        _train(folder, _recipe(epochs=1))
+    (folder / "net.safetensors").unlink()
+    (folder / "class_indices.json").write_text('{"daisy": 0, "roses": 1}')
+    with pytest.raises(
+        UsageError, match=r"names other classes \(daisy, roses\) than these images \(0, 1, 2 and 7 more"
+    ):
+        _train(folder, _recipe(epochs=1))
+    (folder / "class_indices.json").write_text("garbage")
+    with pytest.raises(UsageError, match=r"not a class_indices\.json .*name another folder"):
+        _train(folder, _recipe(epochs=1))
+    assert [path.name for path in folder.iterdir()] == ["class_indices.json"]
+
+
+def test_a_run_whose_best_weights_are_gone_is_not_resumed(
+    whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    (folder / "net.safetensors").unlink()
+    with pytest.raises(InputError, match=r"net\.safetensors: no such file, though net\.last\.pt goes on"):
+        _train(folder, _recipe(), resume=True)
+
+
+def test_a_folder_is_held_by_one_run_at_a_time_and_free_when_that_is_killed(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from alexdeploy import files\n"
+    code += "with files.claimed(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UsageError, match="another run is writing there; wait for its end or name another"):
+            _train(tmp_path, _recipe(epochs=1))
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        other.kill()
+        other.communicate()
+    _train(tmp_path, _recipe(epochs=1))
+    _train(tmp_path, _recipe(epochs=1), resume=True)  # and the run before has let go
+
+
+def test_two_threads_are_two_runs(tmp_path: Path) -> None:
+    refused: list[UsageError] = []
+
+    def begin_another(step: Step) -> None:
+        def start() -> None:
+            with pytest.raises(UsageError, match="another run is writing there") as caught:
+                _train(tmp_path, _recipe(epochs=1), resume=True)
+            refused.append(caught.value)
+
+        if step.done == 1:
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+
+    _train(tmp_path, _recipe(epochs=1), on_step=begin_another)
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize(
+    ("when", "epoch"),
+    [("save_state", 1), ("write_class_names", 1), ("save_checkpoint", 1), ("save_state", 3), ("write_curves", 2)],
+)
+def test_a_run_that_stops_while_it_writes_leaves_files_that_resume_makes_one(
+    when: str, epoch: int, whole: tuple[Path, TrainResult, list[Step]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = getattr(loop, when), []
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        calls.append(when)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, when, killed)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path, _recipe())
+    result = _train(tmp_path, _recipe(), resume=True)
+    assert [(e.train_loss, e.top1) for e in result.epochs] == [(e.train_loss, e.top1) for e in whole[1].epochs]
+    assert load_checkpoint(tmp_path / "net.safetensors").metrics == load_checkpoint(whole[1].path).metrics
+    expected = load_checkpoint(whole[1].path).model.state_dict()
+    for name, weight in load_checkpoint(tmp_path / "net.safetensors").model.state_dict().items():
+        assert torch.equal(weight, expected[name])
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole[0].iterdir()}
+    assert len((tmp_path / "net.jsonl").read_bytes().splitlines()) == len(result.epochs)
+
+
 def _command(out: Path, *options: str) -> list[str]:
     arguments = ["-m", "alexdeploy", "train", "lenet", "--data", "digits", "--epochs", "3", "--device", "cpu"]
     return [*arguments, "--batch-size", "16", "--out", str(out), *options]
 
 
 def test_a_run_killed_anywhere_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
-    last, best = tmp_path / "lenet.last.pt", tmp_path / "lenet.safetensors"
+    last, best, log = (tmp_path / f"lenet.{ending}" for ending in ("last.pt", "safetensors", "jsonl"))
     run = subprocess.Popen([sys.executable, *_command(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not last.exists() and run.poll() is None and time.monotonic() < deadline:
+        while not log.exists() and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(torch.rand(1).item() * 0.5)
     finally:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gzip
+import io
 import os
 import pathlib
+import pickle
 import shutil
+import tarfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.zoo.checkpoint import load_checkpoint, untrained
 
 Weights = dict[str, Tensor]
@@ -165,6 +172,7 @@ def test_the_lines_that_the_refusal_of_a_whole_module_gives_make_a_state_dict(
         ({"epoch": 3, "optimizer": {"state": {}}}, "expected a state dict .*, found 'epoch', 'optimizer'; save"),
         ({"netG": {"w": torch.zeros(1)}, "netD": {"w": torch.zeros(1)}}, r"several state dicts \(netG, netD\)"),
         ({}, "found nothing"),
+        ({"fc.weight": np.zeros((2, 2))}, "found 'fc.weight' that hold no tensors"),
         ([torch.zeros(3)], "expected a state dict .*, found a list"),
     ],
 )
@@ -172,3 +180,129 @@ def test_what_holds_no_state_dict_is_named_by_its_keys(content: Any, complaint: 
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=rf"a\.pth: .*{complaint}"):
         load_checkpoint(tmp_path / "a.pth", "lenet")
+
+
+BESIDE: dict[str, tuple[Callable[[Weights], dict[str, Any]], str]] = {
+    "numbers": (lambda weights: {**weights, "epoch": 3, "arch": "lenet", "note": None}, ""),
+    "thop": (lambda weights: {**weights, "total_ops": torch.zeros(1), "features.0.total_params": torch.zeros(1)}, ""),
+    "loss": (
+        lambda weights: {"state_dict": {**prefixed("net.")(weights), "criterion.weight": torch.ones(10)}},
+        "left out what is beside the network: criterion.weight",
+    ),
+    "metric": (
+        lambda weights: {**prefixed("module.net.")(weights), "module.top1.total": torch.tensor(3)},
+        "left out what is beside the network: module.top1.total",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_training_leaves_beside_the_weights_is_no_part_of_them(
+    case: str, weights: Weights, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    make, told = BESIDE[case]
+    torch.save(make(weights), tmp_path / "net.pth")
+    assert_loads(tmp_path / "net.pth", weights)
+    assert told in " ".join(str(warning.message) for warning in recwarn) if told else not recwarn
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda weights: {**weights, "attention.weight": torch.ones(3)},
+        lambda weights: {**prefixed("net.")(weights), "net.attention.weight": torch.ones(3)},
+        lambda weights: {**prefixed("student.")(weights), **prefixed("teacher.")(weights)},
+    ],
+    ids=["beside its layers", "inside", "two networks"],
+)
+def test_layers_that_the_network_lacks_are_never_left_out(
+    more: Callable[[Weights], Weights], weights: Weights, tmp_path: Path
+) -> None:
+    torch.save(more(weights), tmp_path / "net.pth")
+    with pytest.raises(InputError, match="not part of the network: "):
+        load_checkpoint(tmp_path / "net.pth", "lenet")
+
+
+def spoilt(weights: Weights) -> Weights:
+    features = weights["features.3.weight"].clone()
+    features[3, :2, 0, 0] = torch.nan
+    return {**weights, "features.3.weight": features}
+
+
+ODD: dict[str, tuple[Callable[[Weights], Weights], str]] = {
+    "NaN": (spoilt, r"lenet': features\.3\.weight holds 2 values that are NaN or infinite \(of 2400\)"),
+    "overflow": (
+        lambda weights: {name: (1e6 * tensor).half() for name, tensor in weights.items()},
+        "features.0.weight holds .* NaN or infinite",
+    ),
+    "whole numbers": (
+        lambda weights: {name: (100 * tensor).char() for name, tensor in weights.items()},
+        "features.0.weight has type int8, expected floating point",
+    ),
+    "complex": (lambda weights: {name: tensor + 0j for name, tensor in weights.items()}, "is complex"),
+    "sparse": (lambda weights: {name: tensor.to_sparse() for name, tensor in weights.items()}, "is sparse"),
+    "meta": (lambda weights: {name: tensor.to("meta") for name, tensor in weights.items()}, r"without values \(meta\)"),
+    "TensorFlow's layout": (
+        lambda weights: {
+            name: tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor.t() for name, tensor in weights.items()
+        },
+        "and 3 more; they are in TensorFlow's layout",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_weights_that_cannot_be_used_are_named_with_the_reason(case: str, weights: Weights, tmp_path: Path) -> None:
+    make, complaint = ODD[case]
+    torch.save(make(weights), tmp_path / "net.pth")
+    with pytest.raises(InputError, match=complaint):
+        load_checkpoint(tmp_path / "net.pth", "lenet")
+
+
+def test_the_nearest_network_is_named_with_its_distance(weights: Weights, tmp_path: Path) -> None:
+    torch.save({**weights, "features.0.bias": torch.zeros(7)}, tmp_path / "net.pth")
+    nearest = "; nearest: lenet, 7 of whose 8 tensors before the last layer fit one in the file"
+    with pytest.raises(InputError, match=f"features.1.weight is missing .*{nearest}"):
+        load_checkpoint(tmp_path / "net.pth", "mnist-cnn")
+    with pytest.raises(InputError, match=r"features\.0\.bias has shape \(7,\), expected \(6,\)$"):
+        load_checkpoint(tmp_path / "net.pth", "lenet")
+    with pytest.raises(UsageError, match=f"does not say which network it is.*{nearest}"):
+        load_checkpoint(tmp_path / "net.pth")
+
+
+def zip_of(*names: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return content.getvalue()
+
+
+def tar_of(name: str) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 file, as Keras writes; .* adopt"),
+        (gzip.compress(b"x"), "compressed by gzip; unpack"),
+        (tar_of("net.pth"), "a tar archive; unpack"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS; .*git lfs pull"),
+        (b"\n\n<!doctype html>", "page of HTML"),
+        (b'{"message": "Not Found"}', "JSON text"),
+        (onnx.ModelProto(ir_version=9, producer_name="pytorch").SerializeToString(), "an ONNX file, it seems"),
+        (zip_of("model.weights.h5", "config.json"), "a zip file of Keras"),
+        (zip_of("a.npy", "b.npy"), "an archive of NumPy"),
+        (zip_of("runs/best.pth"), "unpacked first; it holds runs/best.pth"),
+        (pickle.dumps({"a": np.zeros(3)}), "pickle that torch.save did not write, whose code is not run"),
+        (bytes(600), "begins with .*copy or download it again"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name(data: bytes, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(data)
+    with pytest.raises(InputError, match=rf"net\.pth: .*{complaint}"):
+        load_checkpoint(tmp_path / "net.pth", "lenet")

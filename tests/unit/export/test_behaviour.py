@@ -1,0 +1,180 @@
+"""Modules that no file can hold: each is refused for what it does, before anything is traced."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alexdeploy.errors import InputError
+from alexdeploy.export import from_torch
+from alexdeploy.export.from_torch import count_outputs, export_onnx
+from tests.unit.export.test_from_torch import TINY
+
+
+class Net(nn.Module):
+    """Sound, and the base of those that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 5))
+        self.norm = nn.BatchNorm2d(3)
+        self.calls = 0
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("mask", torch.full((5,), -torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(self.norm(x))
+        return logits
+
+
+class FunctionalDropout(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x))
+
+
+class AwakeDropout(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+
+    def eval(self) -> AwakeDropout:
+        super().eval()
+        self.drop.train()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.drop(super().forward(x))
+        return logits
+
+
+class SmallNoise(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-3 * torch.randn(1, 5)
+
+
+class StochasticDepth(Net):
+    """The same in half of all calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 if random.random() < 0.5 else 2)
+
+
+class Counts(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class MovingMean(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        self.mean.mul_(0.9).add_(logits.mean(0) / 10)
+        return logits - self.mean
+
+
+class AwakeNorm(Net):
+    def eval(self) -> AwakeNorm:
+        super().eval()
+        self.norm.train()
+        return self
+
+
+class NormWithoutStatistics(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+
+
+class BatchMean(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class PairsOnly(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(2, 5)
+
+
+class SpoiltWeight(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.body.get_submodule("3").weight[1, 2:5] = torch.nan
+
+
+class Logarithm(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log()
+
+
+class Double(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double())
+
+
+class Decides(Net):
+    """By each image for itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if x[0].sum() > 1e9 else 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        (FunctionalDropout, r"random numbers in forward of FunctionalDropout \(\w+\)"),
+        (AwakeDropout, r"changes from call to call in eval mode: it draws random numbers in drop, a Dropout \(\w+\)"),
+        (SmallNoise, r"random numbers in forward of SmallNoise \(randn\)"),
+        (StochasticDepth, r"random numbers, outside PyTorch"),
+        (Counts, r"changes from call to call .*depends on earlier calls; let it keep no state"),
+        (MovingMean, r"depends on earlier calls and changes its mean;"),
+        (AwakeNorm, r"depends on the other images in its batch: in training mode, .*: norm \(BatchNorm2d\)"),
+        (NormWithoutStatistics, r"the other images in its batch: without running statistics: norm \(BatchNorm2d\)"),
+        (BatchMean, r"depends on the other images in its batch; a classifier"),
+        (PairsOnly, r"answers two images and fails on one: RuntimeError"),
+        (SpoiltWeight, r"its 'body\.3\.weight' holds 3 such values \(of 3920\)"),
+        (Logarithm, r"NaN or infinite .*its weights are finite; they arise in forward of Logarithm"),
+        (Double, r"returns float64 for float32; make it float32 with module\.float\(\)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_module_is_said_to_be_at_fault(kind: type[Net], complaint: str) -> None:
+    random.seed(3)
+    with pytest.raises(InputError, match=complaint):
+        count_outputs(kind().eval(), TINY)
+
+
+def test_a_sound_module_is_taken_and_nobody_s_random_numbers_are_used_up() -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+    net = Net().eval()
+    after_init = torch.get_rng_state()
+    assert count_outputs(net, TINY) == 5
+    assert torch.equal(torch.get_rng_state(), after_init)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]  # type: ignore[union-attr]
+
+
+def test_a_decision_by_values_is_named_with_its_line_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
+    with pytest.raises(InputError, match=r"decides by values of its input \(test_behaviour\.py, line \d+: .*x\[0\]"):
+        export_onnx(Decides(), TINY, tmp_path / "model.onnx", real_images=images)
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_network_inside_data_parallel_and_compile_is_taken() -> None:
+    net = Net()
+    for wrapped in (net, nn.DataParallel(net), torch.compile(nn.DataParallel(net))):
+        assert isinstance(wrapped, nn.Module)
+        assert from_torch._unwrapped(wrapped) is net
