@@ -98,7 +98,7 @@ class KServeRunner(Runner):
         scheme, address = parse_url(url)
         self.runtime = f"kserve-{scheme[:4]}"
         self._asked = _Asked(url, model, version)
-        self._wire = (_Grpc if scheme.startswith("grpc") else _Http)(scheme, address, self._asked, timeout_s)
+        self._connected = (_Grpc if scheme.startswith("grpc") else _Http)(scheme, address, self._asked, timeout_s)
         try:
             found = self._wire.told("")
             self.inputs = [self._spec(tensor) for tensor in found.inputs]
@@ -161,8 +161,13 @@ class KServeRunner(Runner):
             failed=sum(one.fail.count for one in spent),
         )
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._wire.close()
+
+    @property
+    def _wire(self) -> _Http | _Grpc:
+        self.check_process()  # two processes on one connection would read each other's answers
+        return self._connected
 
     @cached_property
     def _logits(self) -> TensorSpec:
@@ -174,9 +179,8 @@ class KServeRunner(Runner):
         self, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[TensorSpec], top: int
     ) -> dict[str, npt.NDArray[Any]]:
         library = self._wire.library
-        given = [self._tensor(name, array) for name, array in inputs.items()]
         wanted = [library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
-        answer = self._wire.infer(given, wanted)
+        answer = self._wire.infer([self._tensor(name, array) for name, array in inputs.items()], wanted)
         found = {output.name: self._asked.read(partial(answer.as_numpy, output.name)) for output in outputs}
         missing = next((name for name, array in found.items() if array is None), None)
         if missing is not None:
@@ -296,9 +300,8 @@ class _Http:
             connection.close()
             raise self._asked.no_answer(in_a_line(error)) from error
         if answer.status != HTTPStatus.OK:
-            refuses = HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
             words = _words(content) or answer.reason
-            if refuses and answer.status not in _BUSY:
+            if 400 <= answer.status < 500 and answer.status not in _BUSY:
                 raise self._asked.refused(words)
             raise self._asked.failed(f"{answer.status}: {words}")
         return answer, content
@@ -324,8 +327,7 @@ class _Grpc:
 
     def told(self, what: str) -> Any:
         """The message of the model itself, its ``config`` or its ``stats``."""
-        method, _ = _TOLD[what]
-        answer = self._called(method, self._asked.model, self._asked.version)
+        answer = self._called(_TOLD[what][0], self._asked.model, self._asked.version)
         return answer.config if what == "config" else answer
 
     def infer(self, given: list[Any], wanted: list[Any]) -> Any:

@@ -91,8 +91,8 @@ class CudaRunner(OnnxRuntimeRunner):
         graphs = chosen.get("enable_cuda_graph") == "1"
         self._graphs = GraphCalls(self._session, (self._device, self._ordinal)) if graphs else None
 
-    def close(self) -> None:
-        super().close()
+    def _release(self) -> None:
+        super()._release()
         self._graphs = None
 
     def _bound(self, batch: Batch) -> Callable[[], object]:
