@@ -29,9 +29,9 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
     """One decoded image → the contract's ``input_shape`` and ``input_type``.
 
     Raises:
-        InputError: no pixels; those whose range is not known (32-bit integers and floats); colours that are not RGB or
-            gray; damaged EXIF data, where the contract turns by them; an image so narrow that it would become huge when its
-            shorter side is resized or padded.
+        InputError: no pixels, or pixels whose range is not known (32-bit integers and floats); colours that are not
+            RGB or gray; damaged EXIF data, where the contract turns by them; an image so narrow that it would become
+            huge when its shorter side is resized or padded.
         UnavailableError: the library that the contract's resampling names is not installed.
     """
     return to_input(center_crop(resize(image, contract), contract.size), contract)

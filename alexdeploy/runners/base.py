@@ -26,8 +26,8 @@ _Self = TypeVar("_Self", bound="Runner")
 IMAGE_TYPES = ("float32", "float16", "uint8")
 CLOSED = "the runner is closed; load the file again"
 _FORKED = (
-    "the model was loaded before this process was forked, and its threads and connections stayed behind; load it in each "
-    "process (gunicorn without preload, multiprocessing with 'spawn')"
+    "the model was loaded before this process was forked, and its threads and connections stayed behind; load it in "
+    "each process (gunicorn without preload, multiprocessing with 'spawn')"
 )
 _COPIED = "a loaded model cannot be copied or pickled; load the file where it is needed, in each process"
 
