@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -293,12 +293,12 @@ class _Http:
                 answer, content = send()
             except ConnectionError:
                 connection.close()
-                if not used:
+                if not used or self._connections is None:
                     raise
                 answer, content = send()  # the server had closed it while nothing was asked
-        except (OSError, HTTPException, ValueError) as error:
+        except Exception as error:  # of any kind where another thread closes the connection meanwhile
             connection.close()
-            raise self._asked.no_answer(in_a_line(error)) from error
+            raise (self._asked.no_answer(in_a_line(error)) if self._connections else self._asked.closed()) from error
         if answer.status != HTTPStatus.OK:
             words = _words(content) or answer.reason
             if 400 <= answer.status < 500 and answer.status not in _BUSY:
@@ -351,7 +351,7 @@ class _Grpc:
             words = f"{error.status()}: {error.message()}"
             raise (self._asked.no_answer if error.status() in _SILENCE else self._asked.failed)(words) from error
         except ValueError as error:  # closed meanwhile, by another thread
-            raise self._asked.no_answer(in_a_line(error)) from error
+            raise self._asked.closed() from error
 
 
 def _message(what: str) -> Any:
