@@ -29,9 +29,9 @@ def preprocess(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
     """One decoded image → the contract's ``input_shape`` and ``input_type``.
 
     Raises:
-        InputError: pixels whose range is not known (32-bit integers and floats), or colours that are not RGB or gray;
-            damaged EXIF data, where the contract turns by them; an image so narrow that it would become huge when its
-            shorter side is resized or padded.
+        InputError: no pixels, or pixels whose range is not known (32-bit integers and floats); colours that are not
+            RGB or gray; damaged EXIF data, where the contract turns by them; an image so narrow that it would become
+            huge when its shorter side is resized or padded.
         UnavailableError: the library that the contract's resampling names is not installed.
     """
     return to_input(center_crop(resize(image, contract), contract.size), contract)
@@ -53,6 +53,8 @@ def ten_crop(image: Image.Image, contract: Contract) -> npt.NDArray[Any]:
 
 def resize(image: Image.Image, contract: Contract) -> Image.Image:
     """Turned upright where the contract says so, in its colours (RGB for bgr), and resized; not yet cropped."""
+    if not image.width or not image.height:  # a resize would make black pixels of none
+        raise InputError(f"it has no pixels: {image.width} x {image.height}")
     if contract.exif_orientation:
         image = _upright(image)
     image = _eight_bits(image)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from alexdeploy.export.behaviour import check_logits, check_steady, why_unsteady
 from alexdeploy.export.parity import Parity, distance, in_batches, noise
 from alexdeploy.export.tuned import check_tuned_parity, with_learned_qdq
 from alexdeploy.graph.flatten import restore_flatten
+from alexdeploy.graph.infer import contained_logs
 from alexdeploy.graph.model import op_counts, save_onnx
 from alexdeploy.graph.names import rename
 from alexdeploy.graph.uint8_input import with_uint8_input
@@ -308,16 +308,6 @@ def _input_error_in(error: BaseException | None) -> InputError | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter logs and warns about its own internals; a user can act on neither, and failures are raised too."""
-    loggers: Sequence[logging.Logger] = [
-        logging.getLogger(n) for n in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with contained_logs("torch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -79,8 +79,8 @@ def _contradict(declared: ir.Shape | None, inferred: ir.Shape | None) -> bool:
 
 
 @contextlib.contextmanager
-def contained_logs() -> Iterator[list[logging.LogRecord]]:
-    """Withhold what onnx_ir and onnxscript log in this thread while the block runs; what they logged is in the list.
+def contained_logs(*more: str) -> Iterator[list[logging.LogRecord]]:
+    """Withhold what onnx_ir, onnxscript and ``more`` log in this thread while the block runs; it is in the list.
 
     They log tracebacks of what they go on without. Other threads, and the application's handlers, are left alone.
     """
@@ -94,7 +94,7 @@ def contained_logs() -> Iterator[list[logging.LogRecord]]:
         return False
 
     # a filter does not reach the loggers below its own
-    names = [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] in _LIBRARIES]
+    names = [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] in (*_LIBRARIES, *more)]
     loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addFilter(withhold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -73,9 +74,8 @@ class Artifact(ABC):
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the file."""
-        if isinstance(self.source, Path):
-            return files.sha256_file(self.source)
-        return hashlib.sha256(self.source).hexdigest()
+        source = self.source
+        return files.sha256_file(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
 
     @property
     def runtimes(self) -> tuple[Runtime, ...]:
@@ -376,13 +376,16 @@ def artifact_of(source: Path | str | bytes | Artifact, runtime: str | None = Non
     """The file or bytes as one of its kind, whether or not it carries a contract; see ``load`` for the arguments.
 
     Raises:
+        UsageError: something else.
         InputError: missing or empty, or not one of these.
         GateError: an engine without its sidecar, or with one that does not match.
     """
     if isinstance(source, Artifact):
         return source
-    if isinstance(source, str):
+    if isinstance(source, (str, os.PathLike)):
         source = Path(source)
+    if not isinstance(source, (Path, bytes, bytearray, memoryview)):
+        raise UsageError(f"got a {type(source).__name__} in place of a model file; give its path or its bytes")
     kind = _kind_of(source) if isinstance(source, Path) else _kind_of_bytes(source, runtime)
     return EngineArtifact(source, trust=trust) if kind == "engine" else _CLASSES[kind](source)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +25,18 @@ _Self = TypeVar("_Self", bound="Runner")
 
 IMAGE_TYPES = ("float32", "float16", "uint8")
 CLOSED = "the runner is closed; load the file again"
+_FORKED = (
+    "the model was loaded before this process was forked, and its threads and connections stayed behind; load it in "
+    "each process (gunicorn without preload, multiprocessing with 'spawn')"
+)
+_COPIED = "a loaded model cannot be copied or pickled; load the file where it is needed, in each process"
 
 
 class Runner(ABC):
     """A classifier on one runtime.
+
+    It belongs to the process that loaded it: it can be neither copied nor pickled, and in a process that was forked
+    later every call is refused, since it could wait for ever for threads, or locks, of the other.
 
     Attributes:
         runtime: its name on the command line, such as ``onnxruntime-cpu``.
@@ -43,13 +54,21 @@ class Runner(ABC):
     on_gpu: bool = False
     layer_types: Mapping[str, str] = MappingProxyType({})
     tf32: bool | None = False
+    _process: int
+
+    def __new__(cls: type[_Self], *_: Any, **__: Any) -> _Self:
+        runner = super().__new__(cls)
+        runner._process = os.getpid()
+        _LOADED.add(runner)
+        return runner
 
     @abstractmethod
     def infer(self, batch: Batch) -> npt.NDArray[np.float32]:
         """(N, *input) of the input's type → (N, classes) float32; the caller owns both arrays.
 
         Raises:
-            UsageError: wrong shape or dtype, or the runner is closed.
+            UsageError: wrong shape or dtype, NaN or infinity in it, or the runner is closed. On a GPU the values are
+                not looked at, which would take as long as the copy to the device.
         """
 
     def device_call(self, batch: Batch) -> Callable[[], object]:
@@ -76,11 +95,16 @@ class Runner(ABC):
         """
         return None
 
-    def close(self) -> None:  # noqa: B027 (there may be nothing to release)
+    def close(self) -> None:
         """Release what the runtime holds, at once or when the calls under way have ended. Calling it twice is fine.
 
-        Every later call is a UsageError.
+        Every later call is a UsageError. In a process that was forked later it does nothing.
         """
+        if os.getpid() == self._process:
+            self._release()
+
+    def _release(self) -> None:  # noqa: B027 (there may be nothing to release)
+        """``close``, in the process that loaded it."""
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -89,6 +113,9 @@ class Runner(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise UsageError(_COPIED)
 
     @property
     def frozen_batch(self) -> int | None:
@@ -103,7 +130,8 @@ class Runner(ABC):
 
     def check_batch(self, batch: Batch) -> None:
         """Refuse what is not a batch of this runner's images; dynamic dimensions accept any size."""
-        if not isinstance(batch, np.ndarray):
+        self.check_process()
+        if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):  # no runtime knows of a mask
             raise UsageError(f"{self.runtime}: got a {type(batch).__name__}; expected a NumPy array")
         expected = [dim if isinstance(dim, int) and dim != -1 else None for dim in self.input.shape[1:]]
         fits = batch.ndim == len(self.input.shape) and all(
@@ -114,6 +142,29 @@ class Runner(ABC):
                 f"{self.runtime}: got a batch of shape {batch.shape} and type {batch.dtype}; "
                 f"expected (N, {', '.join(map(str, self.input.shape[1:]))}) {self.input.dtype}"
             )
+        if batch.dtype.kind == "f" and not self.on_gpu:  # pooling and ReLU lose a NaN: the answer would be finite
+            for index, image in enumerate(batch):
+                if not np.isfinite(image).all():
+                    kind = "NaN" if np.isnan(image).any() else "infinity"
+                    raise UsageError(f"{self.runtime}: image {index} of the batch holds {kind}; check where it is made")
+
+    def check_process(self) -> None:
+        """Refuse a process that was forked from the one that loaded the model."""
+        if os.getpid() != self._process:
+            raise UsageError(_FORKED)
+
+
+_LOADED: WeakSet[Runner] = WeakSet()
+
+
+def _keep_what_the_parent_loaded() -> None:
+    """Never release it: a destructor would wait for threads that a child does not have, at the latest when it ends."""
+    for runner in [*_LOADED]:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runner))
+
+
+if hasattr(os, "register_at_fork"):  # where there is a fork
+    os.register_at_fork(after_in_child=_keep_what_the_parent_loaded)
 
 
 PROFILE_WARMUP, PROFILE_RUNS = 3, 10

@@ -181,7 +181,8 @@ def _each(images: Iterable[AnyImage]) -> Iterator[AnyImage]:
 
 def _decoded(source: AnyImage, name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        masked = isinstance(source, np.ma.MaskedArray)
+        if masked or source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
             raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
         return Image.fromarray(source)
     if not isinstance(source, (str, os.PathLike, Image.Image)):
@@ -193,5 +194,6 @@ def _decoded(source: AnyImage, name: str) -> Image.Image:
 
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"an array {value.shape} {value.dtype}"
+        masked = "a masked" if isinstance(value, np.ma.MaskedArray) else "an"
+        return f"{masked} array {value.shape} {value.dtype}"
     return "None" if value is None else f"one of type {type(value).__name__}"

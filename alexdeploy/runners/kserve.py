@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -98,7 +98,7 @@ class KServeRunner(Runner):
         scheme, address = parse_url(url)
         self.runtime = f"kserve-{scheme[:4]}"
         self._asked = _Asked(url, model, version)
-        self._wire = (_Grpc if scheme.startswith("grpc") else _Http)(scheme, address, self._asked, timeout_s)
+        self._connected = (_Grpc if scheme.startswith("grpc") else _Http)(scheme, address, self._asked, timeout_s)
         try:
             found = self._wire.told("")
             self.inputs = [self._spec(tensor) for tensor in found.inputs]
@@ -162,8 +162,13 @@ class KServeRunner(Runner):
             failed=sum(one.fail.count for one in spent),
         )
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._wire.close()
+
+    @property
+    def _wire(self) -> _Http | _Grpc:
+        self.check_process()  # two processes on one connection would read each other's answers
+        return self._connected
 
     @cached_property
     def _logits(self) -> TensorSpec:
@@ -175,9 +180,8 @@ class KServeRunner(Runner):
         self, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[TensorSpec], top: int
     ) -> dict[str, npt.NDArray[Any]]:
         library = self._wire.library
-        given = [self._tensor(name, array) for name, array in inputs.items()]
         wanted = [library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
-        answer = self._wire.infer(given, wanted)
+        answer = self._wire.infer([self._tensor(name, array) for name, array in inputs.items()], wanted)
         found = {output.name: self._asked.read(partial(answer.as_numpy, output.name)) for output in outputs}
         missing = next((name for name, array in found.items() if array is None), None)
         if missing is not None:
@@ -294,16 +298,15 @@ class _Http:
                 answer, content = send()
             except ConnectionError:
                 connection.close()
-                if not used:
+                if not used or self._connections is None:
                     raise
                 answer, content = send()  # the server had closed it while nothing was asked
-        except (OSError, HTTPException, ValueError, OverflowError, MemoryError) as error:
+        except Exception as error:  # of any kind where another thread closes the connection meanwhile
             connection.close()
-            raise self._asked.no_answer(in_a_line(error)) from error
+            raise (self._asked.no_answer(in_a_line(error)) if self._connections else self._asked.closed()) from error
         if answer.status != HTTPStatus.OK:
-            refuses = HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
             words = _words(content) or answer.reason
-            if refuses and answer.status not in _BUSY:
+            if 400 <= answer.status < 500 and answer.status not in _BUSY:
                 raise self._asked.refused(words)
             raise self._asked.failed(f"{answer.status}: {words}")
         return answer, content
@@ -329,8 +332,7 @@ class _Grpc:
 
     def told(self, what: str) -> Any:
         """The message of the model itself, its ``config`` or its ``stats``."""
-        method, _ = _TOLD[what]
-        answer = self._called(method, self._asked.model, self._asked.version)
+        answer = self._called(_TOLD[what][0], self._asked.model, self._asked.version)
         return answer.config if what == "config" else answer
 
     def infer(self, given: list[Any], wanted: list[Any]) -> Any:
@@ -354,7 +356,7 @@ class _Grpc:
             words = f"{error.status()}: {error.message()}"
             raise (self._asked.no_answer if error.status() in _SILENCE else self._asked.failed)(words) from error
         except ValueError as error:  # closed meanwhile, by another thread
-            raise self._asked.no_answer(in_a_line(error)) from error
+            raise self._asked.closed() from error
 
 
 def _message(what: str) -> Any:

@@ -112,7 +112,7 @@ class OnnxRuntimeRunner(Runner):
             raise UsageError(CLOSED)
         return session
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._opened, self._model, self._weights = None, None, {}
 
     def _start(self, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -91,8 +91,8 @@ class CudaRunner(OnnxRuntimeRunner):
         graphs = chosen.get("enable_cuda_graph") == "1"
         self._graphs = GraphCalls(self._session, (self._device, self._ordinal)) if graphs else None
 
-    def close(self) -> None:
-        super().close()
+    def _release(self) -> None:
+        super()._release()
         self._graphs = None
 
     def _bound(self, batch: Batch) -> Callable[[], object]:
@@ -229,7 +229,7 @@ class TensorRtProviderRunner(CudaRunner):
         """With the profile of the model, and the folders of the caches."""
         for library in ("onnx", "onnx_ir"):
             require(library)
-        from alexdeploy.graph.model import load_onnx
+        from alexdeploy.graph.model import load_onnx, release_weights
 
         graph = load_onnx(model)
         _check_no_engine(graph, str(model) if isinstance(model, Path) else "the model")
@@ -237,6 +237,7 @@ class TensorRtProviderRunner(CudaRunner):
             options = {**options, **self._profile(graph)}
         key, folder, version = _key(model, graph, options), cache_folder(), tensorrt_version()
         fixed = "trt_profile_max_shapes" in options or not _is_open(graph)
+        release_weights(graph)
         chosen = any(name.startswith(("trt_engine_cache", "trt_timing_cache", "trt_dump_ep")) for name in options)
         if chosen or not fixed or not version or folder is None:
             yield options

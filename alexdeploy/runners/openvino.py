@@ -69,7 +69,7 @@ class OpenVinoRunner(Runner):
             raise UsageError(CLOSED)
         return compiled
 
-    def close(self) -> None:
+    def _release(self) -> None:
         with self._streams_lock:
             self._core = self._model = self._opened = None
             self._streams, self._own = [], threading.local()

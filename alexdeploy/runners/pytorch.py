@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,8 +24,7 @@ from alexdeploy.zoo.checkpoint import Checkpoint
 class PyTorchRunner(Runner):
     """A checkpoint in evaluation mode. ``infer`` copies to the device and back, as every runner does.
 
-    On a GPU it computes FP32 without TF32, as our engines do, whatever the application has set for its own calls. A
-    process that was forked from the one that loaded it is refused: PyTorch would wait for threads that it has not.
+    On a GPU it computes FP32 without TF32, as our engines do, whatever the application has set for its own calls.
 
     ``ordinal``: number of the CUDA device; None for the first, where there is one, else the CPU.
 
@@ -49,7 +47,6 @@ class PyTorchRunner(Runner):
         self.device = torch.device(f"cuda:{ordinal or 0}" if reason is None and torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
         self._model: torch.nn.Module | None = checkpoint.model.to(self.device)
-        self._process = os.getpid()
         self.input = TensorSpec("input", ("batch", *checkpoint.contract.input_shape), "float32")
         self.classes = checkpoint.classes
         self._watch = Watch(_in_words, RuntimeError)
@@ -65,16 +62,8 @@ class PyTorchRunner(Runner):
         with self._watch.calls():
             return partial(self._watched_run, self._on_device(batch))
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._model = None
-
-    def check_batch(self, batch: Batch) -> None:
-        if os.getpid() != self._process:
-            raise UsageError(
-                "the checkpoint was loaded before this process was forked; load it in each process (gunicorn without "
-                "preload, multiprocessing with 'spawn'), or use its ONNX file"
-            )
-        super().check_batch(batch)
 
     def _watched_run(self, images: torch.Tensor) -> torch.Tensor:
         with self._watch.calls():
@@ -82,6 +71,8 @@ class PyTorchRunner(Runner):
 
     def _on_device(self, batch: Batch) -> torch.Tensor:
         """Copied where PyTorch would refuse the array or warn of it: negative strides, read-only memory."""
+        if min(batch.strides) < 0:  # of an axis of length 1 as well, which NumPy takes for contiguous
+            batch = batch.copy()
         return torch.from_numpy(np.require(batch, requirements=("C", "W"))).to(self.device)
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:

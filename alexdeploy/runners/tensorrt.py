@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -94,7 +95,7 @@ class TensorRTRunner(Runner):
             described = _describe(library, loaded, file.origin)
         self._held = _Held(self._device, described, contexts, graphs=graphs)
         self._pool = self._held.pool
-        weakref.finalize(self, _abandon, self._held)  # of a runner that nobody closes
+        weakref.finalize(self, _abandon, self._held, os.getpid())  # of a runner that nobody closes
         self._profile = described.profile
         self.input = _spec(described.input)
         self._output = described.outputs[0]
@@ -138,6 +139,7 @@ class TensorRTRunner(Runner):
             UsageError: arrays that the engine cannot take as they are, or the runner is closed.
             UnavailableError, DeviceLostError: see ``infer``.
         """
+        self.check_process()
         with self._pool.lend() as execution, self._device.current():
             order = execution.stream.handle if stream is None else None
             images, logits = view(batch, self._device, order, "batch"), view(out, self._device, order, "out")
@@ -191,6 +193,9 @@ class TensorRTRunner(Runner):
             UnavailableError: CUDA reported an error; everything was released all the same.
             DeviceLostError: the device is lost, and this is the first to tell.
         """
+        super().close()
+
+    def _release(self) -> None:
         self._held.close()
 
     def _warm_up(self, batches: Sequence[int], contexts: int) -> None:
@@ -281,7 +286,9 @@ def _checked(contexts: Any, warm_up: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _abandon(held: _Held) -> None:
+def _abandon(held: _Held, process: int) -> None:
+    if os.getpid() != process:  # CUDA does not work in a process that was forked
+        return
     with contextlib.suppress(AlexdeployError):  # nobody is there to be told
         held.close(_PATIENCE_S)
 

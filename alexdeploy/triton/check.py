@@ -352,18 +352,20 @@ class _Check:
 
 def _opened(root: Path, name: str, number: int) -> _Version:
     folder = root / name / str(number)
-    artifact = open_artifact(model_in(folder))
-    found, answers = served(artifact, backend_of(read_config(root / name / CONFIG))), golden.read_golden(folder)
-    logits = answers.logits
-    if logits is None:
-        try:
-            with artifact.runner() as runner:
-                logits = runner.infer(answers.inputs)
-        except (GateError, UnavailableError) as error:
-            raise UnavailableError(
-                f"{folder}: no golden answers were stored, and nothing here runs the engine ({error}); check it on the "
-                "machine that serves it"
-            ) from error
+    with contextlib.ExitStack() as held:
+        artifact = open_artifact(model_in(folder))
+        held.callback(artifact.release)
+        found, answers = served(artifact, backend_of(read_config(root / name / CONFIG))), golden.read_golden(folder)
+        logits = answers.logits
+        if logits is None:
+            try:
+                with artifact.runner() as runner:
+                    logits = runner.infer(answers.inputs)
+            except (GateError, UnavailableError) as error:
+                raise UnavailableError(
+                    f"{folder}: no golden answers were stored, and nothing here runs the engine ({error}); check it on "
+                    "the machine that serves it"
+                ) from error
     return _Version(name, number, artifact, found, answers, logits)
 
 

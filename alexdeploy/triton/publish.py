@@ -115,26 +115,32 @@ def publish(
         >>> publish("model.onnx", "repository", name="digits", image=True).version
         1
     """
-    root, opened = Path(repository).absolute(), artifact_of(Path(artifact))
-    found = served(opened, backend)
-    _warn_of_slow_lrn(opened, found)
-    name = _checked_name(name if name is not None else opened.path.stem)
-    chosen = {"instances": instances, "max_batch": max_batch, "max_delay_us": max_delay_us}
-    settings = _settings(found, _present(root / name), {key: n for key, n in chosen.items() if n is not None})
-    # those of the versions before would take a version that does not fit them, too
-    image = image or (root / f"{name}{IMAGE}").exists()
-    configs = [network_config(found, name, settings), *(image_configs(found, name, settings) if image else ())]
-    new = [config for config in configs if not _is_published(root, config)]
-    number = _version(root / name, version)
-    with _staging(root) as stage:
-        answers, why_not = _write_network(stage / name, configs[0], found, opened, number, image=image)
-        for config in configs[1:]:
-            _write_image_model(stage / config.name, config, config.name.removeprefix(name))
-        check_repository(stage, name)
-        moves = [Path(config.name) for config in new]
-        if configs[0] not in new:
-            moves.insert(0, Path(name, str(number)))
-        _put_in_place(stage, root, moves)
+    root = Path(repository).absolute()
+    with ExitStack() as held:
+        opened = artifact_of(Path(artifact))
+        held.callback(opened.release)
+        found = served(opened, backend)
+        _warn_of_slow_lrn(opened, found)
+        name = _checked_name(name if name is not None else opened.path.stem)
+        chosen = {"instances": instances, "max_batch": max_batch, "max_delay_us": max_delay_us}
+        settings = _settings(found, _present(root / name), {key: n for key, n in chosen.items() if n is not None})
+        # those of the versions before would take a version that does not fit them, too
+        image = image or (root / f"{name}{IMAGE}").exists()
+        configs = [network_config(found, name, settings), *(image_configs(found, name, settings) if image else ())]
+        new = [config for config in configs if not _is_published(root, config)]
+        number = _version(root / name, version)
+        with _staging(root) as stage:
+            copied = _copy(opened, stage / name / str(number), found)
+            held.callback(copied.release)
+            origin = files.Parent(name=opened.path.name, sha256=copied.digest)
+            answers, why_not = _write_network(stage / name, configs[0], found, copied, origin, number, image=image)
+            for config in configs[1:]:
+                _write_image_model(stage / config.name, config, config.name.removeprefix(name))
+            check_repository(stage, name)
+            moves = [Path(config.name) for config in new]
+            if configs[0] not in new:
+                moves.insert(0, Path(name, str(number)))
+            _put_in_place(stage, root, moves)
     return Published(root, name, number, tuple(move.parts[0] for move in moves), found, settings, answers, why_not)
 
 
@@ -242,11 +248,17 @@ def _staging(root: Path) -> Iterator[Path]:
 
 
 def _write_network(
-    folder: Path, config: ModelConfig, found: Served, artifact: Artifact, version: int, *, image: bool
+    folder: Path,
+    config: ModelConfig,
+    found: Served,
+    copied: Artifact,
+    origin: files.Parent,
+    version: int,
+    *,
+    image: bool,
 ) -> tuple[tuple[str, ...], str]:
-    """The network's folder with this one version; returns the labels of the golden images, or why there are none."""
+    """The rest of the network's folder; returns the labels of the golden images, or why there are none."""
     inside = folder / str(version)
-    copied = _copy(artifact, inside, found)
     images = golden.draw_images()
     inputs = golden.network_inputs(images, found.contract)
     _write_config(folder, config, inputs[0].tobytes())
@@ -275,7 +287,6 @@ def _write_network(
         image=image,
         artifact_sha256=copied.digest,
     )
-    origin = files.Parent(name=artifact.path.name, sha256=copied.digest)
     golden.write_golden(inside, golden.Golden(about, images, inputs, logits, probabilities), origin)
     return labels, why_not
 

@@ -41,7 +41,11 @@ def check_repository(folder: Path, name: str) -> None:
     if not versions:
         raise GateError(f"{folder / name}: has no version; publish one")
     for version in versions:
-        found = served(open_artifact(model_in(folder / name / str(version))), backend_of(config))
+        artifact = open_artifact(model_in(folder / name / str(version)))
+        try:
+            found = served(artifact, backend_of(config))
+        finally:
+            artifact.release()
         _compare(folder, config, found, f"version {version}")
         if found.batches is not None and config.max_batch_size > found.batches.max[0]:
             raise GateError(

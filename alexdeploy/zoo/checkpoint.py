@@ -168,7 +168,8 @@ def _loaded(recipe: Recipe, file: WeightFile, path: Path) -> ConvNet:
     weights = named_for(file, empty, str(path))
     check_finite(weights, f"{path} into '{recipe.network.name}'")
     head = weights.get(f"{head_of(empty)}.weight")
-    model = build_network(recipe.network, int(head.shape[0]) if head is not None and head.ndim else 2)
+    shape = _shape_of(recipe, int(head.shape[0]) if head is not None and head.ndim else 2)
+    model = shape.to_empty(device="cpu")  # fresh weights would take from the application's random numbers
     load_weights(model, weights, f"{path} into '{recipe.network.name}'")
     return model
 

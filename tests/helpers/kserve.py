@@ -124,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond(b"")
 
     def do_POST(self) -> None:
-        self._respond(self.rfile.read(int(self.headers["Content-Length"])))
+        size = int(self.headers["Content-Length"])
+        if len(body := self.rfile.read(size)) == size:  # else the client has gone
+            self._respond(body)
 
     def _respond(self, body: bytes) -> None:
         peers: set[int] = self.server.peers  # type: ignore[attr-defined]

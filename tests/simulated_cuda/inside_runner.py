@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from onnx import helper, numpy_helper
 from alexdeploy.cuda import arrays
 from alexdeploy.cuda.open import open_device
 from alexdeploy.errors import AlexdeployError, UnavailableError, UsageError
-from alexdeploy.runners.tensorrt import TensorRTRunner
+from alexdeploy.runners.tensorrt import TensorRTRunner, _abandon
 from alexdeploy.specs import BuilderName
 from tests.helpers.foreign_graphs import Foreign, half_throughout, pixels, several_outputs
 from tests.helpers.graphs import Array, images
@@ -118,6 +120,26 @@ def test_a_closed_runner_says_so(engine: Path) -> None:
     runner.close()
     with pytest.raises(UsageError, match="closed"):
         runner.infer(images(1))
+
+
+def test_a_forked_process_is_refused_and_touches_no_driver(sim: ctypes.CDLL, engine: Path) -> None:
+    with TensorRTRunner(engine) as runner:
+        runner.infer(images(1))
+        held, right = sim.sim_live(), runner.infer(images(2))
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # ends it where it waits
+            refused = 0
+            for call in (lambda: runner.infer(images(2)), lambda: runner.infer_on_device(None, None)):
+                try:
+                    call()
+                except UsageError as error:
+                    refused += "forked" in str(error)
+            runner.close()
+            _abandon(runner._held, runner._process)  # as at the end of the process
+            os._exit(7 if refused == 2 and sim.sim_live() == held else 8)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        np.testing.assert_array_equal(runner.infer(images(2)), right)
 
 
 def test_an_engine_that_tensorrt_refuses(tmp_path: Path) -> None:

@@ -104,6 +104,22 @@ def test_a_damaged_pillow_image_is_an_input_error_of_one_line(model: Path, kind:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "image", [np.zeros((0, 8, 3), np.uint8), np.zeros((8, 0), np.uint8), Image.new("RGB", (0, 0))], ids=str
+)
+@pytest.mark.parametrize("ten_crop", [False, True])
+def test_an_image_without_pixels_has_no_answer(model: Path, image: Any, ten_crop: bool) -> None:
+    said = r"cannot read image 'images\[0\]': it has no pixels: \d x \d$"
+    with alexdeploy.Classifier(model, ten_crop=ten_crop) as classifier, pytest.raises(InputError, match=said):
+        classifier([image])
+
+
+def test_a_mask_is_not_dropped(model: Path) -> None:
+    masked: Any = np.ma.masked_array(PIXELS[0], PIXELS[0] > 100)
+    with alexdeploy.Classifier(model) as classifier, pytest.raises(UsageError, match=r"images\[0\] is a masked array"):
+        classifier([masked])
+
+
 def test_the_likeliest_classes_come_best_first_across_batches(model: Path) -> None:
     (logits,) = run(conv_lrn_gemm(), ((PIXELS / np.float32(255) - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2))
     shares = torch.from_numpy(logits).softmax(1)

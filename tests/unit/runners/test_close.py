@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from alexdeploy.errors import UsageError
 from alexdeploy.runners.base import Runner
 from alexdeploy.zoo.checkpoint import save_checkpoint, untrained
 from tests.helpers.graphs import conv_lrn_gemm, images
+from tests.helpers.kserve import grpc_server, http_server
 
 RUNTIMES = ("onnxruntime-cpu", "openvino", "pytorch")
 HOLDS = {"onnxruntime-cpu": "_opened", "openvino": "_opened", "pytorch": "_model"}
@@ -146,18 +148,43 @@ def test_closing_during_calls_gives_right_answers_or_one_refusal(folder: Path, r
     assert wrong == []
 
 
-def test_a_checkpoint_that_was_loaded_before_a_fork_is_refused_in_the_child(folder: Path) -> None:
-    runner = opened(folder, "pytorch")
-    batch = batch_for(runner)
-    runner.infer(batch)
+@pytest.fixture(params=[*RUNTIMES, "kserve-http", "kserve-grpc"])
+def open_one(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callable[[], Runner]]:
+    if not request.param.startswith("kserve"):
+        yield lambda: opened(folder, request.param)
+        return
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed")
+    from alexdeploy.runners.kserve import KServeRunner
+
+    with grpc_server() if "grpc" in request.param else http_server() as found:
+        yield lambda: KServeRunner(found if isinstance(found, str) else found[0], "double")
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_a_process_forked_after_the_load_is_refused_and_never_waits(open_one: Callable[[], Runner], how: str) -> None:
+    runner = open_one()
+    sizes = [int(size) for size in runner.input.shape[1:]]
+    if runner.runtime == "openvino":
+        runner.infer(images(40, sizes))  # starts its other threads
+    batch = images(2, sizes)
+    right = runner.infer(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: that is what is tried here
         child = os.fork()
     if not child:
+        signal.alarm(20)  # ends it where it waits
         try:
             runner.infer(batch)
         except UsageError as error:
-            os._exit(7 if "forked" in str(error) else 8)
-        os._exit(9)
+            code = 7 if "forked" in str(error) else 8
+        else:
+            code = 9
+        if how == "close":
+            runner.close()
+        else:
+            del runner
+            gc.collect()
+        os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert len(runner.infer(batch)) == 2, "the parent goes on"
+    np.testing.assert_array_equal(runner.infer(batch), right, "the parent goes on")
+    runner.close()

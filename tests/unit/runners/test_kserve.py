@@ -188,6 +188,22 @@ def test_after_close(url: str) -> None:
         runner.infer(images(1))
 
 
+def test_closing_during_calls_gives_right_answers_or_one_refusal(url: str) -> None:
+    def ask(runner: KServeRunner) -> None:
+        while True:
+            np.testing.assert_array_equal(runner.infer(images(2)), images(2).reshape(2, 4) * 2)
+
+    for _ in range(15):
+        with KServeRunner(url, "double") as runner, ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(ask, runner) for _ in range(4)]
+            time.sleep(0.02)
+            runner.close()
+            for one in asked:
+                assert isinstance(
+                    one.exception(60), UsageError if "grpc" not in url else (UsageError, UnavailableError)
+                )
+
+
 def test_no_answer_in_time(url: str) -> None:
     with KServeRunner(url, "slow", timeout_s=0.3) as runner:
         for _ in range(2):  # the second waits no longer than the first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from alexdeploy.triton import publish as room
 from alexdeploy.triton.golden import draw_images, network_inputs, read_golden
 from alexdeploy.triton.repository import check_repository, versions_of
 from tests.helpers.graphs import conv_lrn_gemm, run
+from tests.unit.runners.test_close import with_large_weights
 from tests.unit.triton.conftest import CONTRACT, save
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
@@ -367,3 +369,18 @@ def test_a_model_without_a_version_is_none(root: Path, model: Path) -> None:
     (root / "net/1").rename(root / "net/warmup/1")
     with pytest.raises(GateError, match="has no version"):
         check_repository(root, "net")
+
+
+def test_no_graph_stays_mapped(models: Path, root: Path) -> None:
+    """A graph is a circle of references, so that only its release, or the garbage collector, lets go of its file."""
+    path = save(models / "net.onnx", with_large_weights())
+    gc.collect()
+    gc.disable()
+    try:
+        publish(path, root)
+        with pytest.raises(UsageError, match="not overwritten"):
+            publish(path, root, version=1)
+        check_repository(root, "net")
+        assert str(models) not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
