@@ -1,17 +1,22 @@
 """Files the tool writes: atomic, with a sidecar ``<file>.json`` that holds what they are and where they come from.
 
 Both files are written to temporaries, then renamed, sidecar last. A mismatch therefore means a later change, or a
-crash between the renames.
+crash between the renames. A process that is killed leaves its temporaries, ``.NAME.xxxxxxxx.partial``, which nothing
+takes for a result, and which the next write of NAME removes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from alexdeploy._version import __version__
 from alexdeploy.errors import GateError, InputError, UsageError
 
 SCHEMA = 1
+_PATIENCE_S = 2.0
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -149,20 +155,102 @@ def check_output(path: Path, *inputs: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block succeeds and vanishes when it does not.
 
-    A file that is replaced keeps its permissions, a new one gets those of the umask.
+    A file that is replaced keeps its permissions, a new one gets those of the umask. A symbolic link is replaced, and
+    what it names stays as it is: that may be another artifact, whose sidecar lies beside it.
+
+    Raises:
+        UsageError: see ``check_output``.
     """
-    check_output(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    temporary.touch(exist_ok=False)  # the kernel applies the umask, which cannot be read without changing it
-    try:
+    with _atomic_paths([path]) as (temporary,):
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if path.exists():
-            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """``atomic_path`` for files that belong together: whatever a signal interrupts, all are new or none."""
+    for path in paths:
+        check_output(path)
+    with contextlib.ExitStack() as stack:
+        temporaries = [stack.enter_context(_temporary(path)) for path in paths]
+        yield temporaries
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            if path.exists():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        with _alone_in(paths[0].parent):
+            _put_in_place(paths, temporaries)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, locked for as long as its writer lives, and gone after the block."""
+    _remove_stale(path)
+    temporary, descriptor = path, -1
+    try:
+        while descriptor < 0 or not temporary.exists():  # who removes what is stale may be faster than the lock
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield temporary
+    except OSError as error:
+        if error.filename == str(temporary) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if descriptor >= 0:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the temporaries of writers of ``path`` that were killed: nobody holds their locks."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process put files in place there meanwhile: two that write the same two files could mix them."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder that may be written and not be read
+        yield
+        return
+    try:
+        until = time.monotonic() + _PATIENCE_S  # a script may hold that lock for its own ends
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:  # not every file system has locks
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
+    """Rename all; a signal between two renames waits for the rest."""
+    try:
+        for path, temporary in zip(paths, temporaries, strict=True):
+            temporary.replace(path)
+    except OSError:
+        raise
+    except BaseException:
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with contextlib.suppress(FileNotFoundError):
+                temporary.replace(path)
+        raise
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -180,9 +268,13 @@ def write_artifact(
     options: Mapping[str, Any] | None = None,
     libraries: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
+    beside: Mapping[Path, bytes | memoryview] | None = None,
 ) -> Sidecar:
-    """Write a file and its sidecar, both or neither, and return that."""
-    with atomic_path(sidecar_path(path)) as side, atomic_path(path) as temporary:
+    """Write a file, its sidecar and what else belongs to it (``beside``), all or nothing, and return the sidecar."""
+    more = dict(beside or {})
+    with _atomic_paths([*more, path, sidecar_path(path)]) as (*others, temporary, side):
+        for other, content in zip(others, more.values(), strict=True):
+            other.write_bytes(content)
         with ThreadPoolExecutor(1) as pool:  # an engine takes as long to hash as to write
             digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
             temporary.write_bytes(data)
