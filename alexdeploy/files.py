@@ -14,9 +14,10 @@ import glob
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -184,36 +185,64 @@ def _atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, locked for as long as its writer lives, and gone after the block."""
-    _remove_stale(path)
-    temporary, descriptor = path, -1
+    """A new file beside ``path``, held by this process, and gone after the block."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        remove_abandoned(left)
+
+    def create() -> Path:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        temporary.touch(exist_ok=False)  # the kernel applies the umask, which cannot be read without changing it
+        return temporary
+
     try:
-        while descriptor < 0 or not temporary.exists():  # who removes what is stale may be faster than the lock
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            with contextlib.suppress(OSError):  # not every file system has locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield temporary
+        with held(create) as temporary:
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename == str(temporary) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if str(error.filename).endswith(".partial") or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def held(create: Callable[[], Path]) -> Iterator[Path]:
+    """A new temporary file or folder that is locked: ``remove_abandoned`` of other processes leaves it alone."""
+    while True:
+        path = create()
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # removed before it was locked
+            continue
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            break
+        os.close(descriptor)
+    try:
+        yield path
     finally:
-        if descriptor >= 0:
-            temporary.unlink(missing_ok=True)
-            os.close(descriptor)
+        os.close(descriptor)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the temporaries of writers of ``path`` that were killed: nobody holds their locks."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(left, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
-            finally:
-                os.close(descriptor)
+def remove_abandoned(path: Path) -> bool:
+    """Remove a temporary of a process that was killed; False where that may still hold it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ _ADVICE = {
 _NO_MEMORY = "not enough memory; free some, raise its limit, or take fewer images or smaller batches"
 # as PyTorch, ONNX Runtime, OpenVINO and Python say it
 _ABOUT_MEMORY = re.compile(
-    r"bad_?alloc|bad allocation|failed to map segment|(can't|cannot|failed to|unable to) allocate|out of memory|can't start new thread",
+    r"bad_?alloc|bad allocation|failed to map segment|out of memory|can't start new thread|"
+    r"(can't|cannot|failed to|unable to) allocate",
     re.IGNORECASE,
 )
 

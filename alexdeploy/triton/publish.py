@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import numpy as np
 
@@ -230,15 +230,21 @@ def _staging(root: Path) -> Iterator[Path]:
     # Triton takes any folder in a repository for a model, hidden ones too
     beside = not root.is_mount() and os.access(root.parent, os.W_OK)
     place = root.parent if beside else root
-    for left in place.glob(f".{glob.escape(root.name)}.*.partial"):
-        text = "is left of a publish that was killed, or belongs to one that runs now; if none does, remove it"
-        warnings.warn(f"{left}: {text}", InputWarning, stacklevel=5)
-    try:
-        folder = TemporaryDirectory(dir=place, prefix=f".{root.name}.", suffix=".partial")
-    except OSError as error:
-        raise UsageError(f"cannot write into {root}: {error.strerror}; name another folder") from error
-    with folder as path:
-        yield Path(path)
+    for left in place.glob(f".{glob.escape(root.name)}.{'[a-z0-9_]' * 8}.partial"):  # of a publish that was killed
+        if left.is_dir():
+            files.remove_abandoned(left)
+
+    def create() -> Path:
+        try:
+            return Path(mkdtemp(dir=place, prefix=f".{root.name}.", suffix=".partial"))
+        except OSError as error:
+            raise UsageError(f"cannot write into {root}: {error.strerror}; name another folder") from error
+
+    with files.held(create) as path:
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_network(

@@ -13,9 +13,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.forks import forks
+from tests.faults.forks import BARE, forks
 from tests.faults.matrix import FAULTS, prepare, try_cell
-from tests.faults.verbs import VERBS, make_inputs
+from tests.faults.verbs import VERBS
 
 
 def main() -> int:
@@ -32,8 +32,8 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     root.chmod(0o755)
     try:
-        with forks() as opened:
-            bench = replace(prepare(opened, make_inputs(opened, root / "inputs"), verbs, root / "made"), brief=False)
+        with forks() as opened, forks(BARE) as bare:
+            bench = replace(prepare(opened, bare, verbs, root / "made"), brief=False)
             for fault in faults:
                 row = table.setdefault(fault.name, {})
                 for verb in verbs:

@@ -26,11 +26,15 @@ from alexdeploy import cli
 
 _HEAVY = (  # not onnxruntime and openvino, which start threads, and what imports them
     *("scipy.stats", "sklearn.metrics", "sklearn.datasets", "PIL.PngImagePlugin", "onnx", "onnx_ir", "onnxscript"),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2", "rich.table", "torch.onnx", "safetensors.torch"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "jinja2", "rich.table"),
+    *("torch.onnx", "safetensors.torch"),
     *("alexdeploy.train", "alexdeploy.zoo.checkpoint", "alexdeploy.bench.results", "alexdeploy.quantize.apply"),
     "onnxscript._framework_apis.torch_2_5",
 )
 _LONGEST_S = 120.0
+
+
+BARE: Mapping[str, str | None] = {"LC_ALL": "C", "PYTHONUTF8": "0", "HOME": "/nonexistent", "USER": None}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Call:
 class Forks:
     """Starts calls; ``environment`` is that of the process which they are forks of."""
 
-    def __init__(self, environment: Mapping[str, str | None] = {}) -> None:  # noqa: B006 (not changed)
+    def __init__(self, environment: Mapping[str, str | None] = {}) -> None:
         self._line, theirs = Pipe()
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         changed = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **single, **environment}
@@ -111,7 +115,7 @@ class Forks:
 
 
 @contextlib.contextmanager
-def forks(environment: Mapping[str, str | None] = {}) -> Iterator[Forks]:  # noqa: B006
+def forks(environment: Mapping[str, str | None] = {}) -> Iterator[Forks]:
     """``Forks`` for a block."""
     opened = Forks(environment)
     try:
@@ -124,7 +128,7 @@ def _serve(line: Connection) -> None:
     """Fork for each call, wait for each process id, until the other end closes."""
     for name in (*(f"alexdeploy.cli.{name.replace('-', '_')}" for name in cli.COMMANDS), *_HEAVY):
         importlib.import_module(name)
-    assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "threads do not survive a fork"
     gc.collect()
     gc.freeze()  # the forks have less to look through, and to copy
     while True:
@@ -144,7 +148,7 @@ def _serve(line: Connection) -> None:
 
 def _become(call: Call) -> NoReturn:
     os.setsid()
-    os.chdir(call.folder)
+    os.chdir(os.fsencode(call.folder))
     for name, value in call.environment.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -161,7 +165,8 @@ def _become(call: Call) -> NoReturn:
         os.setgroups([])
         os.setresgid(call.user, call.user, call.user)
         os.setresuid(call.user, call.user, call.user)
-    sys.argv = ["alexdeploy", *call.arguments]
+    # as Python would have read them, where the locale has no such characters
+    sys.argv = ["alexdeploy", *(os.fsdecode(word.encode()) for word in call.arguments)]
     try:
         cli.main()
     except SystemExit as end:

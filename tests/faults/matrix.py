@@ -9,10 +9,9 @@ import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +20,15 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 from alexdeploy import files
 from alexdeploy.errors import GateError
 from tests.faults.forks import Call, Forks, Strike
-from tests.faults.verbs import Verb
+from tests.faults.verbs import Verb, make_inputs
 
 NOBODY = 65534
 _NOISE = ("Traceback", "Exception ignored", "Fatal Python error", "terminate called", "Segmentation", "leaked ")
 _STOPPED = {SIGTERM: 143, SIGINT: 130, SIGHUP: 129, SIGKILL: -SIGKILL}
 
 
-class Skipped(Exception):
-    """This fault does not exist here, or not for this verb."""
+class Skipped(Exception):  # noqa: N818 (no error)
+    """The fault does not exist here, or not for this verb."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Bench:
     """What all cells share."""
 
     forks: Forks
+    bare: Forks  # without a locale and a home
     inputs: dict[str, Path]
     old: dict[str, Path]  # by verb: the folder of an earlier run's results
     seconds: dict[str, float]  # by verb: the time of a run
@@ -56,6 +56,7 @@ class Cell:
     results: Path
     output: Path
     target: Path
+    forks: Forks
     kept: dict[Path, bytes] = field(default_factory=dict)  # what must not change besides
     on_exit: ExitStack = field(default_factory=ExitStack)
 
@@ -116,7 +117,15 @@ def _link_to_nothing(cell: Cell) -> None:
     _in_its_place(lambda path: path.symlink_to(cell.root / "nowhere"))(cell)
 
 
+def _folder(cell: Cell) -> None:
+    if cell.verb.takes_folder:
+        raise Skipped("writes into a folder")
+    _in_its_place(lambda path: path.mkdir())(cell)
+
+
 def _link_to_folder(cell: Cell) -> None:
+    if cell.verb.takes_folder:
+        raise Skipped("writes into a folder")
     cell.root.joinpath("elsewhere").mkdir()
     _in_its_place(lambda path: path.symlink_to(cell.root / "elsewhere"))(cell)
 
@@ -204,6 +213,12 @@ def _no_home(cell: Cell) -> None:
     cell.call = replace(cell.call, environment=dict.fromkeys(names))
 
 
+def _c_locale(cell: Cell) -> None:
+    cell.forks = cell.bench.bare
+    cell.results = cell.results.rename(cell.root / "resultats é 图")
+    cell.call = replace(cell.call, arguments=cell.verb.call(cell.bench.inputs["new"], cell.results))
+
+
 def _stdout(kind: str) -> Callable[[Cell], None]:
     def apply(cell: Cell) -> None:
         cell.call = replace(cell.call, stdout=kind, brief=False)  # type: ignore[arg-type]
@@ -226,7 +241,7 @@ FAULTS = (
     Fault("fsize", _small_files, (4, 2, 0)),
     Fault("ro-user", _read_only, (2,), cheap=True),
     Fault("ro-mount", _read_only_mount, (2, 4), cheap=True),
-    Fault("folder", _in_its_place(lambda path: path.mkdir()), (2,), cheap=True),
+    Fault("folder", _folder, (2,), cheap=True),
     Fault("fifo", _in_its_place(lambda path: os.mkfifo(path)), (2,), cheap=True),
     Fault("link-dir", _link_to_folder, (2,), cheap=True),
     Fault("link", _link_to_file, (0,)),
@@ -236,6 +251,7 @@ FAULTS = (
     Fault("two", _nothing, (0,)),
     Fault("16fds", _few_descriptors, (0, 4)),
     Fault("no-home", _no_home, (0,)),
+    Fault("c-locale", _c_locale, (0,)),
     Fault("closed", _stdout("closed"), (0,)),
     Fault("pipe", _stdout("pipe"), (0,)),
     Fault("devfull", _stdout("full"), (4,)),
@@ -251,7 +267,7 @@ def try_cell(bench: Bench, verb: Verb, fault: Fault, root: Path, seed: int = 0) 
     said = root / "said"
     output, target = results / verb.output, results / (verb.target or verb.output)
     call = Call(verb.call(bench.inputs["new"], results), root, said, brief=bench.brief)
-    cell = Cell(bench, verb, root, chance, call, results, output, target)
+    cell = Cell(bench, verb, root, chance, call, results, output, target, bench.forks)
     with cell.on_exit:
         try:
             fault.apply(cell)
@@ -268,7 +284,7 @@ def try_cell(bench: Bench, verb: Verb, fault: Fault, root: Path, seed: int = 0) 
 
 
 def _run(cell: Cell, fault: Fault) -> list[int]:
-    forks, calls = cell.bench.forks, [cell.call]
+    forks, calls = cell.forks, [cell.call]
     if fault.name == "two":
         calls.append(replace(cell.call, said=cell.root / "said-2"))
     began = [forks.start(call) for call in calls]
@@ -308,9 +324,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
     return found
 
 
-def _judge_files(
-    cell: Cell, before: dict[str, bytes | str], code: int, *, killed: bool
-) -> tuple[str, list[str]]:
+def _judge_files(cell: Cell, before: dict[str, bytes | str], code: int, *, killed: bool) -> tuple[str, list[str]]:
     after, expected = snapshot(cell.results), cell.bench.new[cell.verb.name]
     wrong = [f"{path.name}: changed" for path, data in cell.kept.items() if path.read_bytes() != data]
     states = []
@@ -396,9 +410,10 @@ def _judge_next_run(cell: Cell) -> list[str]:
     return [f"after the next run there is still {left}"] if left else []
 
 
-def prepare(forks: Forks, inputs: dict[str, Path], verbs: Iterator[Verb] | tuple[Verb, ...], root: Path) -> Bench:
-    """Run each verb once for the results that are there before, and once without a fault."""
-    bench = Bench(forks, inputs, {}, {}, {}, brief=True)
+def prepare(forks: Forks, bare: Forks, verbs: Sequence[Verb], root: Path) -> Bench:
+    """Make inputs; run each verb once for the results that are there before, and once without a fault."""
+    inputs = make_inputs(forks, root / "inputs")
+    bench = Bench(forks, bare, inputs, {}, {}, {}, brief=True)
     for verb in verbs:
         for age in ("old", "new"):
             results = root / age / verb.name

@@ -5,30 +5,40 @@ The quick verbs get every fault, the others those that are refused at once; ``py
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.forks import forks
+from tests.faults.forks import BARE, forks
 from tests.faults.matrix import FAULTS, Bench, Fault, prepare, try_cell
-from tests.faults.verbs import VERBS, Verb, make_inputs
+from tests.faults.verbs import VERBS, Verb
 
 _TRIED = tuple(verb for verb in VERBS if not verb.slow)
 _CELLS = [(verb, fault) for verb in _TRIED for fault in FAULTS if verb.quick or fault.cheap]
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def root() -> Iterator[Path]:
+    """A folder that other users may enter, as pytest's is not."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def bench(root: Path) -> Iterator[Bench]:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no engine can be built")
-    root = tmp_path_factory.mktemp("faults")
-    with forks() as opened:
-        yield prepare(opened, make_inputs(opened, root / "inputs"), _TRIED, root / "made")
+    with forks() as opened, forks(BARE) as bare:
+        yield prepare(opened, bare, _TRIED, root / "made")
 
 
 @pytest.mark.parametrize(("verb", "fault"), _CELLS, ids=[f"{verb.name}-{fault.name}" for verb, fault in _CELLS])
-def test_a_fault_has_one_clear_outcome(bench: Bench, verb: Verb, fault: Fault, tmp_path: Path) -> None:
-    outcome, wrong = try_cell(bench, verb, fault, tmp_path)
+def test_a_fault_has_one_clear_outcome(bench: Bench, verb: Verb, fault: Fault, root: Path) -> None:
+    folder = root / f"{verb.name}-{fault.name}"
+    folder.mkdir()
+    outcome, wrong = try_cell(bench, verb, fault, folder)
     if outcome == "-":
         pytest.skip(wrong[0])
     assert not wrong, f"{outcome}: {wrong}"

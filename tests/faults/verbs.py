@@ -27,6 +27,7 @@ class Verb:
         input: one of the inputs, for an output that is the input.
         quick: a fraction of a second, so that the suite tries every fault on it; others get what costs little.
         slow: too slow for the suite.
+        takes_folder: its output is a folder that may be there.
         over_old: there are results of an earlier run.
     """
 
@@ -38,6 +39,7 @@ class Verb:
     input: str = ""
     quick: bool = False
     slow: bool = False
+    takes_folder: bool = False
     over_old: bool = True
 
     def call(self, inputs: Path, results: Path, output: Path | None = None) -> tuple[str, ...]:
@@ -123,7 +125,13 @@ VERBS = (
         input="names.txt",
         slow=True,
     ),
-    Verb("publish", "publish {in}/net.onnx --triton {out} --name net", "repository", (("repository",),)),
+    Verb(
+        "publish",
+        "publish {in}/net.onnx --triton {out} --name net",
+        "repository",
+        (("repository",),),
+        takes_folder=True,
+    ),
     Verb(
         "run",
         "run lenet --data {in}/pictures --epochs 1 --samples 8 --out {out}",
