@@ -6,8 +6,14 @@ A message is one line that says what was found, what was expected and how to fix
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+_ABOUT_MEMORY = re.compile(  # as Python, PyTorch, ONNX Runtime, OpenVINO and TensorRT say it
+    r"bad_?alloc|bad allocation|failed to map segment|out of memory|can't start new thread|"
+    r"(can't|cannot|failed to|unable to) allocate",
+    re.IGNORECASE,
+)
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
 
 
@@ -57,6 +63,11 @@ def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
     if len(found) <= most:
         return separator.join(found)
     return f"{separator.join(found[: most - 1])} and {len(found) - most + 1} more"
+
+
+def is_about_memory(text: str) -> bool:
+    """True where other people's code says that it got no memory, or no thread for want of it."""
+    return _ABOUT_MEMORY.search(text) is not None
 
 
 def in_a_line(error: BaseException) -> str:

@@ -6,11 +6,12 @@ import contextlib
 import errno
 import io
 import os
-import re
 import signal
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
+
+from alexdeploy.errors import is_about_memory
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -32,12 +33,6 @@ _ADVICE = {
     errno.ENFILE: "raise the limit of open files (ulimit -n)",
 }
 _NO_MEMORY = "not enough memory; free some, raise its limit, or take fewer images or smaller batches"
-# as PyTorch, ONNX Runtime, OpenVINO and Python say it
-_ABOUT_MEMORY = re.compile(
-    r"bad_?alloc|bad allocation|failed to map segment|out of memory|can't start new thread|"
-    r"(can't|cannot|failed to|unable to) allocate",
-    re.IGNORECASE,
-)
 
 
 def take_over() -> None:
@@ -90,7 +85,7 @@ def lacking(error: Exception) -> str | None:
         return f"{error.strerror}: {place}; {_ADVICE[error.errno]}"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return _NO_MEMORY
-    if isinstance(error, RuntimeError | ImportError) and _ABOUT_MEMORY.search(str(error)):
+    if isinstance(error, RuntimeError | ImportError) and is_about_memory(str(error)):
         return _NO_MEMORY
     return None
 
@@ -109,7 +104,7 @@ def _stream(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is not None and stream is not (sys.__stdout__ if descriptor == 1 else sys.__stderr__):
         return stream  # somebody has put it there
     encoding = stream.encoding if stream is not None else "utf-8"
-    buffer = io.BufferedWriter(_Pipe(descriptor, "w", closefd=False))
+    buffer = io.BufferedWriter(_Pipe(descriptor, "w", closefd=False))  # type: ignore[type-var] # for mode "w" no reader
     errors = "surrogateescape" if encoding.lower().replace("-", "") == "utf8" else "backslashreplace"
     lines = descriptor == 2 or os.isatty(descriptor)
     return io.TextIOWrapper(buffer, encoding, errors, line_buffering=lines)

@@ -30,7 +30,6 @@ def main() -> int:
     table: dict[str, dict[str, Counter[str]]] = {}
     troubles = 0
     root = Path(tempfile.mkdtemp(prefix="faults-"))
-    root.chmod(0o755)
     try:
         with forks() as opened, forks(BARE) as bare:
             bench = replace(prepare(opened, bare, verbs, root / "made"), brief=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
@@ -57,7 +58,7 @@ class Call:
         stdout: a file, closed from the start, a pipe that nobody reads, or a full device.
         limits: soft limits by ``resource.RLIMIT_...``.
         memory: address space in bytes that the command may take beyond what the imports took.
-        user: run as this user.
+        obeys_modes: without root's leave to write where a folder's mode forbids it.
         environment: variables that differ; None for one that is not set.
         strike: when a signal comes from within.
         brief: leave out most of the interpreter's end, which takes a second for all that is imported.
@@ -69,7 +70,7 @@ class Call:
     stdout: Literal["file", "closed", "pipe", "full"] = "file"
     limits: Mapping[int, int] = field(default_factory=dict)
     memory: int | None = None
-    user: int | None = None
+    obeys_modes: bool = False
     environment: Mapping[str, str | None] = field(default_factory=dict)
     strike: Strike | None = None
     brief: bool = False
@@ -161,10 +162,8 @@ def _become(call: Call) -> NoReturn:
     if call.memory is not None:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + call.memory, resource.RLIM_INFINITY))
-    if call.user is not None:
-        os.setgroups([])
-        os.setresgid(call.user, call.user, call.user)
-        os.setresuid(call.user, call.user, call.user)
+    if call.obeys_modes:
+        _give_up_root()
     # as Python would have read them, where the locale has no such characters
     sys.argv = ["alexdeploy", *(os.fsdecode(word.encode()) for word in call.arguments)]
     try:
@@ -178,6 +177,16 @@ def _become(call: Call) -> NoReturn:
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise
     raise AssertionError("main ends the process")
+
+
+def _give_up_root() -> None:
+    """Drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which only root has, and keep the rest."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for index in range(3):  # effective, permitted, inheritable
+        sets[index] &= ~0b110
+    assert libc.capset(header, sets) == 0
 
 
 def _redirect(call: Call) -> None:

@@ -5,7 +5,6 @@ The quick verbs get every fault, the others those that are refused at once; ``py
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,25 +19,15 @@ _CELLS = [(verb, fault) for verb in _TRIED for fault in FAULTS if verb.quick or 
 
 
 @pytest.fixture(scope="session")
-def root() -> Iterator[Path]:
-    """A folder that other users may enter, as pytest's is not."""
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest.fixture(scope="session")
-def bench(root: Path) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no engine can be built")
     with forks() as opened, forks(BARE) as bare:
-        yield prepare(opened, bare, _TRIED, root / "made")
+        yield prepare(opened, bare, _TRIED, tmp_path_factory.mktemp("made"))
 
 
 @pytest.mark.parametrize(("verb", "fault"), _CELLS, ids=[f"{verb.name}-{fault.name}" for verb, fault in _CELLS])
-def test_a_fault_has_one_clear_outcome(bench: Bench, verb: Verb, fault: Fault, root: Path) -> None:
-    folder = root / f"{verb.name}-{fault.name}"
-    folder.mkdir()
-    outcome, wrong = try_cell(bench, verb, fault, folder)
+def test_a_fault_has_one_clear_outcome(bench: Bench, verb: Verb, fault: Fault, tmp_path: Path) -> None:
+    outcome, wrong = try_cell(bench, verb, fault, tmp_path)
     if outcome == "-":
         pytest.skip(wrong[0])
     assert not wrong, f"{outcome}: {wrong}"

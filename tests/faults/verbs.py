@@ -157,7 +157,7 @@ def make_inputs(forks: Forks, folder: Path) -> dict[str, Path]:
         _untrained(found[name], seed)
     shown = _run(forks, found["new"], "bench net.onnx --data pictures --batch 1 --seconds 0.1 --json")
     (found["new"] / "bench.json").write_text(shown)
-    (found["old"] / "bench.json").write_text(shown.replace("/pictures", "/others"))
+    (found["old"] / "bench.json").write_text(shown.replace("pictures/val", "others/val"))
     return found
 
 

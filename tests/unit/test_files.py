@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -245,7 +245,7 @@ def test_two_writers_of_an_artifact_do_not_mix_their_files(tmp_path: Path, monke
     """The second writes where it does most harm: between the first's renames."""
     path, replace = tmp_path / "model.onnx", Path.replace
     with ThreadPoolExecutor(1) as pool:
-        others = []
+        others: list[Future[files.Sidecar]] = []
 
         def replaced(source: Path, target: Path) -> Path:
             result = replace(source, target)
