@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -111,10 +112,10 @@ def _stream(stream: TextIO | None, descriptor: int) -> TextIO:
 
 
 def _unraisable(found: UnraisableHookArgs) -> None:
-    """A signal that struck where no exception can leave, such as a finalizer, is given again."""
-    if isinstance(found.exc_value, KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    elif isinstance(found.exc_value, SystemExit) and received:
-        signal.raise_signal(received[-1])
-    else:
+    """A signal that struck where no exception can leave, such as a finalizer, is given again a moment later."""
+    if not isinstance(found.exc_value, KeyboardInterrupt | SystemExit) or not received:
         sys.__unraisablehook__(found)
+        return
+    again = threading.Timer(0.05, signal.raise_signal, (received[-1],))  # in here it would be lost once more
+    again.daemon = True
+    again.start()

@@ -170,7 +170,7 @@ def _become(call: Call) -> NoReturn:
         cli.main()
     except SystemExit as end:
         if call.brief:
-            threading._shutdown()  # type: ignore[attr-defined]
+            threading._shutdown()
             atexit._run_exitfuncs()
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()

@@ -339,7 +339,13 @@ def _judge_files(cell: Cell, before: dict[str, bytes | str], code: int, *, kille
     more = {name for name in after.keys() - named if after[name] not in (before.get(name), "empty folder")}
     if killed:
         more = {name for name in more if ".partial" not in name}
-    if cell.verb.groups and more:
+    if code and cell.verb.resumes:
+        more = {name for name in more if not _is_in(name, cell.verb.resumes)}
+    if not cell.verb.groups:  # each of its files is one of another verb
+        made = {name for name in more if f"{name}.json" in more}
+        wrong += [f"{name}: torn" for name in made if not _is_whole(name, after, b"") and not killed]
+        more = {name for name in more if name.endswith(".partial")}
+    if more:
         wrong.append(f"left: {sorted(more)}")
     return "/".join(sorted(set(states))), wrong
 

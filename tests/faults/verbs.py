@@ -27,6 +27,7 @@ class Verb:
         input: one of the inputs, for an output that is the input.
         quick: a fraction of a second, so that the suite tries every fault on it; others get what costs little.
         slow: too slow for the suite.
+        resumes: the folder that a run which was stopped leaves for the next.
         takes_folder: its output is a folder that may be there.
         over_old: there are results of an earlier run.
     """
@@ -39,6 +40,7 @@ class Verb:
     input: str = ""
     quick: bool = False
     slow: bool = False
+    resumes: str = ""
     takes_folder: bool = False
     over_old: bool = True
 
@@ -124,6 +126,7 @@ VERBS = (
         (("x.txt",),),
         input="names.txt",
         slow=True,
+        resumes="x.txt.shards",
     ),
     Verb(
         "publish",
