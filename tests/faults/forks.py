@@ -170,7 +170,7 @@ def _become(call: Call) -> NoReturn:
         cli.main()
     except SystemExit as end:
         if call.brief:
-            threading._shutdown()
+            threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
@@ -196,7 +196,7 @@ def _redirect(call: Call) -> None:
         os.close(descriptor)
     if call.stdout == "closed":
         os.close(1)
-        sys.stdout = None  # type: ignore[assignment] # as Python has it then
+        sys.stdout = None  # as Python has it then
     elif call.stdout == "pipe":
         reading, writing = os.pipe()
         os.close(reading)
