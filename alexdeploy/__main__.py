@@ -12,7 +12,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)  # noqa: T201 (nothing else is loaded)
+        print("error: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -12,7 +12,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from alexdeploy.errors import is_about_memory
+from alexdeploy.errors import AlexdeployError, is_about_memory
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -79,16 +79,15 @@ def finish() -> str | None:
     return failed
 
 
-def lacking(error: Exception) -> str | None:
+def lacking(error: BaseException) -> str | None:
     """What this machine lacks, where that is why a command failed; None where the error says something else."""
     if isinstance(error, OSError) and error.errno in _ADVICE:
         place = error.filename2 or error.filename or "output"  # of a copy the second is where it goes
         return f"{error.strerror}: {place}; {_ADVICE[error.errno]}"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return _NO_MEMORY
-    if isinstance(error, RuntimeError | ImportError) and is_about_memory(str(error)):
-        return _NO_MEMORY
-    return None
+    native = not isinstance(error, AlexdeployError | OSError | LookupError)
+    return _NO_MEMORY if native and is_about_memory(str(error)) else None
 
 
 class _Pipe(io.FileIO):

@@ -11,6 +11,7 @@ import pytest
 
 from alexdeploy import cli
 from alexdeploy.cli import process
+from alexdeploy.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,17 @@ def test_an_error_that_native_code_made_of_an_interrupt_is_the_interrupt(monkeyp
     monkeypatch.setattr(cli.cli, "main", interrupted)
     monkeypatch.setattr(process, "received", [])
     assert cli._run([]) == (130, "interrupted")
+
+
+def test_a_model_is_not_blamed_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_of_memory(**_given: object) -> None:
+        raise InputError("x.onnx: ONNX Runtime cannot load it: std::bad_alloc") from RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(cli.cli, "main", short_of_memory)
+    code, message = cli._run([])
+    assert code == 4
+    assert message is not None
+    assert message.startswith("not enough memory")
 
 
 def test_an_interrupt_in_a_finalizer_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,10 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.forks import BARE, forks
-from tests.faults.matrix import FAULTS, prepare, try_cell
+from tests.faults.matrix import FAULTS, Bench, try_cell
 from tests.faults.verbs import VERBS
 
 
@@ -32,7 +31,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
         with forks() as opened, forks(BARE) as bare:
-            bench = replace(prepare(opened, bare, verbs, root / "made"), brief=False)
+            bench = Bench(opened, bare, root, brief=False)
             for fault in faults:
                 row = table.setdefault(fault.name, {})
                 for verb in verbs:

@@ -11,9 +11,10 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 
@@ -30,17 +31,46 @@ class Skipped(Exception):  # noqa: N818 (no error)
     """The fault does not exist here, or not for this verb."""
 
 
-@dataclass(frozen=True)
 class Bench:
-    """What all cells share."""
+    """What all cells share. ``brief`` is as in ``Call``."""
 
-    forks: Forks
-    bare: Forks  # without a locale and a home
-    inputs: dict[str, Path]
-    old: dict[str, Path]  # by verb: the folder of an earlier run's results
-    seconds: dict[str, float]  # by verb: the time of a run
-    new: dict[str, dict[str, bytes | str]]  # by verb: the results of such a run
-    brief: bool
+    def __init__(self, forks: Forks, bare: Forks, root: Path, *, brief: bool) -> None:
+        self.forks, self.bare, self.root, self.brief = forks, bare, root, brief  # bare: without a locale and a home
+        self.inputs = make_inputs(forks, root / "inputs")
+        self._made: dict[str, tuple[dict[str, bytes | str], float]] = {}
+
+    def earlier(self, verb: Verb, results: Path) -> None:
+        """Put in place what is there before: nothing, or files that are another run's."""
+        results.mkdir()
+        if verb.takes_folder:
+            self._call(verb, "old", results)
+        elif verb.over_old:
+            for name in chain.from_iterable(verb.groups):
+                (results / name).write_bytes(b"of an earlier run")
+
+    def expected(self, verb: Verb) -> dict[str, bytes | str]:
+        """The results of a run without a fault."""
+        return self._run(verb)[0]
+
+    def seconds(self, verb: Verb) -> float:
+        """The time of that run."""
+        return self._run(verb)[1]
+
+    def _run(self, verb: Verb) -> tuple[dict[str, bytes | str], float]:
+        if verb.name not in self._made:
+            results = self.root / verb.name
+            self.earlier(verb, results)
+            began = time.monotonic()
+            self._call(verb, "new", results)
+            self._made[verb.name] = snapshot(results), time.monotonic() - began
+        return self._made[verb.name]
+
+    def _call(self, verb: Verb, age: str, results: Path) -> None:
+        said = self.root / "said"
+        code = self.forks.wait(
+            self.forks.start(Call(verb.call(self.inputs[age], results), self.root, said, brief=True))
+        )
+        assert code == 0, (said / "stderr").read_text()
 
 
 @dataclass
@@ -153,8 +183,9 @@ def _hard_link(cell: Cell) -> None:
 
 
 def _read_only(cell: Cell) -> None:
-    cell.results.chmod(0o555)
-    cell.on_exit.callback(cell.results.chmod, 0o755)
+    for folder in (cell.results, *(path for path in cell.results.rglob("*") if path.is_dir())):
+        folder.chmod(0o555)
+        cell.on_exit.callback(folder.chmod, 0o755)
     cell.call = replace(cell.call, obeys_modes=True)
 
 
@@ -201,7 +232,8 @@ def _few_descriptors(cell: Cell) -> None:
 
 
 def _little_memory(cell: Cell) -> None:
-    cell.call = replace(cell.call, memory=int(2 ** cell.chance.uniform(20, 28)))
+    # with less than 128 MiB, ONNX Runtime and OpenBLAS end the process themselves while they are loaded
+    cell.call = replace(cell.call, memory=int(2 ** cell.chance.uniform(27, 30)))
 
 
 def _no_home(cell: Cell) -> None:
@@ -259,7 +291,7 @@ def try_cell(bench: Bench, verb: Verb, fault: Fault, root: Path, seed: int = 0) 
     """(outcome for the table, what is wrong with it)."""
     chance = random.Random(f"{verb.name} {fault.name} {seed}")
     results = root / "results"
-    shutil.copytree(bench.old[verb.name], results, symlinks=True)
+    bench.earlier(verb, results)
     said = root / "said"
     output, target = results / verb.output, results / (verb.target or verb.output)
     call = Call(verb.call(bench.inputs["new"], results), root, said, brief=bench.brief)
@@ -283,9 +315,10 @@ def _run(cell: Cell, fault: Fault) -> list[int]:
     forks, calls = cell.forks, [cell.call]
     if fault.name == "two":
         calls.append(replace(cell.call, said=cell.root / "said-2"))
+    longest = cell.bench.seconds(cell.verb) if fault.signal is not None else 0.0
     began = [forks.start(call) for call in calls]
     if fault.signal is not None:
-        time.sleep(cell.chance.uniform(0.02, cell.bench.seconds[cell.verb.name]))
+        time.sleep(cell.chance.uniform(0.02, longest))
         os.kill(began[0], fault.signal)  # a process that has ended is not yet waited for
     return [forks.wait(pid) for pid in began]
 
@@ -321,7 +354,8 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 
 
 def _judge_files(cell: Cell, before: dict[str, bytes | str], code: int, *, killed: bool) -> tuple[str, list[str]]:
-    after, expected = snapshot(cell.results), cell.bench.new[cell.verb.name]
+    after = snapshot(cell.results)
+    expected = cell.bench.expected(cell.verb) if after != before else before
     wrong = [f"{path.name}: changed" for path, data in cell.kept.items() if path.read_bytes() != data]
     states = []
     named: set[str] = set()
@@ -410,22 +444,3 @@ def _judge_next_run(cell: Cell) -> list[str]:
         return [f"after the kill: exit {code}: {text[-500:]!r}"]
     left = [name for name in snapshot(cell.root) if ".partial" in name]
     return [f"after the next run there is still {left}"] if left else []
-
-
-def prepare(forks: Forks, bare: Forks, verbs: Sequence[Verb], root: Path) -> Bench:
-    """Make inputs; run each verb once for the results that are there before, and once without a fault."""
-    inputs = make_inputs(forks, root / "inputs")
-    bench = Bench(forks, bare, inputs, {}, {}, {}, brief=True)
-    for verb in verbs:
-        for age in ("old", "new"):
-            results = root / age / verb.name
-            results.mkdir(parents=True)
-            if age == "new" or verb.over_old:
-                call = Call(verb.call(inputs[age], results), root, root / "said", brief=True)
-                began = time.monotonic()
-                code = forks.wait(forks.start(call))
-                assert code == 0, (root / "said" / "stderr").read_text()
-                bench.seconds[verb.name] = time.monotonic() - began
-        bench.old[verb.name] = root / "old" / verb.name
-        bench.new[verb.name] = snapshot(results)
-    return bench

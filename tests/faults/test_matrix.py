@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forks import BARE, forks
-from tests.faults.matrix import FAULTS, Bench, Fault, prepare, try_cell
+from tests.faults.matrix import FAULTS, Bench, Fault, try_cell
 from tests.faults.verbs import VERBS, Verb
 
 _TRIED = tuple(verb for verb in VERBS if not verb.slow)
@@ -22,7 +22,7 @@ _CELLS = [(verb, fault) for verb in _TRIED for fault in FAULTS if verb.quick or 
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no engine can be built")
     with forks() as opened, forks(BARE) as bare:
-        yield prepare(opened, bare, _TRIED, tmp_path_factory.mktemp("made"))
+        yield Bench(opened, bare, tmp_path_factory.mktemp("made"), brief=True)
 
 
 @pytest.mark.parametrize(("verb", "fault"), _CELLS, ids=[f"{verb.name}-{fault.name}" for verb, fault in _CELLS])

@@ -148,19 +148,19 @@ VERBS = (
 
 
 def make_inputs(forks: Forks, folder: Path) -> dict[str, Path]:
-    """Two sets of inputs, for the results that are there before and for those of the call: ``old`` and ``new``."""
+    """Two sets of inputs, for what is published before and for the call: ``old`` and ``new``."""
     found = {}
     for seed, name in enumerate(("old", "new")):
         found[name] = folder / name
         found[name].mkdir(parents=True)
-        _pictures(found[name] / "pictures", seed)
-        (found[name] / "names.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
-        _run(forks, found[name], f"export --network lenet --classes 10 --seed {seed} -o net.onnx")
-        _run(forks, found[name], "calibrate net.onnx --data pictures --samples 8 -o ranges.json")
         _untrained(found[name], seed)
-    shown = _run(forks, found["new"], "bench net.onnx --data pictures --batch 1 --seconds 0.1 --json")
-    (found["new"] / "bench.json").write_text(shown)
-    (found["old"] / "bench.json").write_text(shown.replace("pictures/val", "others/val"))
+        _run(forks, found[name], "export net.safetensors -o net.onnx")
+    new = found["new"]
+    _pictures(new / "pictures")
+    (new / "names.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
+    _run(forks, new, "calibrate net.onnx --data pictures --samples 8 -o ranges.json")
+    (new / "bench.json").write_text(_run(forks, new, "bench net.onnx --data pictures --batch 1 --seconds 0.1 --json"))
+    _foreign(new)
     return found
 
 
@@ -173,8 +173,8 @@ def _run(forks: Forks, folder: Path, command: str) -> str:
     return out
 
 
-def _pictures(folder: Path, seed: int) -> None:
-    chance = np.random.default_rng(seed)
+def _pictures(folder: Path) -> None:
+    chance = np.random.default_rng(0)
     for part in ("train", "val"):
         for digit in range(10):
             (folder / part / str(digit)).mkdir(parents=True)
@@ -182,12 +182,15 @@ def _pictures(folder: Path, seed: int) -> None:
 
 
 def _untrained(folder: Path, seed: int) -> None:
-    """A checkpoint, and the ONNX file of its network without what alexdeploy puts into one."""
-    import onnx
-
     from alexdeploy.zoo.checkpoint import save_checkpoint, untrained
 
     save_checkpoint(folder / "net.safetensors", untrained("lenet", classes=10, seed=seed))
+
+
+def _foreign(folder: Path) -> None:
+    """The ONNX file without what alexdeploy puts into one."""
+    import onnx
+
     model = onnx.load(folder / "net.onnx")
     del model.metadata_props[:]
     onnx.save(model, folder / "foreign.onnx")
