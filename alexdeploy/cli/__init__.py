@@ -16,7 +16,7 @@ import click
 from alexdeploy._version import __version__
 from alexdeploy.cli import process
 from alexdeploy.cli.output import warn, with_options
-from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, is_about_memory, unknown_name
+from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name
 from alexdeploy.optional import unavailable
 
 COMMANDS = (
@@ -125,8 +125,10 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
     try:
         cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=arguments)
     except AlexdeployError as error:
-        if isinstance(error.__cause__, Exception) and is_about_memory(str(error.__cause__)):  # not the file's fault
-            return UnavailableError.exit_code, process.lacking(error.__cause__) or with_options(str(error))
+        cause = error.__cause__  # ONNX Runtime's, say: then the file is not to blame
+        lack = process.lacking(cause) if cause is not None and not isinstance(cause, OSError) else None
+        if lack is not None:
+            return UnavailableError.exit_code, lack
         return error.exit_code, with_options(str(error))
     except ModuleNotFoundError as error:
         missing = unavailable(error)

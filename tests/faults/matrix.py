@@ -86,6 +86,7 @@ class Cell:
     output: Path
     target: Path
     forks: Forks
+    codes: tuple[int, ...]  # the right exit codes
     kept: dict[Path, bytes] = field(default_factory=dict)  # what must not change besides
     on_exit: ExitStack = field(default_factory=ExitStack)
 
@@ -111,6 +112,12 @@ class Fault:
 
 def _nothing(cell: Cell) -> None:
     """A run without a fault, over the results of an earlier one."""
+
+
+def _two(cell: Cell) -> None:
+    """Two processes write the same."""
+    if cell.verb.takes_folder:
+        cell.codes = (0, 2)  # the same version cannot be published twice
 
 
 def _at_rename(number: int, what: Signals) -> Callable[[Cell], None]:
@@ -140,10 +147,14 @@ def _link_to_file(cell: Cell) -> None:
     cell.root.joinpath("elsewhere").write_bytes(b"of somebody else")
     cell.kept[cell.root / "elsewhere"] = b"of somebody else"
     _in_its_place(lambda path: path.symlink_to(cell.root / "elsewhere"))(cell)
+    if cell.verb.takes_folder:
+        cell.codes = (2,)
 
 
 def _link_to_nothing(cell: Cell) -> None:
     _in_its_place(lambda path: path.symlink_to(cell.root / "nowhere"))(cell)
+    if cell.verb.takes_folder:
+        cell.codes = (2,)
 
 
 def _folder(cell: Cell) -> None:
@@ -276,7 +287,7 @@ FAULTS = (
     Fault("dangling", _link_to_nothing, (0,)),
     Fault("input", _input, (2,), cheap=True),
     Fault("hardlink", _hard_link, (2,), cheap=True),
-    Fault("two", _nothing, (0,)),
+    Fault("two", _two, (0,)),
     Fault("16fds", _few_descriptors, (0, 4)),
     Fault("no-home", _no_home, (0,)),
     Fault("c-locale", _c_locale, (0,)),
@@ -295,7 +306,7 @@ def try_cell(bench: Bench, verb: Verb, fault: Fault, root: Path, seed: int = 0) 
     said = root / "said"
     output, target = results / verb.output, results / (verb.target or verb.output)
     call = Call(verb.call(bench.inputs["new"], results), root, said, brief=bench.brief)
-    cell = Cell(bench, verb, root, chance, call, results, output, target, bench.forks)
+    cell = Cell(bench, verb, root, chance, call, results, output, target, bench.forks, fault.codes)
     with cell.on_exit:
         try:
             fault.apply(cell)
@@ -303,7 +314,9 @@ def try_cell(bench: Bench, verb: Verb, fault: Fault, root: Path, seed: int = 0) 
             return "-", [f"skipped: {why}"]
         before = snapshot(results)
         codes = _run(cell, fault)
-        wrong = [text for code in codes for text in _judge_words(cell, fault, code)]
+        wrong = [
+            text for code, said in zip(codes, _said(cell), strict=False) for text in _judge_words(cell, code, said)
+        ]
         outcome, unfit = _judge_files(cell, before, max(codes, key=bool), killed=any(code < 0 for code in codes))
         wrong += unfit
         if any(code < 0 for code in codes) and not wrong:
@@ -314,7 +327,7 @@ def try_cell(bench: Bench, verb: Verb, fault: Fault, root: Path, seed: int = 0) 
 def _run(cell: Cell, fault: Fault) -> list[int]:
     forks, calls = cell.forks, [cell.call]
     if fault.name == "two":
-        calls.append(replace(cell.call, said=cell.root / "said-2"))
+        calls.append(replace(cell.call, said=_said(cell)[1]))
     longest = cell.bench.seconds(cell.verb) if fault.signal is not None else 0.0
     began = [forks.start(call) for call in calls]
     if fault.signal is not None:
@@ -323,10 +336,14 @@ def _run(cell: Cell, fault: Fault) -> list[int]:
     return [forks.wait(pid) for pid in began]
 
 
-def _judge_words(cell: Cell, fault: Fault, code: int) -> Iterator[str]:
-    text = (cell.call.said / "stderr").read_text(errors="replace")
-    if code not in fault.codes:
-        yield f"exit {code}, expected {fault.codes}: {text[-300:]!r}"
+def _said(cell: Cell) -> list[Path]:
+    return [cell.call.said, cell.root / "said-2"]
+
+
+def _judge_words(cell: Cell, code: int, said: Path) -> Iterator[str]:
+    text = (said / "stderr").read_text(errors="replace")
+    if code not in cell.codes:
+        yield f"exit {code}, expected {cell.codes}: {text[-300:]!r}"
     for noise in _NOISE:
         if noise in text:
             yield f"{noise!r} in stderr: …{text[max(0, text.index(noise) - 200) : text.index(noise) + 1500]}"
