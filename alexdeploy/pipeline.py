@@ -306,7 +306,7 @@ class _Chain:
             self._train,
             options={"recipe": msgspec.to_builtins(self._recipe), "images": self._images},
             # a run that was stopped leaves the checkpoint of its best epoch so far
-            is_finished=lambda: log.exists() and len(log.read_text().splitlines()) == epochs,
+            is_finished=lambda: log.exists() and len(log.read_text(encoding="utf-8").splitlines()) == epochs,
         )
 
     def _train(self, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from alexdeploy._version import __version__
 from alexdeploy.cli import process
 from alexdeploy.cli.output import warn, with_options
 from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name
+from alexdeploy.files import printable
 from alexdeploy.optional import unavailable
 
 COMMANDS = (
@@ -123,7 +124,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Exit code and error message."""
     try:
-        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=arguments)
+        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=[*map(printable, arguments)])
     except AlexdeployError as error:
         cause = error.__cause__  # ONNX Runtime's, say: then the file is not to blame
         lack = process.lacking(cause) if cause is not None and not isinstance(cause, OSError) else None

@@ -332,7 +332,7 @@ def _write_image_model(folder: Path, config: ModelConfig, kind: str) -> None:
 
 
 def _write_model_py(folder: Path, kind: str) -> None:
-    (folder / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]))
+    (folder / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]), encoding="utf-8")
     # where Python would keep its bytecode: a server that polls takes a folder in which that appears for a changed one,
     # and loads its model again
     (folder / "__pycache__").touch()

@@ -51,10 +51,10 @@ def main() -> int:
         shutil.rmtree(root)
     for first in range(0, len(verbs), 6):
         part = verbs[first : first + 6]
-        print("".join(f"{text:<18}" for text in ("", *(verb.name for verb in part))).rstrip())
+        print(" " * 10 + "".join(f"{text:<18}" for text in (verb.name for verb in part)).rstrip())
         for name, row in table.items():
-            cells = (" ".join(f"{text}" for text in row[verb.name])[:17] for verb in part)
-            print("".join(f"{text:<18}" for text in (name, *cells)).rstrip())
+            cells = (", ".join(row[verb.name])[:17] for verb in part)
+            print(f"{name:<10}" + "".join(f"{text:<18}" for text in cells).rstrip())
     print(f"{troubles} cells are wrong")
     return min(troubles, 1)
 
