@@ -12,6 +12,11 @@ from collections.abc import Iterable
 _LONGEST = 1000  # characters of a message
 _LONGEST_OF_OTHERS = 300
 _LONG_WORD = re.compile(r"[^\s/]{121,}")  # names of folders count by themselves
+_ABOUT_MEMORY = re.compile(  # as Python, PyTorch, ONNX Runtime, OpenVINO and TensorRT say it
+    r"bad_?alloc|bad allocation|failed to map segment|out of memory|can't start new thread|"
+    r"(can't|cannot|failed to|unable to) allocate",
+    re.IGNORECASE,
+)
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
 # what a terminal obeys, or what hides or turns the text around it: control characters, direction marks, zero widths.
 # Not the two joiners, which Persian, Hindi and emoji need
@@ -103,6 +108,11 @@ def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
     if len(found) <= most:
         return separator.join(found)
     return f"{separator.join(found[: most - 1])} and {len(found) - most + 1} more"
+
+
+def is_about_memory(text: str) -> bool:
+    """True where other people's code says that it got no memory, or no thread for want of it."""
+    return _ABOUT_MEMORY.search(text) is not None
 
 
 def in_a_line(error: BaseException) -> str:

@@ -1,25 +1,27 @@
 """Files the tool writes: atomic, with a sidecar ``<file>.json`` that holds what they are and where they come from.
 
 Both files are written to temporaries, then renamed, sidecar last. A mismatch therefore means a later change, or a
-crash between the renames.
+crash between the renames. A process that is killed leaves its temporaries, ``.NAME.xxxxxxxx.partial``, which nothing
+takes for a result, and which the next write of NAME removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import glob
 import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from alexdeploy import locks
 from alexdeploy._version import __version__
 from alexdeploy.errors import GateError, InputError, UsageError
 
@@ -27,7 +29,6 @@ SCHEMA = 1
 # what msgspec raises on text from outside: deep nesting and bytes that are no UTF-8 have errors of Python's own
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_NAME = 200  # bytes: a file system has 255, and what lies beside a file has longer names
-_CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset())
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -151,37 +152,6 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"cannot make folder {path}: {error.strerror}; name another") from error
 
 
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one run at a time, on this machine; the kernel lets go when the process ends, however.
-
-    The run that holds it may claim it again. Nothing is written: the lock is on the folder itself.
-
-    Raises:
-        UsageError: another run holds it.
-    """
-    place, held = folder.resolve(), _CLAIMED.get()
-    if place in held:
-        yield
-        return
-    try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # it cannot be read or is not there, which its first file will tell
-        yield
-        return
-    mark = _CLAIMED.set(held | {place})
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{folder}: another run is writing there; wait for its end or name another") from None
-        yield
-    finally:
-        _CLAIMED.reset(mark)
-        os.close(descriptor)
-
-
 def check_output(path: Path, *inputs: Path) -> Path:
     """Fail before the work, not after it, when the result could not be written or would overwrite what is read.
 
@@ -210,20 +180,68 @@ def check_output(path: Path, *inputs: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block succeeds and vanishes when it does not.
 
-    A file that is replaced keeps its permissions, a new one gets those of the umask.
+    A file that is replaced keeps its permissions, a new one gets those of the umask. A symbolic link is replaced, and
+    what it names stays as it is: that may be another artifact, whose sidecar lies beside it.
+
+    Raises:
+        UsageError: see ``check_output``.
     """
-    check_output(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    temporary.touch(exist_ok=False)  # the kernel applies the umask, which cannot be read without changing it
-    try:
+    with _atomic_paths([path]) as (temporary,):
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if path.exists():
-            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """``atomic_path`` for files that belong together: whatever a signal interrupts, all are new or none."""
+    for path in paths:
+        check_output(path)
+    with contextlib.ExitStack() as stack:
+        temporaries = [stack.enter_context(_temporary(path)) for path in paths]
+        yield temporaries
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            if path.exists():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        with locks.alone_in(paths[0].parent):
+            _put_in_place(paths, temporaries)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, held by this process, and gone after the block."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        locks.remove_abandoned(left)
+
+    def create() -> Path:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        temporary.touch(exist_ok=False)  # the kernel applies the umask, which cannot be read without changing it
+        return temporary
+
+    try:
+        with locks.held(create) as temporary:
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if str(error.filename).endswith(".partial") or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(path)
+        raise
+
+
+def _put_in_place(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
+    """Rename all; a signal between two renames waits for the rest."""
+    try:
+        for path, temporary in zip(paths, temporaries, strict=True):
+            temporary.replace(path)
+    except OSError:
+        raise
+    except BaseException:
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with contextlib.suppress(FileNotFoundError):
+                temporary.replace(path)
+        raise
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -241,9 +259,13 @@ def write_artifact(
     options: Mapping[str, Any] | None = None,
     libraries: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
+    beside: Mapping[Path, bytes | memoryview] | None = None,
 ) -> Sidecar:
-    """Write a file and its sidecar, both or neither, and return that."""
-    with atomic_path(sidecar_path(path)) as side, atomic_path(path) as temporary:
+    """Write a file, its sidecar and what else belongs to it (``beside``), all or nothing, and return the sidecar."""
+    more = dict(beside or {})
+    with _atomic_paths([*more, path, sidecar_path(path)]) as (*others, temporary, side):
+        for other, content in zip(others, more.values(), strict=True):
+            other.write_bytes(content)
         with ThreadPoolExecutor(1) as pool:  # an engine takes as long to hash as to write
             digest = pool.submit(lambda: hashlib.sha256(data).hexdigest())
             temporary.write_bytes(data)

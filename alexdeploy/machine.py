@@ -160,7 +160,7 @@ def cores() -> int:
 def cpu(field: str) -> str:
     """A line of the first core in ``/proc/cpuinfo``, such as ``model name``; empty where there is none."""
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
+    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
         if line.startswith(field):
             return line.partition(":")[2].strip()
     return ""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from alexdeploy import files
+from alexdeploy import files, locks
 from alexdeploy._version import __version__
 from alexdeploy.bench.intervals import Ratio, paired_ratio
 from alexdeploy.bench.results import BenchReport, Row
@@ -174,7 +174,7 @@ def run_pipeline(
     for module in ("matplotlib", "scipy", "sklearn"):  # needed late: better missed now than after the training
         require(module)
     files.make_folder(out)
-    with files.claimed(out):
+    with locks.claimed(out):
         chain = _Chain(recipe, learn, judge, out, samples, builder, device, rebuild)
         return _run(chain, judge, device, progress)
 

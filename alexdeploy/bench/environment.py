@@ -30,7 +30,7 @@ def environment(ordinal: int = 0) -> dict[str, Any]:
         "alexdeploy": __version__,
         "cpu": cpu("model name") or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in _SPEED_FLAGS if flag in cpu_flags()],
-        "governor": _GOVERNOR.read_text().strip() if _GOVERNOR.is_file() else None,
+        "governor": _GOVERNOR.read_text(encoding="utf-8").strip() if _GOVERNOR.is_file() else None,
         "cores": cores(),
         "thread_variables": {name: os.environ[name] for name in _THREADS if name in os.environ},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

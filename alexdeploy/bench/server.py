@@ -117,8 +117,8 @@ def _probe(loadgen: Any, runner: Runner, images: Batch, bound_ms: float, rate: f
             worker.join()
             loadgen.DestroyQSL(library)
             loadgen.DestroySUT(system)
-        summary = Path(folder, "mlperf_log_summary.txt").read_text()
-        detail = Path(folder, "mlperf_log_detail.txt").read_text()
+        summary = Path(folder, "mlperf_log_summary.txt").read_text(encoding="utf-8")
+        detail = Path(folder, "mlperf_log_detail.txt").read_text(encoding="utf-8")
     if errors:
         raise errors[0]
     return _read(summary, detail, rate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import json
 import signal
@@ -15,7 +14,9 @@ from typing import TextIO
 
 import click
 
+from alexdeploy import files
 from alexdeploy._version import __version__
+from alexdeploy.cli import process
 from alexdeploy.cli.output import warn, with_options
 from alexdeploy.errors import AlexdeployError, InputWarning, UnavailableError, unknown_name, visible
 from alexdeploy.optional import unavailable
@@ -39,8 +40,6 @@ COMMANDS = (
     "doctor",
     "demo",
 )
-_INTERRUPTED = 130
-_TERMINATED = 143
 
 
 class _LazyGroup(click.Group):
@@ -72,21 +71,29 @@ def cli() -> None:
     \b
     Exit codes: 0 ok · 2 usage · 3 bad or missing input · 4 missing library or hardware
                 5 a gate failed (parity, accuracy, INT8 coverage, sidecar)
-                6 the GPU failed under way (start again) · 130 interrupted
+                6 the GPU failed under way (start again) · 130 interrupted · 143 terminated · 129 hung up
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; a user's mistake is one line on stderr, never a traceback."""
+    owned = arguments is None
+    process.received.clear()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that partial files are removed
+    if owned:
+        process.take_over()
+    signal.signal(signal.SIGTERM, process.stop)
     with _warnings_in_one_line():
         code, message = _run(arguments)
+    lost = process.finish() if owned else None
+    if lost is not None and not code:
+        code, message = UnavailableError.exit_code, lost
     if message:
         message = visible(message)
-        click.echo(f"error: {message}", err=True)
-        if "--json" in arguments:
-            click.echo(json.dumps({"error": message, "exit_code": code}))
+        with contextlib.suppress(OSError):  # of a full disk, where the output goes
+            click.echo(f"error: {message}", err=True)
+            if "--json" in arguments:
+                click.echo(json.dumps({"error": message, "exit_code": code}))
     sys.exit(code)
 
 
@@ -124,8 +131,12 @@ def _warnings_in_one_line() -> Iterator[None]:
 def _run(arguments: list[str]) -> tuple[int, str | None]:
     """Exit code and error message."""
     try:
-        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=arguments)
+        cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=[*map(files.printable, arguments)])
     except AlexdeployError as error:
+        cause = error.__cause__  # ONNX Runtime's, say: then the file is not to blame
+        lack = process.lacking(cause) if cause is not None and not isinstance(cause, OSError) else None
+        if lack is not None:
+            return UnavailableError.exit_code, lack
         return error.exit_code, with_options(str(error))
     except ModuleNotFoundError as error:
         missing = unavailable(error)
@@ -140,10 +151,15 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         hint = f"; see {context.command_path} --help" if context is not None else ""
         return error.exit_code, f"{' '.join(error.format_message().split()).rstrip('.')}{hint}"
     except (click.Abort, KeyboardInterrupt) as stop:
-        return _INTERRUPTED, str(stop) or "interrupted"
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return 130, str(stop) or process.STOPPED[130]
+    except SystemExit as end:  # a command has told it all itself, or a signal has come
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return code, process.STOPPED.get(code)
+    except Exception as error:
+        if process.received:
+            return 128 + process.received[-1], process.STOPPED[128 + process.received[-1]]
+        lack = process.lacking(error)
+        if lack is None:
             raise
-        place = error.filename2 or error.filename or "output"  # of a copy the second is where it goes
-        return UnavailableError.exit_code, f"{error.strerror}: {place}; free space or write elsewhere"
+        return UnavailableError.exit_code, lack
     return 0, None

@@ -97,7 +97,7 @@ def _version(name: str) -> str | None:
 def _told(file: str, pattern: str, name: str) -> str | None:
     path = metadata.distribution(name).locate_file(file)
     try:
-        text = Path(str(path)).read_text()
+        text = Path(str(path)).read_text(encoding="utf-8")
     except OSError:
         return None
     found = re.search(pattern, text, re.MULTILINE)

@@ -23,7 +23,7 @@ from alexdeploy.engine.timing_cache import attach as attach_cache
 from alexdeploy.engine.timing_cache import cache_path
 from alexdeploy.engine.timing_cache import save as save_cache
 from alexdeploy.engine.versions import Library, process_logger, this_platform
-from alexdeploy.errors import InputError, UnavailableError, in_a_line
+from alexdeploy.errors import InputError, UnavailableError, in_a_line, is_about_memory
 from alexdeploy.machine import current_gpu
 from alexdeploy.specs import Profile, Progress, TensorSpec
 
@@ -100,6 +100,7 @@ class EngineBuild:
 
         Raises:
             InputError: the builder refused the graph; the message has its words.
+            UnavailableError: it had not enough memory.
         """
         self._logger.kernels = ""
         monitor = build_monitor(self.library, progress)
@@ -118,7 +119,8 @@ class EngineBuild:
                 raise
             seconds = time.perf_counter() - started
             if plan is None:
-                raise InputError(self._refused("the builder refused the graph"))
+                refused = self._refused("the builder refused the graph")
+                raise (UnavailableError if is_about_memory(refused) else InputError)(refused)
             # on the builder's thread, whose device it is
             kernels, why_not = pool.submit(self._kernels, plan).result()
         if path is not None:

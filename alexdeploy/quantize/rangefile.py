@@ -5,7 +5,6 @@ Beside ``ranges.json`` lies ``ranges.json.moments.safetensors``, which the range
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -124,11 +123,9 @@ def save_ranges(
     encoder = msgspec.json.Encoder(order="sorted", enc_hook=_digest)
     data = msgspec.json.format(encoder.encode(ranges), indent=1) + b"\n"
     beside = moments_path(path)
-    with contextlib.ExitStack() as stack:
-        if ranges.moments is not None:  # in place only when the range file that names it is, too
-            stack.enter_context(files.atomic_path(beside)).write_bytes(ranges.moments.data)
-        libraries = files.library_versions("pillow")
-        files.write_artifact(path, data, "ranges", parents=parents, options=dict(options), libraries=libraries)
+    more = {beside: ranges.moments.data} if ranges.moments is not None else {}
+    libraries = files.library_versions("pillow")
+    files.write_artifact(path, data, "ranges", parents=parents, options=dict(options), libraries=libraries, beside=more)
     if ranges.moments is None:
         beside.unlink(missing_ok=True)  # of an earlier range file
 

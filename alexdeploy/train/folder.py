@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from alexdeploy import files
+from alexdeploy import files, locks
 from alexdeploy.data.labels import read_class_indices, write_class_indices
 from alexdeploy.errors import InputError, UsageError, few
 
@@ -43,7 +43,7 @@ def folder_of_run(path: Path, classes: tuple[str, ...], *, resume: bool) -> Iter
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
         yield
         return
-    with files.claimed(path.parent):
+    with locks.claimed(path.parent):
         if not resume:
             _check_nothing_is_replaced(path)
         _check_class_names(classes_path(path), classes)

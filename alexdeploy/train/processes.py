@@ -53,11 +53,16 @@ class Processes:
 
     @contextlib.contextmanager
     def signals_deferred(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of obeying them; a second one is obeyed. Outside the main thread, nothing."""
+        """Note SIGINT, SIGTERM and a handled SIGHUP instead of obeying them; a second one is obeyed.
+
+        Outside the main thread, nothing.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        if callable(signal.getsignal(signal.SIGHUP)):  # the terminal was closed
+            usual[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
 
         def defer(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the form of a handler)
             self.signalled.append(number)
@@ -80,7 +85,7 @@ class Processes:
         """Do what the signal asked for.
 
         Raises:
-            KeyboardInterrupt: it was SIGINT, or another process got it; after SIGTERM whatever its handler raises.
+            KeyboardInterrupt: it was SIGINT, or another process got it; after others whatever their handlers raise.
         """
         if self.signalled:
             signal.raise_signal(self.signalled[0])

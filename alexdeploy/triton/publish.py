@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import numpy as np
 
-from alexdeploy import files
+from alexdeploy import files, locks
 from alexdeploy.errors import GateError, InputWarning, UnavailableError, UsageError
 from alexdeploy.runners.artifact import Artifact, EngineArtifact, OnnxArtifact, artifact_of, open_artifact
 from alexdeploy.triton import golden
@@ -236,15 +236,21 @@ def _staging(root: Path) -> Iterator[Path]:
     # Triton takes any folder in a repository for a model, hidden ones too
     beside = not root.is_mount() and os.access(root.parent, os.W_OK)
     place = root.parent if beside else root
-    for left in place.glob(f".{glob.escape(root.name)}.*.partial"):
-        text = "is left of a publish that was killed, or belongs to one that runs now; if none does, remove it"
-        warnings.warn(f"{left}: {text}", InputWarning, stacklevel=5)
-    try:
-        folder = TemporaryDirectory(dir=place, prefix=f".{root.name}.", suffix=".partial")
-    except OSError as error:
-        raise UsageError(f"cannot write into {root}: {error.strerror}; name another folder") from error
-    with folder as path:
-        yield Path(path)
+    for left in place.glob(f".{glob.escape(root.name)}.{'[a-z0-9_]' * 8}.partial"):  # of a publish that was killed
+        if left.is_dir():
+            locks.remove_abandoned(left)
+
+    def create() -> Path:
+        try:
+            return Path(mkdtemp(dir=place, prefix=f".{root.name}.", suffix=".partial"))
+        except OSError as error:
+            raise UsageError(f"cannot write into {root}: {error.strerror}; name another folder") from error
+
+    with locks.held(create) as path:
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_network(
@@ -337,7 +343,7 @@ def _write_image_model(folder: Path, config: ModelConfig, kind: str) -> None:
 
 
 def _write_model_py(folder: Path, kind: str) -> None:
-    (folder / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]))
+    (folder / "model.py").write_text(_MODEL_PY.format(_CLASS_OF[kind]), encoding="utf-8")
     # where Python would keep its bytecode: a server that polls takes a folder in which that appears for a changed one,
     # and loads its model again
     (folder / "__pycache__").touch()

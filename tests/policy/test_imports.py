@@ -46,6 +46,7 @@ VOCABULARY = {
     "optional",
     "specs",
     "contract",
+    "locks",
     "files",
     "machine",
     "recipe",

@@ -14,6 +14,8 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 SAYS_NOTHING = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
 
+TEXT = {"read_text", "write_text"}
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -63,3 +65,10 @@ def test_the_length_of_a_function_leaves_out_decorators_and_docstring() -> None:
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     assert length(function) == 4
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_text_is_utf_8_whatever_the_locale(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    text = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in TEXT]
+    assert [call.lineno for call in text if "encoding" not in {keyword.arg for keyword in call.keywords}] == []

@@ -111,4 +111,4 @@ print(json.dumps([alexdeploy.__file__, {name: load_recipe(name).network.name for
 
 def test_the_console_script_starts_the_command_line(unpacked: Path) -> None:
     (path,) = unpacked.glob("*.dist-info/entry_points.txt")
-    assert "alexdeploy = alexdeploy.cli:main" in path.read_text().splitlines()
+    assert "alexdeploy = alexdeploy.__main__:main" in path.read_text().splitlines()

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from alexdeploy import files
+from alexdeploy import files, locks
 from alexdeploy._version import __version__
 from alexdeploy.errors import GateError, InputError, UsageError
 
@@ -219,3 +222,100 @@ def test_a_file_without_permission_is_bad_input(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "access", lambda found, mode: found != path)  # root may read everything
     with pytest.raises(InputError, match="no permission to read it"):
         files.check_input(path)
+
+
+def _left(folder: Path, name: str) -> Path:
+    path = folder / f".{name}.0123abcd.partial"
+    path.write_bytes(b"half of it")
+    return path
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_of_that_file_alone(tmp_path: Path) -> None:
+    left, of_another = _left(tmp_path, "model.onnx"), _left(tmp_path, "model.onnx.json")
+    foreign = tmp_path / ".model.onnx.mine.partial"
+    foreign.touch()
+    files.write_bytes(tmp_path / "model.onnx", b"weights")
+    assert not left.exists()
+    assert of_another.exists()
+    assert foreign.exists()
+    _written(tmp_path)
+    assert not of_another.exists()
+
+
+def test_a_write_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with files.atomic_path(path) as first:
+        first.write_bytes(b"first")
+        files.write_bytes(path, b"second")
+        assert first.exists()
+    assert path.read_bytes() == b"first"
+
+
+def test_two_writers_of_an_artifact_do_not_mix_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writes where it does most harm: between the first's renames."""
+    path, replace = tmp_path / "model.onnx", Path.replace
+    with ThreadPoolExecutor(1) as pool:
+        others: list[Future[files.Sidecar]] = []
+
+        def replaced(source: Path, target: Path) -> Path:
+            result = replace(source, target)
+            if not others:
+                others.append(pool.submit(files.write_artifact, path, b"second", "onnx"))
+                time.sleep(0.3)
+            return result
+
+        monkeypatch.setattr(Path, "replace", replaced)
+        files.write_artifact(path, b"first", "onnx")
+        others[0].result()
+    files.read_sidecar(path)
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_signal_between_renames_does_not_part_an_artifact_from_its_sidecar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: type[BaseException], number: int
+) -> None:
+    path, replace, done = _written(tmp_path), Path.replace, 0
+
+    def replaced(source: Path, target: Path) -> Path:
+        nonlocal done
+        done += 1
+        if done == number:
+            raise trouble
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    with pytest.raises(trouble):
+        files.write_artifact(path, b"other weights", "onnx", beside={tmp_path / "more": b"more"})
+    sidecar = files.read_sidecar(path)
+    assert (tmp_path / "more").exists() == (sidecar.sha256 == hashlib.sha256(b"other weights").hexdigest())
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_lock_on_the_folder_by_somebody_else_is_not_waited_for_longer_than_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_S", 0.05)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        files.write_bytes(tmp_path / "model.onnx", b"weights")
+    finally:
+        os.close(descriptor)
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_a_symbolic_link_is_replaced_and_what_it_names_stays(tmp_path: Path) -> None:
+    target = _written(tmp_path)
+    link = tmp_path / "latest.onnx"
+    link.symlink_to(target)
+    files.write_artifact(link, b"other weights", "onnx")
+    assert not link.is_symlink()
+    assert files.read_sidecar(link).sha256 != files.read_sidecar(target).sha256
+
+
+def test_a_file_that_is_too_large_is_told_by_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(OSError, match="too large") as trouble, files.atomic_path(path):
+        raise OSError(errno.EFBIG, "File too large")
+    assert trouble.value.filename == str(path)

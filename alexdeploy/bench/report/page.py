@@ -106,6 +106,6 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_text_visible
     )
     here = Path(__file__).parent
-    style = (here / "page.css").read_text()
-    page = environment.from_string((here / template).read_text()).render(style=style, **values)
+    style = (here / "page.css").read_text(encoding="utf-8")
+    page = environment.from_string((here / template).read_text(encoding="utf-8")).render(style=style, **values)
     files.write_bytes(path, page.encode())

@@ -301,8 +301,8 @@ def test_a_run_whose_best_weights_are_gone_is_not_resumed(
 
 
 def test_a_folder_is_held_by_one_run_at_a_time_and_free_when_that_is_killed(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from alexdeploy import files\n"
-    code += "with files.claimed(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from alexdeploy import locks\n"
+    code += "with locks.claimed(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from alexdeploy import files, publish
-from alexdeploy.errors import AlexdeployError, GateError, InputError, InputWarning, UnavailableError, UsageError
+from alexdeploy import files, locks, publish
+from alexdeploy.errors import AlexdeployError, GateError, InputError, UnavailableError, UsageError
 from alexdeploy.runners.artifact import EngineArtifact
 from alexdeploy.specs import Profile
 from alexdeploy.triton import publish as room
@@ -154,12 +154,19 @@ def test_a_version_that_the_ensemble_of_the_others_does_not_fit_is_refused(
     assert tree(root) == before
 
 
-def test_what_a_killed_publish_left_is_named(model: Path, root: Path) -> None:
-    left = root.parent / ".repository.abc.partial"
+def test_what_a_killed_publish_left_is_removed_and_what_one_works_in_is_not(model: Path, root: Path) -> None:
+    left, used = root.parent / ".repository.abcd0123.partial", root.parent / ".repository.efgh4567.partial"
     left.mkdir()
-    with pytest.warns(InputWarning, match=r"repository\.abc\.partial: is left of a publish that was killed"):
+    (left / "model.onnx").touch()
+
+    def create() -> Path:
+        used.mkdir()
+        return used
+
+    with locks.held(create):
         publish(model, root)
-    assert left.exists()
+    assert not left.exists()
+    assert used.exists()
 
 
 @pytest.mark.parametrize("location", ["model.onnx", "model.py", "golden.safetensors", "model.onnx.json"])
