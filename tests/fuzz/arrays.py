@@ -44,7 +44,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _npz(compressed: bool, **arrays: npt.NDArray[Any]) -> bytes:
+def _npz(compressed: bool, **arrays: Any) -> bytes:
     file = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
     return file.getvalue()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -59,7 +60,12 @@ def _benches() -> Sequence[bytes]:
         "samples_ms": {"host": [[1.0, 1.1, 1.3], [1.2, 1.4, 1.5]]},
     }
     skipped = {**row, "artifact": "b/net.engine", "runtime": "tensorrt", "status": "skipped", "reason": "no GPU"}
-    bench = {"environment": environment(0), "dataset": "digits/val", "dataset_fingerprint": "0", "classes": ["a", "b"]}
+    bench: dict[str, Any] = {
+        "environment": environment(0),
+        "dataset": "digits/val",
+        "dataset_fingerprint": "0",
+        "classes": ["a", "b"],
+    }
     bench |= {"images": 20, "seconds": 3.0, "machine": None, "rows": [row, skipped], "accuracy": []}
     return [json.dumps(bench).encode()]
 
@@ -70,7 +76,12 @@ def _loads() -> Sequence[bytes]:
     row = {"target": "server", "load": {"kind": "arrivals", "rate_per_s": 50.0}, "status": "ok", "requests": 9}
     row |= {"images_per_s": figure, "p50_ms": figure, "p90_ms": figure, "p99_ms": figure, "p99_ratio": _RATIO}
     row |= {"served": served, "samples_ms": [[1.0, 2.0]], "rates_per_s": [3.0]}
-    load = {"environment": environment(0), "dataset": "digits/val", "dataset_fingerprint": "0", "taken": "20 images"}
+    load: dict[str, Any] = {
+        "environment": environment(0),
+        "dataset": "digits/val",
+        "dataset_fingerprint": "0",
+        "taken": "20 images",
+    }
     load |= {"artifact": "a.onnx", "precision": "int8", "runtime": "onnxruntime-cpu", "url": "http://h:8000"}
     load |= {"model": "digits", "protocol": "kserve-http", "same_machine": True, "max_batch": 4, "images": 20}
     load |= {"agreement": 1.0, "relative_error": 1e-6, "rounds": 3, "seconds": 9.0, "rows": [row]}

@@ -41,7 +41,16 @@ JSON = st.recursive(
     max_leaves=20,
 )
 # these read a text and little else, so that many examples cost little
-TEXTS = ("ranges", "cache", "class_indices", "label_list", "contract_toml", "contract_json", "list", "sidecar")
+TEXTS: tuple[str, ...] = (
+    "ranges",
+    "cache",
+    "class_indices",
+    "label_list",
+    "contract_toml",
+    "contract_json",
+    "list",
+    "sidecar",
+)
 TEXTS += ("manifest", "shard", "bench", "pbtxt", "engine_cache")
 ANY_BYTES = (*TEXTS, "idx", "idx_gz", "cifar10", "npy", "npz", "moments", "golden", "safetensors", "pth_zip", "jpeg")
 
@@ -66,7 +75,7 @@ def ranges(draw: st.DrawFn) -> RangeFile:
 
 @st.composite
 def contracts(draw: st.DrawFn) -> Contract:
-    color = draw(st.sampled_from(["rgb", "bgr", "gray"]))
+    color: Any = draw(st.sampled_from(["rgb", "bgr", "gray"]))
     channels = 1 if color == "gray" else 3
     sides = st.integers(1, 2000)
     size = st.tuples(sides, sides)
