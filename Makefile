@@ -6,7 +6,7 @@ PYCUDA := .venv/.pycuda
 ONNXRUNTIME_GPU := .venv/.onnxruntime-gpu
 SERVING := .venv/.serving
 
-.PHONY: demo test check docs gpu-check clean
+.PHONY: demo test check docs fuzz gpu-check clean
 
 demo: $(READY)
 	$(BIN)/alexdeploy demo --out demo
@@ -22,6 +22,12 @@ check: $(READY)
 # writes `alexdeploy … --help` into docs/cli.md
 docs: $(READY)
 	$(BIN)/python -m tests.helpers.docs
+
+# ten minutes of mutated inputs for everything that is read; FUZZ="jpeg --seconds 600 --seed 7" for one of it
+FUZZ ?=
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 # For a machine with an NVIDIA GPU: a venv for each extra, since ONNX Runtime's TensorRT provider takes TensorRT 10 and
 # the engines are to run on 11 too. PyCUDA is compiled (needs nvcc); the lean runtime is what

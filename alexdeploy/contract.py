@@ -19,6 +19,8 @@ from alexdeploy import files
 from alexdeploy.errors import InputError, UsageError
 
 METADATA_KEY = "alexdeploy.contract"
+_LARGEST = {"float32": 1e38, "float16": 65504.0}
+_LONGEST_SIDE = 1 << 14  # in pixels; beyond it an input takes gigabytes
 
 Size = int | tuple[int, int]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "area"]
@@ -93,6 +95,8 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         sides = [*_sides(self.crop), *_sides(self.resize)]
         if min(sides, default=1) < 1:
             raise UsageError("crop and resize must be >= 1 pixel")
+        if max(sides, default=1) > _LONGEST_SIDE:
+            raise UsageError(f"crop and resize must be <= {_LONGEST_SIDE} pixels")
         if self.letterbox is not None and not isinstance(self.resize, tuple):
             raise UsageError("letterbox fills up what resize = [height, width] names; give that")
         if self.crop is None and not isinstance(self.resize, tuple):
@@ -114,6 +118,16 @@ class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise UsageError("std must be > 0, and mean and std finite")
         if not 0 < self.scale < math.inf:
             raise UsageError("scale must be > 0 and finite")
+        pairs = [*zip(self.mean, self.std, strict=True)]
+        largest = max(self._input_of(pixel, *pair) for pixel in (0, 255) for pair in pairs)
+        numbers = (self.scale, 1 / self.scale, *map(abs, self.mean), *self.std, 1 / min(self.std))
+        if max(numbers) > _LARGEST["float32"] or largest > _LARGEST[self.input_type]:
+            raise UsageError(
+                f"scale, mean and std make inputs beyond the {_LARGEST[self.input_type]:g} of {self.input_type}"
+            )
+
+    def _input_of(self, pixel: int, mean: float, std: float) -> float:
+        return abs(pixel / self.scale - mean) / std
 
     @property
     def channels(self) -> int:

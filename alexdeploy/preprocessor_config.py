@@ -53,6 +53,7 @@ _BESIDE = frozenset(  # keys that change no pixel of an RGB image
         *("model_input_names", "processor_class", "reduce_labels", "return_tensors", "transformers_version"),
     }
 )
+_LEAST_SHARE = 0.01  # of an image that is cropped
 _Edges = int | dict[str, int | None]
 
 
@@ -126,8 +127,8 @@ def _from_timm(config: _Timm) -> Contract:
     channels, height, width = config.input_size
     if channels not in (1, 3):
         _refuse("input_size", f"expected 1 or 3 channels; found {channels}")
-    if not 0 < config.crop_pct <= 1:
-        _refuse("crop_pct", f"expected more than 0 and at most 1; found {config.crop_pct:g}")
+    if not _LEAST_SHARE <= config.crop_pct <= 1:
+        _refuse("crop_pct", f"expected {_LEAST_SHARE} to 1; found {config.crop_pct:g}")
     if config.interpolation not in _PILLOW:
         _refuse("interpolation", f"'{config.interpolation}' is none of {', '.join(_PILLOW)}")
     scaled = math.floor(height / config.crop_pct), math.floor(width / config.crop_pct)
@@ -207,8 +208,8 @@ def _enlarged(config: _Transformers, name: str, resize: Size, crop: Size | None)
     if name == "Levit":
         return int(256 / 224 * resize), crop
     share = 224 / 256 if config.crop_pct is None and name == "ConvNext" else config.crop_pct
-    if share is None or not 0 < share <= 1:
-        _refuse("crop_pct", f"expected more than 0 and at most 1; found {share}")
+    if share is None or not _LEAST_SHARE <= share <= 1:
+        _refuse("crop_pct", f"expected {_LEAST_SHARE} to 1; found {share}")
     if name == "PoolFormer":
         return int(resize / share), crop
     return ((resize, resize), None) if resize >= 384 else (int(resize / share), resize)

@@ -128,7 +128,8 @@ def _resampled(image: Image.Image, size: tuple[int, int], contract: Contract) ->
     planes = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
     mode = require("torchvision.transforms").InterpolationMode(name)
     resized = functional.resize(planes, [*size[::-1]], mode, antialias=contract.resampling == "torchvision")
-    return Image.fromarray(resized.permute(1, 2, 0).numpy().reshape(size[1], size[0], -1).squeeze())
+    pixels = resized.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -182,6 +182,10 @@ class KServeRunner(Runner):
         missing = next((name for name, array in found.items() if array is None), None)
         if missing is not None:
             raise self._asked.odd(f"gave no '{missing}'")
+        for output in outputs:
+            told, given_as = "object" if top else output.dtype, found[output.name].dtype.name
+            if given_as != told:
+                raise self._asked.odd(f"gave '{output.name}' as {given_as}, and told of {told}")
         return found
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Any:

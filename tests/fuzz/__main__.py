@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 
 from tests.fuzz.run import Watched, fuzz, table
@@ -18,6 +19,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each target, at most (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another one gives other inputs (%(default)s)")
     given = parser.parse_args()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # both end it with the table
+        signal.signal(stop, signal.default_int_handler)
     if unknown := sorted({*given.targets} - {*all_targets()}):
         parser.error(f"unknown target {unknown[0]}; there are {', '.join(all_targets())}")
     watched, tallies, began = Watched(), [], time.monotonic()

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from alexdeploy import files
+from alexdeploy.cli.adopt import _constant
 from alexdeploy.contract import Contract
 from alexdeploy.data.sources import load_dataset
 from alexdeploy.quantize.moments import Moments
@@ -148,6 +149,7 @@ def _check_golden(path: Path) -> None:
 
 TARGETS = (
     Target("npy", _npy_files, _check_dataset, "images.npy", (text_line,), (b"'|O'", b"(-1,)", b"True", b"'<f8'")),
+    Target("constant", _npy_files, lambda path: _constant(f"x={path}", str(path)), "x.npy", (text_line,), (b"'|O'",)),
     Target("npz", _npz_files, _check_dataset, "images.npz", (within_zip(any_bytes), within_zip(text_line))),
     Target(
         "idx_gz",

@@ -56,6 +56,7 @@ class Watched:
         self._file.truncate(PROGRESS.size)
         self._shared = mmap.mmap(self._file.fileno(), PROGRESS.size)
         self._log = tempfile.TemporaryFile(prefix="fuzz-")  # noqa: SIM115 (closed by close)
+        self._folder = tempfile.TemporaryDirectory(prefix="fuzz-")  # for what a child leaves that dies
 
     def answers(self, name: str, seed: int, first: int, end: int) -> Iterator[tuple[int, Verdict]]:
         """The faults of a job; of one that is not finished the last one is what ended it.
@@ -95,6 +96,7 @@ class Watched:
         self._shared.close()
         self._file.close()
         self._log.close()
+        self._folder.cleanup()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -106,7 +108,7 @@ class Watched:
                 stderr=self._log,
                 bufsize=0,  # a line that is read is all that is gone from the pipe
                 cwd=_ROOT,
-                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(_ROOT)},
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(_ROOT), "TMPDIR": self._folder.name},
             )
         return self._child
 

@@ -1,4 +1,4 @@
-"""All targets by name. A family is a module with a tuple ``TARGETS``."""
+"""All targets by name, which ``python -m tests.fuzz.targets`` prints. A family is a module with a tuple ``TARGETS``."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ def all_targets() -> dict[str, Target]:
 def kept(name: str) -> list[Path]:
     """The files of a target's corpus."""
     return sorted(path for path in (CORPUS / name).glob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    print(*all_targets())

@@ -141,3 +141,29 @@ def test_versions_of_one_network_differ_in_how_the_input_is_handed_over_alone(
 def test_what_means_the_same_has_one_fingerprint(change: dict[str, Any], same: dict[str, Any]) -> None:
     one, other = msgspec.structs.replace(RGB, **change), msgspec.structs.replace(RGB, **same)
     assert (one, one.fingerprint) == (other, other.fingerprint)
+
+
+@pytest.mark.parametrize("size", [{"crop": 16385}, {"crop": 8, "resize": 2**63}, {"resize": (20000, 8)}])
+def test_a_size_of_gigabytes_is_refused(size: Any) -> None:
+    with pytest.raises(UsageError, match="crop and resize must be <= 16384 pixels"):
+        Contract(color="gray", mean=(0.5,), std=(0.5,), **size)
+
+
+@pytest.mark.parametrize(
+    "arithmetic",
+    [
+        {"mean": (1e308,), "std": (1.0,)},
+        {"mean": (0.0,), "std": (1e-320,)},
+        {"mean": (0.0,), "std": (1e300,)},
+        {"mean": (0.0,), "std": (1e-30,), "scale": 1e-30},
+        {"mean": (0.0,), "std": (1.0,), "scale": 1e-320},
+        {"mean": (0.0,), "std": (0.001,), "scale": 1.0, "input_type": "float16"},
+    ],
+)
+def test_arithmetic_that_overflows_the_input_is_refused(arithmetic: Any) -> None:
+    with pytest.raises(UsageError, match=r"scale, mean and std make inputs beyond the .* of float"):
+        Contract(color="gray", crop=8, **arithmetic)
+
+
+def test_pixels_as_they_are_fit_into_float16() -> None:
+    assert Contract(color="gray", crop=8, mean=(0.0,), std=(1.0,), scale=1.0, input_type="float16").scale == 1

@@ -53,7 +53,7 @@ class Made:
         self.state = (1, shape, kind, is_fortran, content)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (*np.empty(0).__reduce__()[:2], self.state)  # type: ignore[index]
+        return (*np.empty(0).__reduce__()[:2], self.state)
 
 
 @pytest.mark.parametrize(

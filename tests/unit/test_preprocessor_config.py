@@ -175,7 +175,7 @@ VIT = {"image_processor_type": "ViTImageProcessor", "size": 224, **NORMAL}
         ({**TIMM, "crop_mode": "border"}, "crop_mode: 'border' cannot be expressed; 'center' and 'squash' can"),
         ({**TIMM, "input_size": [3, 224, 192]}, "crop_mode: 'center' for an input that is not square"),
         ({**TIMM, "interpolation": "random"}, "interpolation: 'random' is none of nearest, lanczos"),
-        ({**TIMM, "crop_pct": 0}, "crop_pct: expected more than 0"),
+        ({**TIMM, "crop_pct": 0}, "crop_pct: expected 0.01 to 1"),
         (
             {"model_type": "vit", "hidden_size": 768},
             "expected preprocessor_config.json .* keys model_type, hidden_size",

@@ -260,3 +260,11 @@ def test_a_narrow_image_and_a_large_input_are_no_needles() -> None:
     contract = _contract(resize=256, crop=224)
     np.testing.assert_allclose(preprocess(strip, contract), _by_torchvision(strip, contract), rtol=0, atol=1e-6)
     assert preprocess(Image.new("L", (8, 8)), _contract("gray", resize=7200, crop=8)).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_an_input_of_one_pixel_a_side_is_no_other_shape(color: str, size: tuple[int, int]) -> None:
+    contract = _contract(color, resize=size, resampling="torchvision")
+    found = preprocess(_noise((9, 7)), contract)
+    assert found.shape == (1 if color == "gray" else 3, *size)
