@@ -221,13 +221,14 @@ def _graph_layers(model: ir.Model) -> dict[str, _Layer]:
     """Output name → layer. Conversions and reshapes are left out, except at the graph's outputs."""
     from alexdeploy.graph.taps import clipped_by
 
-    found = {node.outputs[0]: node for node in model.graph if node.op_type not in _NO_LAYER}
+    layers = (node for node in model.graph if node.op_type not in _NO_LAYER)
+    found = {next(value for value in node.outputs if value.name): node for node in layers}  # others are left out
     for output in model.graph.outputs:
         node = output.producer()
         while node is not None and node.op_type in _NO_LAYER and node.inputs[0] is not None:
             node = node.inputs[0].producer()
         if node is not None:
-            found.pop(node.outputs[0], None)
+            found = {value: other for value, other in found.items() if other is not node}
             found[output] = node
     names: dict[ir.Node | None, str] = {node: str(value.name) for value, node in found.items()}
     return {

@@ -128,7 +128,7 @@ def adopt_onnx(
         _check_finite(plain, path)
         if not np.isfinite(parity.worst):
             raise InputError(
-                f"{path}: it gives NaN or infinite scores for random images of ordinary size, and its weights are finite; "
+                f"{path}: it gives NaN or infinite scores for random images, and its weights are finite; "
                 "look for a division by 0 or an overflow, and export it again"
             )
     parity.check(f"adopted, {path} differs from the original")
@@ -180,8 +180,8 @@ def _check_interface(model: ir.Model, contract: Contract, path: Path) -> None:
     spec, expected = image_input(model, str(path)), contract.input_shape
     if 0 in spec.shape:
         raise InputError(
-            f"{path}: input '{spec.name}' has shape ({', '.join(map(str, spec.shape))}), which is empty; export it with "
-            "a dynamic batch, whose axis has a name"
+            f"{path}: input '{spec.name}' has shape ({', '.join(map(str, spec.shape))}), which is empty; export it "
+            "with a dynamic batch, whose axis has a name"
         )
     if not _fits(spec.shape[1:], expected):
         other = "nchw" if contract.layout == "nhwc" else "nhwc"
@@ -280,8 +280,8 @@ def _check_lrn(model: ir.Model, path: Path) -> None:
         size = node.attributes.get_int("size", 1) if node.op_type == "LRN" else 1
         if size % 2 == 0:
             raise InputError(
-                f"{path}: node '{node.name}' (LRN) has an even window ({size}), which neither ONNX Runtime nor TensorRT "
-                f"has; retrain or fine-tune with size {size - 1} or {size + 1}"
+                f"{path}: node '{node.name}' (LRN) has an even window ({size}), which ONNX Runtime and TensorRT "
+                f"lack; retrain or fine-tune with size {size - 1} or {size + 1}"
             )
 
 

@@ -21,7 +21,7 @@ def training_mode(node: ir.Node) -> tuple[str, str] | None:
             return None
         return "is in training mode, so that its answers are random", _EVALUATE
     outputs = sum(bool(value.name) for value in node.outputs)
-    if node.op_type == "BatchNormalization" and (outputs > 1 or node.attributes.get_int("training_mode", 0)):
+    if node.op_type == "BatchNormalization" and (outputs > 1 or node.attributes.get_int("training_mode", 0) != 0):
         return "is in training mode, so that an answer depends on the other images of the batch", _EVALUATE
     return None
 

@@ -9,8 +9,8 @@ QuantizeLinear for superfluous, so that negative values pass, and fail at a Clip
 FP16 it computes in FP32, without rounding between the nodes of a region (1.32, even without its optimizers): what
 overflows on a GPU does not on the CPU. That is well for answers, and useless for a judgement on the graph.
 
-Its optimizer ClipQuantRewrite (1.32) drops a Clip whose bounds are within 1.2e-7 of what the levels behind it hold; where
-the scale is below 1e-9 all bounds seem to be. A ReLU6 was dropped so in MobileNet-V2 with fresh weights.
+Its optimizer ClipQuantRewrite (1.32) drops a Clip whose bounds are within 1.2e-7 of what the levels behind it hold;
+where the scale is below 1e-9 all bounds seem to be. A ReLU6 was dropped so in MobileNet-V2 with fresh weights.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def for_cpu(model: ir.Model, *, fp16: bool = False) -> ir.Model:
 
 
 def _faint_clips(graph: ir.Graph) -> list[ir.Node]:
-    """The Clip nodes in front of a QuantizeLinear with a scale so small that ONNX Runtime takes them for superfluous."""
+    """Clip nodes before a QuantizeLinear with a scale so small that ONNX Runtime takes them for superfluous."""
     return [
         node
         for node in graph

@@ -36,6 +36,7 @@ _FLOAT = ir.DataType.FLOAT
 # Cast keeps the type it names, the others behind it one that an attribute may name; Resize takes scales as float32.
 _ISLANDS = frozenset({"LRN", "QuantizeLinear", "DequantizeLinear", "Cast", "Resize"})
 _ISLANDS |= {"Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"}
+_ISLANDS |= {"MeanVarianceNormalization"}  # ONNX defines it with a float32 constant
 # operators whose output is never larger in magnitude than their input
 _NEVER_LARGER = frozenset(
     {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Identity", "Dropout", "Clip", "LRN"}
@@ -117,7 +118,7 @@ def to_bf16(model: ir.Model) -> ir.Model:
     """The same with bfloat16 arithmetic outside LRN and Q/DQ; in opset 22 or later, which has it in Conv and pooling.
 
     Raises:
-        InputError: the graph already holds FP16 or BF16 weights, multiplies integers, or cannot be raised to that opset.
+        InputError: the graph already holds FP16 or BF16 weights, multiplies integers, or cannot be raised so far.
     """
     return _to_half(raised(model, BF16_OPSET), ir.DataType.BFLOAT16)
 
@@ -141,7 +142,8 @@ def _to_half(
     wide: set[ir.Value] = set()  # values that FP16 may not hold
     for node in list(graph):
         reads_wide = not wide.isdisjoint(node.inputs)
-        told = [fits[output.name] for output in node.outputs if output.name in fits] if node.op_type != "LRN" else []
+        names = [str(output.name) for output in node.outputs] if node.op_type != "LRN" else []
+        told = [fits[name] for name in names if name in fits]
         seen = all(told) if told else None
         alone = _does_not_hold(node, half) or seen is False
         if (alone or (reads_wide and node.op_type in _PASS_ON)) and not seen:

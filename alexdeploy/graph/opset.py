@@ -100,7 +100,7 @@ def _converted(model: ir.Model, opset: int, what: str) -> ir.Model:
 
 
 def _resized_as_before(model: ir.Model) -> None:
-    """Say how Upsample and the first Resize sampled; ONNX's converter (1.23) leaves that to the default, another way."""
+    """Say how Upsample and the first Resize sampled; ONNX's converter (1.23) does not, and the default is another."""
     for node in model.graph:
         if node.op_type == "Resize" and "coordinate_transformation_mode" not in node.attributes:
             scales = node.inputs[2] if len(node.inputs) > 2 else None

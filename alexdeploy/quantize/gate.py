@@ -103,8 +103,9 @@ def check_answers(written: ir.Model, original: ir.Model, contract: Contract, ori
         changed = max((_distance(optimized[name], answer) for name, answer in found.items()), default=0.0)
         if changed >= QUANTIZED_DOUBT:
             warnings.warn(
-                f"ONNX Runtime's own optimizations change the answers of {origin} in {precision.value} by {changed:.0%} "
-                f"on {IMAGES} drawn images, which is a fault of ONNX Runtime; run it in OpenVINO or TensorRT",
+                f"ONNX Runtime's own optimizations change the answers of {origin} in {precision.value} by "
+                f"{changed:.0%} on {IMAGES} drawn images, which is a fault of ONNX Runtime; run it in OpenVINO or "
+                "TensorRT",
                 InputWarning,
                 stacklevel=2,
             )

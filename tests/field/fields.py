@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from tests.helpers.foreign_graphs import Foreign
 from tests.helpers.graphs import Array
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200), "white": (200, 200, 200)}
+_OUTSIDE = "outside"  # the graph whose weights are
 _TYPES = {"tensor(float)": np.float32, "tensor(bool)": np.bool_}
 
 
@@ -49,7 +49,7 @@ def draw_pictures(folder: Path) -> Pictures:
 def saved(foreign: Foreign, folder: Path) -> Path:
     """The original file; of one graph the weights lie beside it."""
     path = folder / "theirs.onnx"
-    outside = foreign.model.graph.name == "outside"
+    outside = foreign.model.graph.name == _OUTSIDE
     onnx.save(foreign.model, path, save_as_external_data=outside, location="weights.bin", size_threshold=0)
     return path
 
@@ -61,7 +61,7 @@ def adopt(foreign: Foreign, theirs: Path, ours: Path) -> None:
 
 def scores(foreign: Foreign, theirs: Path, batch: Array) -> Array:
     """Of the original file, by a plain session; of log-probabilities the probabilities."""
-    source: str | bytes = str(theirs)
+    source: str | bytes = str(theirs) if foreign.model.graph.name == _OUTSIDE else theirs.read_bytes()
     names = [node.name for node in foreign.model.graph.node if node.name]
     if len(names) > len(set(names)):  # ONNX Runtime refuses the file
         plain = onnx.load(theirs)
@@ -73,7 +73,7 @@ def scores(foreign: Foreign, theirs: Path, batch: Array) -> Array:
     for value in session.get_inputs():
         shape = [dim if isinstance(dim, int) else 1 for dim in value.shape]
         if value.name in foreign.constants:
-            constant = np.asarray(foreign.constants[value.name]).astype(_TYPES[value.type])
+            constant: Array = np.asarray(foreign.constants[value.name]).astype(_TYPES[value.type])
             feed[value.name] = np.broadcast_to(constant, shape)
         elif value.name == foreign.image and isinstance(value.shape[0], int):
             step = value.shape[0]
@@ -108,15 +108,11 @@ class Field:
     def ranges(self) -> Path:
         return self.folder / "ranges.json"
 
-    @cached_property
-    def int8(self) -> Path:
-        """In the dialect tensorrt."""
-        return self.quantized("tensorrt")
-
     def quantized(self, dialect: Dialect, *, fp16: bool = False) -> Path:
+        """Written once."""
         path = self.folder / f"{dialect}{'.fp16' if fp16 else ''}.onnx"
-        settings = QuantizeSettings(dialect=dialect, fp16=fp16)
-        quantize_onnx(self.model, self.ranges, path, settings=settings)
+        if not path.exists():
+            quantize_onnx(self.model, self.ranges, path, settings=QuantizeSettings(dialect=dialect, fp16=fp16))
         return path
 
     def db(self, found: Path | bytes | Array) -> float:

@@ -9,7 +9,7 @@ from tests.field.zoo import ZOO
 
 _TRAINING = r"is in training mode, so that.*export it in evaluation mode"
 _OLD = r"13 is needed.*nor does ONNX Runtime run what is older than 7.*export it in opset 13"
-_NEWER = r"knows opset \d+ and IR version \d+ at most; export it in opset 21"
+_NEWER = r".*knows opset \d+ and IR version \d+ at most; export it in opset 21"
 
 REFUSED = {  # by adopt
     "reshape_attribute": (InputError, f"opset 3, {_OLD}"),
@@ -21,8 +21,8 @@ REFUSED = {  # by adopt
     "zero_batch": (InputError, r"input 'image' has shape \(0, 3, 8, 8\).*export it with a dynamic batch"),
     "two_images": (UsageError, "expected one image as input.*found image.*other.*`constants`"),
     "long_input": (InputError, "input 'image' is int64.*export it with float32, float16 or uint8 images"),
-    "opset_of_the_future": (InputError, f"has opset 99 and IR version 10; {_NEWER}"),
-    "ir_of_the_future": (InputError, f"has opset 21 and IR version 99; {_NEWER}"),
+    "opset_of_the_future": (InputError, f"has opset 99 and IR version 10;{_NEWER}"),
+    "ir_of_the_future": (InputError, f"has opset 21 and IR version 99;{_NEWER}"),
     "training_batch_normalization": (InputError, rf"node 'bn' \(BatchNormalization\) {_TRAINING}"),
     "old_training_batch_normalization": (InputError, rf"node 'bn' \(BatchNormalization\) {_TRAINING}"),
     "training_dropout": (InputError, rf"node 'drop' \(Dropout\) {_TRAINING}"),
@@ -93,3 +93,7 @@ NO_KERNELS = {"scores_without_image": ("c1", "c2", "fc")}
 # 16 channels whose sizes differ by 1e6 have one scale together; it is told
 DOUBTFUL = {"unlike_channels": "away from its answers in float on 2 drawn images; judge it on your images"}
 UNDERFLOW = ("normalized", "small_factor", "small_variance", "vanishing")
+# ONNX's reference implementation (1.23) is another batch's, fails, or is wrong in FP32 too (BatchNormalization of opset
+# 9 as in training, LRN)
+NOT_BY_ONNX = frozenset({"frozen_batch", "opset7", "opset9", "transposed_convolution", "other_normalizations"})
+NOT_BY_ONNX |= {"strong_lrn", "caffe"}

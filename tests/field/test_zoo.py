@@ -30,7 +30,7 @@ from alexdeploy.quantize.rangefile import save_ranges
 from alexdeploy.runners.classifier import Classifier
 from alexdeploy.specs import Dialect, Precision, Profile
 from tests.field.fields import Field, Pictures, adopt, by_onnx, draw_pictures, field_of, saved, scores
-from tests.field.outcomes import DOUBTFUL, LEFT, NO_KERNELS, NOT_CALIBRATED, REFUSED, UNDERFLOW, USABLE
+from tests.field.outcomes import DOUBTFUL, LEFT, NO_KERNELS, NOT_BY_ONNX, NOT_CALIBRATED, REFUSED, UNDERFLOW, USABLE
 from tests.field.zoo import ZOO
 
 DIALECTS: tuple[Dialect, ...] = ("tensorrt", "onnxruntime", "openvino")
@@ -92,10 +92,11 @@ def test_quantized_it_answers_much_as_the_original(field: Field, name: str, dial
         assert layers_left(load_onnx(int8), Precision.INT8) == LEFT.get(name, {})
 
 
-def test_in_fp16_it_answers_as_the_original(field: Field) -> None:
+def test_in_fp16_it_answers_as_the_original(field: Field, name: str) -> None:
     half = model_bytes(with_precision(field.model, field.ranges, settings=PrecisionSettings(fp16=True)).model)
     assert field.db(half) > HALF_DB
-    assert field.db(by_onnx(half, field.batch)) > HALF_DB
+    if name not in NOT_BY_ONNX:
+        assert field.db(by_onnx(half, field.batch)) > HALF_DB
 
 
 def test_in_bf16_it_answers_as_the_original(field: Field) -> None:
@@ -103,15 +104,19 @@ def test_in_bf16_it_answers_as_the_original(field: Field) -> None:
     assert field.db(model_bytes(half.model)) > BF16_DB
 
 
-def test_built_in_int8_every_layer_is_or_is_named_and_each_can_be_compared(
-    field: Field, name: str, builder: BuildSettings, pictures: Pictures, tmp_path: Path
+@pytest.mark.filterwarnings("ignore::alexdeploy.errors.InputWarning")  # of DOUBTFUL
+def test_compared_the_last_layer_of_int8_is_as_far_off_as_the_answers(
+    field: Field, name: str, pictures: Pictures
 ) -> None:
-    with warnings.catch_warnings() if name in DOUBTFUL else nullcontext():
-        warnings.simplefilter("ignore", InputWarning)
-        source = field.int8
-    compared = compare_layers(field.model, source, pictures.judge, samples=2)
-    assert compared.layers
-    record = build_engine(source, tmp_path / "int8.engine", settings=field.builder)
+    found = compare_layers(field.model, field.quantized("tensorrt"), pictures.judge, samples=2)
+    assert (found.images, found.precision) == (2, Precision.INT8)
+    assert found.layers[-1].relative_l2 < 10 ** (-INT8_DB / 20) or name in DOUBTFUL
+
+
+@pytest.mark.usefixtures("builder")
+@pytest.mark.filterwarnings("ignore::alexdeploy.errors.InputWarning")
+def test_built_in_int8_every_layer_is_or_is_named(field: Field, name: str, tmp_path: Path) -> None:
+    record = build_engine(field.quantized("tensorrt"), tmp_path / "int8.engine", settings=field.builder)
     assert record.left == LEFT.get(name, {})
     assert record.float_layers == NO_KERNELS.get(name, ())
     assert all(layer in precision_verdict(record) for layer in (*record.left, *record.float_layers))
@@ -122,9 +127,9 @@ def test_what_cannot_be_adopted_is_refused_in_a_line_and_leaves_nothing(name: st
     kind, words = REFUSED[name]
     foreign = ZOO[name]()
     theirs = saved(foreign, tmp_path)
-    with warnings.catch_warnings(), pytest.raises(kind, match=words) as caught:
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as told, pytest.raises(kind, match=words) as caught:
         adopt(foreign, theirs, tmp_path / "ours.onnx")
+    assert {warning.category for warning in told} <= {InputWarning}
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.onnx"]

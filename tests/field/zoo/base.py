@@ -44,7 +44,7 @@ def around(
         [*stem(start), *nodes, *tail("body")],
         opset=opset,
         ir_version=ir_version,
-        **weights,
+        named=weights,
     )
 
 

@@ -85,7 +85,7 @@ def bfloat16_throughout() -> Foreign:
         ],
         opset=22,
         ir_version=10,
-        **weights,
+        named=weights,
     )
 
 

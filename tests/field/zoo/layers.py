@@ -242,7 +242,7 @@ def attention() -> Foreign:
 
 
 def other_normalizations() -> Foreign:
-    """InstanceNormalization, GroupNorm as PyTorch writes it below opset 21, MeanVarianceNormalization, LpNormalization."""
+    """InstanceNormalization, GroupNorm as PyTorch writes it below opset 21, MeanVarianceNormalization, LpNorm."""
     return around(
         [
             node("InstanceNormalization", ["r1", "gamma", "beta"], ["in"], "in"),

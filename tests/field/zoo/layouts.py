@@ -103,7 +103,9 @@ def frozen_batch() -> Foreign:
 
 def unnamed_batch() -> Foreign:
     """A batch axis without a name, and outputs without a shape."""
-    return built([*features("image"), *head()], image=("image", FLOAT, [None, 3, 8, 8]), scores=("scores", FLOAT, None))
+    made = built([*features("image"), *head()], image=("image", FLOAT, [None, 3, 8, 8]))
+    made.model.graph.output[0].type.tensor_type.ClearField("shape")
+    return made
 
 
 def zero_batch() -> Foreign:
@@ -270,8 +272,12 @@ def layers_in_branches() -> Foreign:
 
 def loop() -> Foreign:
     """A Loop that halves three times."""
-    values = [("turn", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("state", FLOAT, ["n", 16, 4, 4])]
-    outputs = [("still", TensorProto.BOOL, []), ("next", FLOAT, ["n", 16, 4, 4])]
+    values: list[Tensor] = [
+        ("turn", TensorProto.INT64, []),
+        ("go", TensorProto.BOOL, []),
+        ("state", FLOAT, ["n", 16, 4, 4]),
+    ]
+    outputs: list[Tensor] = [("still", TensorProto.BOOL, []), ("next", FLOAT, ["n", 16, 4, 4])]
     body = helper.make_graph(
         [node("Identity", ["go"], ["still"], "still"), node("Mul", ["state", "half"], ["next"], "next")],
         "body",

@@ -71,13 +71,14 @@ def opset10() -> Foreign:
     return around(
         [
             node("Resize", ["r1", "scales"], ["twice"], "up", mode="nearest"),
-            node("Slice", ["twice", "from", "to", "axes"], ["part"], "slice"),
+            node("Slice", ["twice", "begin", "end", "axes"], ["part"], "slice"),
             node("Dropout", ["part"], ["body"], "drop", ratio=0.5),
         ],
         opset=10,
         ir_version=5,
         scales=np.array([1, 1, 2, 2], np.float32),
-        **{"from": ints(1, 1), "to": ints(7, 7)},
+        begin=ints(1, 1),
+        end=ints(7, 7),
     )
 
 
@@ -122,10 +123,6 @@ def opset21() -> Foreign:
     return _new(21, 10)
 
 
-def opset22() -> Foreign:
-    return _new(22, 10)
-
-
 def opset23() -> Foreign:
     return _new(23, 11)
 
@@ -133,10 +130,6 @@ def opset23() -> Foreign:
 def opset24() -> Foreign:
     """With Swish, which is new."""
     return around([node("Swish", ["r1"], ["body"], "swish")], opset=24, ir_version=12)
-
-
-def opset25() -> Foreign:
-    return _new(25, 13)
 
 
 def opset26() -> Foreign:
@@ -162,6 +155,6 @@ def ir_of_the_future() -> Foreign:
 
 
 MAKERS = (
-    *(opset7, opset8, opset9, opset10, opset11, opset21, opset22, opset23, opset24, opset25, opset26),
+    *(opset7, opset8, opset9, opset10, opset11, opset21, opset23, opset24, opset26),
     *(rms_normalized, opset_of_the_future, ir_of_the_future),
 )

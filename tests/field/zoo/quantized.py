@@ -61,7 +61,7 @@ def qoperator() -> Foreign:
 def _pair(
     source: str, name: str, scale: Array, zero: Array, axis: int | None = None
 ) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    more = {} if axis is None else {"axis": axis}
+    more: dict[str, Any] = {} if axis is None else {"axis": axis}
     nodes = [
         node("QuantizeLinear", [source, f"{name}_s", f"{name}_z"], [f"{name}_q"], f"{name}_Q", **more),
         node("DequantizeLinear", [f"{name}_q", f"{name}_s", f"{name}_z"], [f"{name}_dq"], f"{name}_DQ", **more),
@@ -71,7 +71,7 @@ def _pair(
 
 def _quantized_inside(kind: type[np.integer[Any]], zero: int, layers: Sequence[str] = ("w1", "w2")) -> Foreign:
     """Float weights behind Q and DQ, per channel; activations of ``kind`` around ``zero``."""
-    nodes, weights = _pair("image", "x", np.array(0.04, np.float32), np.array(0 if zero else 0, np.int8))
+    nodes, weights = _pair("image", "x", np.array(0.04, np.float32), np.array(0, np.int8))
     for name in layers:
         scale = (np.abs(network_weights()[name]).max(axis=(1, 2, 3)) / 127).astype(np.float32)
         more, known = _pair(name, name, scale, np.zeros(16, np.int8), axis=0)

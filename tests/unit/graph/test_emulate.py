@@ -101,3 +101,28 @@ def test_fp8_within_bfloat16_gives_what_onnx_itself_computes() -> None:
 def test_other_models_are_left_alone() -> None:
     model = insert_qdq(ir.from_proto(two_convs()), {"input": TensorRange(4.0), "relu1": TensorRange(15.0)})
     assert for_cpu(model) is model
+
+
+@pytest.mark.parametrize("bounds", [["zero", "six"], ["zero"], ["", "six"]])
+def test_a_clip_before_a_scale_below_1e_9_is_not_lost_to_onnxruntime(bounds: list[str]) -> None:
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["c1"], "c1"),
+        helper.make_node("Clip", ["c1", *bounds], ["r1"], "r1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "c2"),
+        helper.make_node("Flatten", ["c2"], ["logits"], "flatten"),
+    ]
+    random = np.random.default_rng(0)
+    weights = {
+        "w1": (random.standard_normal((8, 3, 3, 3)) * 1e-10).astype(np.float32),
+        "w2": (random.standard_normal((4, 8, 3, 3)) * 1e9).astype(np.float32),
+        "zero": np.zeros((), np.float32),
+        "six": np.full((), 6e-10, np.float32),
+    }
+    model = insert_qdq(
+        ir.from_proto(make_model(nodes, weights, rank=2)), {"input": TensorRange(4.0), "r1": TensorRange(25e-10)}
+    )
+    (expected,) = ReferenceEvaluator(onnx.load_from_string(model_bytes(model))).run(None, {"input": images()})
+    with OnnxRuntimeRunner(model_bytes(for_cpu(model))) as runner:
+        found = runner.infer(images())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert "r1" in {value.name for node in for_cpu(model).graph for value in node.outputs}, "names stay"

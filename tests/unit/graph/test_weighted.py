@@ -102,3 +102,14 @@ def test_weights_behind_a_transpose_are_left_with_what_to_do_and_that_helps(tmp_
     contract = Contract(color="rgb", crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
     adopt_onnx(tmp_path / "theirs.onnx", contract, tmp_path / "ours.onnx")
     assert layers_left(load_onnx(tmp_path / "ours.onnx"), Precision.INT8) == {}
+
+
+def test_a_layer_whose_weights_alone_have_qdq_is_left_float(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["levels", "step"], ["w"], "dq"),
+        helper.make_node("Conv", ["input", "w"], ["map"], "conv"),
+        helper.make_node("Flatten", ["map"], ["logits"], "flatten"),
+    ]
+    weights = {"levels": np.ones((4, 3, 3, 3), np.int8), "step": np.array(0.1, np.float32)}
+    onnx.save(make_model(nodes, weights, rank=2), tmp_path / "theirs.onnx")
+    assert layers_left(load_onnx(tmp_path / "theirs.onnx"), Precision.INT8) == {"conv": "only its weights have Q/DQ"}
