@@ -158,8 +158,8 @@ def _check_opsets(proto: onnx.ModelProto, origin: str) -> int:
     opset, most = max(standard, default=0), onnx.defs.onnx_opset_version()
     if proto.ir_version > onnx.IR_VERSION or opset > most:
         raise InputError(
-            f"{origin}: has opset {opset} and IR version {proto.ir_version}; onnx {onnx.__version__}, which is "
-            f"installed, knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR "
+            f"{origin}: has opset {opset} and IR version {proto.ir_version}; the onnx {onnx.__version__} "
+            f"installed knows opset {most} and IR version {onnx.IR_VERSION} at most; export it in opset 21 (IR "
             "version 10), or install a newer onnx and onnxruntime"
         )
     return opset
