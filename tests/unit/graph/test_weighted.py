@@ -25,7 +25,7 @@ from alexdeploy.graph.weighted import (
     weighted_nodes,
 )
 from alexdeploy.specs import Precision
-from tests.helpers.graphs import make_model, run
+from tests.helpers.graphs import Array, make_model, run
 
 
 def three_convolutions() -> ir.Model:
@@ -110,6 +110,6 @@ def test_a_layer_whose_weights_alone_have_qdq_is_left_float(tmp_path: Path) -> N
         helper.make_node("Conv", ["input", "w"], ["map"], "conv"),
         helper.make_node("Flatten", ["map"], ["logits"], "flatten"),
     ]
-    weights = {"levels": np.ones((4, 3, 3, 3), np.int8), "step": np.array(0.1, np.float32)}
+    weights: dict[str, Array] = {"levels": np.ones((4, 3, 3, 3), np.int8), "step": np.array(0.1, np.float32)}
     onnx.save(make_model(nodes, weights, rank=2), tmp_path / "theirs.onnx")
     assert layers_left(load_onnx(tmp_path / "theirs.onnx"), Precision.INT8) == {"conv": "only its weights have Q/DQ"}
