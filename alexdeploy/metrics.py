@@ -25,7 +25,8 @@ def rerun_tolerance(precision: Precision) -> float:
 
 def relative_error(actual: FloatArray, reference: FloatArray) -> float:
     """max|actual - reference| / max|reference| (0 for two all-zero arrays); inf when a value is not finite."""
-    difference = float(np.max(np.abs(actual.astype(np.float64) - reference.astype(np.float64)), initial=0.0))
+    with np.errstate(invalid="ignore"):  # infinity less infinity, which is found below
+        difference = float(np.max(np.abs(actual.astype(np.float64) - reference.astype(np.float64)), initial=0.0))
     scale = float(np.max(np.abs(reference), initial=0.0))
     if not np.isfinite(difference) or not np.isfinite(scale):
         return float("inf")

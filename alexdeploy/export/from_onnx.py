@@ -45,10 +45,12 @@ from alexdeploy.graph.model import (
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
 from alexdeploy.graph.uint8_input import with_uint8_input
-from alexdeploy.graph.weighted import is_weighted
-from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, softmax
+from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, relative_error, softmax
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, session_source, why_not_loaded
 from alexdeploy.specs import Progress
+
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+_MIXED = 0.05  # in FP16, or where rounding to INT8 turns, another batch is another result by less
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def adopt_onnx(
             model, fused = _rewritten(plain, wrong)
             parity = _parity(before, plain, model, contract)
             warnings.warn(f"{path}: {told}: like an LRN, but none; left as it is", InputWarning, stacklevel=2)
-    if not parity.worst <= parity.tolerance:
-        _check_finite(plain, path)
+    _check_steady(before, plain, contract)
     parity.check(f"adopted, {path} differs from the original")
     if uint8_input:
         floats, preprocessing = model, contract
@@ -221,16 +222,50 @@ def _parity(original: _Original, plain: ir.Model, model: ir.Model, contract: Con
     return Parity(worst, batches=batches, tolerance=tolerance)
 
 
+def _check_steady(original: _Original, model: ir.Model, contract: Contract) -> None:
+    """Refuse a file that a fault of its own makes useless, and not of what was done to it.
+
+    Raises:
+        InputError: results that are NaN or infinite, other ones at each call, or ones of an image that depend on the
+            others in its batch.
+    """
+    batch = image_input(model, str(original.path)).shape[0]
+    images = noise(contract.input_shape, batch if isinstance(batch, int) else 2, contract.input_type)
+    first = original.scores(images)
+    if not np.isfinite(first).all():
+        _check_finite(model, original.path)
+        raise InputError(f"{original.path}: its results are NaN or infinite for random images; export sound weights")
+    if not np.array_equal(original.scores(images), first):
+        drawn = [f"{node.op_type} ('{node.name or node.outputs[0].name}')" for node in model.graph if _draws(node)]
+        raise InputError(
+            f"{original.path}: its results change from call to call: {few(drawn) or 'no node is known to do so'}; "
+            "export it in evaluation mode"
+        )
+    if isinstance(batch, int):
+        return
+    alone = np.concatenate([original.scores(image[None]) for image in images])
+    if not relative_error(alone, first) <= _MIXED:
+        raise InputError(
+            f"{original.path}: its result for an image depends on the other images in its batch (a mean over the "
+            "batch, BatchNormalization in training mode?); a classifier answers each image alone"
+        )
+
+
+def _draws(node: ir.Node) -> bool:
+    """Whether it draws random numbers; a Dropout does where its third input says that it trains."""
+    return node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.inputs) > 2)
+
+
 def _check_finite(model: ir.Model, path: Path) -> None:
     """Where the results are NaN, the weights may be to blame.
 
     Raises:
-        InputError: the first weight of a Conv, Gemm, MatMul or BatchNormalization that is not finite.
+        InputError: the first constant of a node that is not finite.
     """
     for node in model.graph:
-        for value in node.inputs if is_weighted(node) or node.op_type == "BatchNormalization" else ():
+        for value in node.inputs:
             array = value.const_value.numpy() if value is not None and value.const_value is not None else None
-            if array is not None and not np.isfinite(array).all():
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
                 assert value is not None
                 bad = int(np.size(array) - np.isfinite(array).sum())
                 raise InputError(
