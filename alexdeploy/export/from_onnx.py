@@ -46,7 +46,6 @@ from alexdeploy.graph.model import (
 from alexdeploy.graph.names import name_unnamed
 from alexdeploy.graph.opset import modernised
 from alexdeploy.graph.uint8_input import with_uint8_input
-from alexdeploy.graph.weighted import is_weighted
 from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, relative_error, softmax
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, session_source, why_not_loaded
 from alexdeploy.specs import Progress
@@ -256,12 +255,12 @@ def _check_finite(model: ir.Model, path: Path) -> None:
     """Where the results are NaN, the weights may be to blame.
 
     Raises:
-        InputError: the first weight of a Conv, Gemm, MatMul or BatchNormalization that is not finite.
+        InputError: the first constant of a node that is not finite.
     """
     for node in model.graph:
-        for value in node.inputs if is_weighted(node) or node.op_type == "BatchNormalization" else ():
+        for value in node.inputs:
             array = value.const_value.numpy() if value is not None and value.const_value is not None else None
-            if array is not None and not np.isfinite(array).all():
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
                 assert value is not None
                 bad = int(np.size(array) - np.isfinite(array).sum())
                 raise InputError(

@@ -236,6 +236,48 @@ def test_weights_that_an_old_file_lists_as_inputs_are_inputs_no_more(tmp_path: P
     assert [value.name for value in load_onnx(tmp_path / "ours.onnx").graph.inputs] == ["input"]
 
 
+AT_FAULT: dict[str, tuple[list[onnx.NodeProto], str]] = {
+    "noise": (
+        [helper.make_node("RandomNormalLike", ["m"], ["r"], "noisy"), helper.make_node("Add", ["m", "r"], ["y"])],
+        r"node 'noisy' \(RandomNormalLike\) gives random numbers",
+    ),
+    "dropout": (
+        [helper.make_node("Dropout", ["m", "half", "yes"], ["y"], "drop")],
+        r"node 'drop' \(Dropout\) is in training mode",
+    ),
+    "batch": (
+        [helper.make_node("ReduceMean", ["m"], ["r"], axes=[0]), helper.make_node("Sub", ["m", "r"], ["y"])],
+        "depends on the other images of its batch",
+    ),
+    "logarithm": ([helper.make_node("Log", ["m"], ["y"])], "gives NaN or infinite scores for random images"),
+    "constant": (
+        [helper.make_node("Mul", ["m", "spoilt"], ["y"], "scaled")],
+        r"'spoilt', a constant of node 'scaled', holds 1 values that are NaN or infinite \(of 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AT_FAULT)
+def test_a_file_is_said_to_be_at_fault_itself(case: str, tmp_path: Path) -> None:
+    nodes, complaint = AT_FAULT[case]
+    weights = np.random.default_rng(0).standard_normal((192, 4)).astype(np.float32)
+    constants = {"w": weights, "half": np.float32(0.5), "yes": np.array(True)}
+    constants["spoilt"] = np.array([1, np.inf, 1, 1], np.float32)
+    used = {name for node in nodes for name in node.input} | {"w"}
+    begin = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["m"])]
+    graph = helper.make_graph(
+        [*begin, *nodes],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(InputError, match=complaint):
+        adopt_onnx(written(tmp_path, proto), CONTRACT, tmp_path / "ours.onnx")
+    assert not (tmp_path / "ours.onnx").exists()
+
+
 def _folding(nodes: Sequence[onnx.NodeProto]) -> tuple[ir.Model, dict[str, int]]:
     proto = make_model([*nodes, helper.make_node("Conv", ["input", "w"], ["logits"])], {"stored": images(4, (3, 1, 1))})
     folded = fold_constants(ir.from_proto(proto))
