@@ -122,9 +122,7 @@ class KServeRunner(Runner):
         logits = self._logits
         self.check_batch(batch)
         found = self._request({self.input.name: batch}, [logits], 0)[logits.name]
-        return one_row_each(
-            self._asked.read(lambda: np.array(found, np.float32))
-        )  # a copy: tritonclient's is read-only
+        return one_row_each(self._asked.read(lambda: np.array(found, np.float32)))  # a copy, which may be written
 
     def ask(self, inputs: Mapping[str, npt.NDArray[Any]], *, top: int = 0) -> dict[str, npt.NDArray[Any]]:
         """All outputs by name, in one request; read-only.
