@@ -122,8 +122,7 @@ class KServeRunner(Runner):
         logits = self._logits
         self.check_batch(batch)
         found = self._request({self.input.name: batch}, [logits], 0)[logits.name]
-        # a copy: what tritonclient gives is read-only
-        return one_row_each(self._asked.read(lambda: np.array(found, np.float32)))
+        return one_row_each(self._asked.read(lambda: np.array(found, np.float32)))  # a copy, which may be written
 
     def ask(self, inputs: Mapping[str, npt.NDArray[Any]], *, top: int = 0) -> dict[str, npt.NDArray[Any]]:
         """All outputs by name, in one request; read-only.
@@ -183,13 +182,11 @@ class KServeRunner(Runner):
         wanted = [library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
         answer = self._wire.infer([self._tensor(name, array) for name, array in inputs.items()], wanted)
         found = {output.name: self._asked.read(partial(answer.as_numpy, output.name)) for output in outputs}
-        missing = next((name for name, array in found.items() if array is None), None)
-        if missing is not None:
-            raise self._asked.odd(f"gave no '{missing}'")
-        for output in outputs:
-            told, given_as = "object" if top else output.dtype, found[output.name].dtype.name
-            if given_as != told:
-                raise self._asked.odd(f"gave '{output.name}' as {given_as}, and told of {told}")
+        for name, told in [(output.name, "object" if top else output.dtype) for output in outputs]:
+            if found[name] is None:
+                raise self._asked.odd(f"gave no '{name}'")
+            if found[name].dtype != told:
+                raise self._asked.odd(f"gave '{name}' as {found[name].dtype}, and told of {told}")
         return found
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Any:
