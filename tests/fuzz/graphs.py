@@ -108,7 +108,7 @@ def _seeds() -> tuple[bytes, ...]:
 def _with_contract(foreign: Foreign) -> bytes:
     model = foreign.model
     helper.set_model_props(model, {METADATA_KEY: foreign.contract.to_json()})
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def mutate(chance: Random, data: bytes) -> bytes:
@@ -118,7 +118,7 @@ def mutate(chance: Random, data: bytes) -> bytes:
     try:
         model = onnx.ModelProto.FromString(data)
         chance.choice(_MUTATIONS)(model, chance)
-        return model.SerializeToString()
+        return bytes(model.SerializeToString())
     except (
         DecodeError,
         EncodeError,
@@ -296,7 +296,7 @@ def _weight(model: onnx.ModelProto, chance: Random) -> None:
     elif what == 5:
         _elsewhere(tensor, chance)
     else:
-        tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.STRING, [2], [b"a", b"\xff"]))
+        tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.STRING, [2], np.array([b"a", b"\xff"])))
 
 
 def _elsewhere(tensor: onnx.TensorProto, chance: Random) -> None:
@@ -469,10 +469,13 @@ def _images(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
 
 
-_FILE = {"seeds": _seeds, "file": "model.onnx", "mutators": (mutate,)}
+def _target(name: str, check: Callable[[Path], object], beside: Callable[[Path], None] | None = None) -> Target:
+    return Target(name, _seeds, check, "model.onnx", (mutate,), beside=beside)
+
+
 TARGETS = (
-    Target(name="onnx", check=_read, **_FILE),
-    Target(name="onnx-run", check=_run, **_FILE),
-    Target(name="onnx-quantize", check=_all_the_way, beside=_images, **_FILE),
-    Target(name="onnx-plan", check=_plan, **_FILE),
+    _target("onnx", _read),
+    _target("onnx-run", _run),
+    _target("onnx-quantize", _all_the_way, _images),
+    _target("onnx-plan", _plan),
 )

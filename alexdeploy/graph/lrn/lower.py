@@ -138,7 +138,7 @@ class _Lowering:
         """If the constants of ``on_integers`` hold that scale."""
         with np.errstate(all="ignore"):
             unit = np.float64(scale) ** (-1 / np.float64(self.beta))
-            factors = np.float32([unit, unit * scale**2, unit * self._bias])
+            factors = np.array([unit, unit * scale**2, unit * self._bias]).astype(np.float32)
         return bool(np.isfinite(factors).all()) and float(factors[0]) > 0
 
     def on_floats(self, x: ir.Value, channels: int) -> ir.Value:

@@ -27,7 +27,7 @@ def weight(model: onnx.ModelProto, **fields: object) -> None:
     tensor = next(one for one in model.graph.initializer if one.name == "b1")
     for name, value in fields.items():
         if name == "dims":
-            tensor.dims[:] = value  # type: ignore[assignment]
+            tensor.dims[:] = value
         else:
             setattr(tensor, name, value)
 
@@ -123,7 +123,7 @@ def test_the_other_name_of_the_standard_operators_is_the_same() -> None:
 def test_every_form_of_a_constant_has_the_size_that_it_says() -> None:
     """Typed fields, packed types, complex numbers, text, scalars and empty ones are all right."""
     kinds = {
-        "float": numpy_helper.from_array(np.float32([1, 2])),
+        "float": numpy_helper.from_array(np.array([1, 2], np.float32)),
         "typed": helper.make_tensor("", TensorProto.FLOAT, [2], [1.0, 2.0]),
         "half": helper.make_tensor("", TensorProto.FLOAT16, [2], [1.0, 2.0]),
         "int4": helper.make_tensor("", TensorProto.INT4, [3], [1, 2, 3]),
@@ -132,9 +132,9 @@ def test_every_form_of_a_constant_has_the_size_that_it_says() -> None:
         "double": helper.make_tensor("", TensorProto.DOUBLE, [1], [1.0]),
         "int64": helper.make_tensor("", TensorProto.INT64, [1], [1]),
         "uint32": helper.make_tensor("", TensorProto.UINT32, [1], [1]),
-        "complex": helper.make_tensor("", TensorProto.COMPLEX64, [2], [1j, 2j]),
-        "text": helper.make_tensor("", TensorProto.STRING, [2], [b"a", b"b"]),
-        "scalar": numpy_helper.from_array(np.float32(1)),
+        "complex": helper.make_tensor("", TensorProto.COMPLEX64, [2], np.array([1j, 2j])),
+        "text": helper.make_tensor("", TensorProto.STRING, [2], np.array([b"a", b"b"])),
+        "scalar": numpy_helper.from_array(np.array(1, np.float32)),
         "empty": numpy_helper.from_array(np.zeros((0, 4), np.float32)),
     }
     model = conv_lrn_gemm()

@@ -76,7 +76,7 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
     zero = graph.node[0].input[1]
     assert names
     if place == "constant":
-        graph.initializer.extend(numpy_helper.from_array(np.float32([0]), name) for name in sorted(names))
+        graph.initializer.extend(numpy_helper.from_array(np.array([0], np.float32), name) for name in sorted(names))
         added = [helper.make_node("Identity", [name], [f"of {name}"], f"of {name}") for name in sorted(names)]
     elif place == "result":
         added = [helper.make_node("Identity", [zero], [name], name) for name in sorted(names)]
@@ -118,7 +118,7 @@ def test_what_is_seen_of_a_tensor_does_not_hang_on_its_name(tmp_path: Path) -> N
         names_of(lower_lrn(ir.from_proto(plain))) | {"conv1.max", "lrn1.base"} - names_of(ir.from_proto(plain))
     )
     names = [name for name in names if name not in names_of(ir.from_proto(plain))]
-    taken.graph.initializer.extend(numpy_helper.from_array(np.float32([7]), name) for name in sorted(names))
+    taken.graph.initializer.extend(numpy_helper.from_array(np.array([7], np.float32), name) for name in sorted(names))
     seen = []
     np.save(tmp_path / "images.npy", images(4))
     for name, proto in (("plain", plain), ("taken", taken)):
