@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_any_form_of_an_array_has_the_same_answer_and_stays_as_it_is(
 
 WRONG: dict[str, tuple[Callable[[Array], Any], str]] = {
     **{
-        f"type {kind}": (lambda batch, kind=kind: batch.astype(kind), f"type {np.dtype(kind)}; expected")
+        f"type {kind}": (partial(np.ndarray.astype, dtype=kind), f"type {np.dtype(kind)}; expected")
         for kind in ("float64", "float16", "uint8", "int64", "bool", "object", "complex64", ">f4")
     },
     "channels last": (lambda batch: np.moveaxis(batch, 1, -1)[..., None, :], "got a batch of shape"),

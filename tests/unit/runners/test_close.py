@@ -163,7 +163,7 @@ def open_one(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callable[
 @pytest.mark.parametrize("how", ["close", "drop"])
 def test_a_process_forked_after_the_load_is_refused_and_never_waits(open_one: Callable[[], Runner], how: str) -> None:
     runner = open_one()
-    sizes = [int(size) for size in runner.input.shape[1:]]
+    sizes = tuple(int(size) for size in runner.input.shape[1:])
     if runner.runtime == "openvino":
         runner.infer(images(40, sizes))  # starts its other threads
     batch = images(2, sizes)
