@@ -243,7 +243,7 @@ def _check_independent(answers: Sequence[npt.NDArray[np.floating]], path: Path) 
         InputError: its answer is not the same in all.
     """
     alone, *others = (rows[:1] for rows in answers)
-    worst = max((relative_error(rows, alone) for rows in others), default=0.0)
+    worst = max((relative_error(alone, rows) for rows in others), default=0.0)
     if _SAME_IMAGE < worst < float("inf"):
         raise InputError(
             f"{path}: the answer for an image depends on the other images of its batch (it changes by {worst:.0%}); "
