@@ -19,7 +19,7 @@ from alexdeploy.specs import Layer
 
 _WORTH_TELLING = 0.1  # of the time, or of the multiplications
 _PRODUCT = re.compile(r"conv|gemm|matmul", re.IGNORECASE)
-_INTEGER = re.compile(r"qlinear|integer|^Q[A-Z]")  # ONNX Runtime's QLinearConv, MatMulInteger, QGemm
+_INTEGER = re.compile(r"^Q[A-Z]|Integer|QuantizeMatMul")  # ONNX Runtime's QLinearConv, MatMulInteger, QGemm
 _CONVERSION = re.compile(r"reformat|reorder|transpose|quantizelinear|^cast", re.IGNORECASE)
 _8_BITS = ("INT8", "FP8")
 
@@ -65,7 +65,7 @@ def _of_row(row: Row) -> Iterator[str]:
 def facts_of(candidate: Candidate) -> list[str]:
     """What is known of an INT8 candidate that may make it slow, in words."""
     artifact = candidate.artifact
-    if not artifact.precision.int8:
+    if "int8" not in artifact.precision.value:
         return []
     found: list[str] = []
     if isinstance(artifact, EngineArtifact):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -15,6 +18,7 @@ from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.errors import InputError
 from alexdeploy.graph.model import save_onnx
 from alexdeploy.quantize.calibrate import BATCH, calibrate, samples_first
+from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.helpers.graphs import Array, conv_lrn_gemm, make_model, run
 
 CONTRACT = Contract(color="rgb", crop=8, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -184,3 +188,82 @@ def test_what_fills_a_frozen_batch_is_cut_off_only_where_its_axis_is_plain(
     sizes: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     assert samples_first(np.zeros(sizes, np.float32), ir.Shape(sizes), 8, 3).shape == expected
+
+
+def many_convolutions(count: int = 12, channels: int = 64) -> onnx.ModelProto:
+    """A chain of convolutions of 8×8 maps: 16 KiB observed for each image at every layer, 36,864 weights each."""
+    rng = np.random.default_rng(0)
+    nodes, constants = [], {}
+    value, depth = "input", 3
+    for index in range(count):
+        constants[f"w{index}"] = rng.standard_normal((channels, depth, 3, 3)).astype(np.float32) / channels
+        nodes.append(
+            onnx.helper.make_node("Conv", [value, f"w{index}"], [f"c{index}"], name=f"conv{index}", pads=[1] * 4)
+        )
+        value, depth = f"c{index}", channels
+    nodes += [
+        onnx.helper.make_node("GlobalAveragePool", [value], ["mean"]),
+        onnx.helper.make_node("Flatten", ["mean"], ["logits"]),
+    ]
+    return make_model(nodes, constants, rank=2)
+
+
+class Watched(OnnxRuntimeRunner):
+    """Counts the bytes of activations that calls under way give, and how many there are."""
+
+    graph_bytes = 0
+    sizes: ClassVar[list[int]] = []
+    most: ClassVar[list[tuple[int, int]]] = []
+    _lock = Lock()
+
+    def __init__(self, model: bytes, *args: Any, **options: Any) -> None:
+        Watched.graph_bytes = len(model)
+        Watched.sizes, Watched.most = [], []
+        super().__init__(model, *args, **options)
+
+    def run(self, batch: Array) -> dict[str, Array]:
+        found = super().run(batch)
+        size = batch.nbytes + sum(array.nbytes for array in found.values())
+        with self._lock:
+            self.sizes.append(size)
+            self.most.append((len(self.sizes), sum(self.sizes)))
+        time.sleep(0.01)  # so that others come
+        with self._lock:
+            self.sizes.remove(size)
+        return found
+
+
+@pytest.mark.parametrize(("mebibytes", "calls"), [(2, 1), (5, 3)])
+def test_activations_under_way_are_bounded_by_bytes_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, calls: int
+) -> None:
+    """11 tensors of 8 images are 1.4 MiB, ONNX Runtime's own and the columns for the moments besides."""
+    monkeypatch.setattr("alexdeploy.quantize.calibrate.OnnxRuntimeRunner", Watched)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate.cores", lambda: 8)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate._BYTES_AT_ONCE", mebibytes << 20)
+    path = store(many_convolutions(), tmp_path)
+    assert calibrate(path, dataset(pixels(count=64)), samples=64, moments=False).samples == 64
+    assert max(size for _, size in Watched.most) <= mebibytes << 20
+    assert max(count for count, _ in Watched.most) <= calls
+    assert Watched.graph_bytes < path.stat().st_size / 10, "the weights are mapped, not copied"
+
+
+def test_columns_for_the_moments_count_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few images more columns are taken of each, here 64 places of 576 inputs at 11 layers: 1.5 MiB an image."""
+    monkeypatch.setattr("alexdeploy.quantize.calibrate.OnnxRuntimeRunner", Watched)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate.cores", lambda: 8)
+    monkeypatch.setattr("alexdeploy.quantize.calibrate._BYTES_AT_ONCE", 14 << 20)
+    calibrate(store(many_convolutions(), tmp_path), dataset(pixels(count=64)), samples=64)
+    assert max(count for count, _ in Watched.most) == 1
+
+
+def test_a_file_that_is_replaced_meanwhile_gives_no_ranges(tmp_path: Path) -> None:
+    path = store(conv_lrn_gemm(), tmp_path)
+    other = path.read_bytes()
+
+    def replace(_: str, share: float) -> None:  # noqa: ARG001
+        (tmp_path / "other").write_bytes(other)
+        (tmp_path / "other").replace(path)
+
+    with pytest.raises(InputError, match="was replaced while it was being read; calibrate again"):
+        calibrate(path, dataset(pixels()), samples=COUNT, progress=replace)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from alexdeploy.errors import GateError, InputError
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.quantize import moments as moments_module
 from alexdeploy.quantize.moments import Moments, MomentsObserver, moments_path
-from tests.helpers.graphs import Array, conv_lrn_gemm, run
+from tests.helpers.graphs import Array, conv_lrn_gemm, make_model, run
 
 INNER = ["flatten1"]
 
@@ -83,3 +85,22 @@ def test_the_file_belongs_to_one_range_file(images: Array, tmp_path: Path) -> No
     assert np.array_equal(again.blocks[0], found.layer("fc2").blocks[0])  # type: ignore[union-attr]
     with pytest.raises(GateError, match="belongs to another range file"):
         Moments(path=path, digest="0" * 64).layer("fc2")
+
+
+def test_the_result_takes_the_memory_of_the_sums() -> None:
+    """4096 inputs, four blocks of 4 MiB: their file, and no second set of sums."""
+    nodes = [helper.make_node("Gemm", ["input", "w"], ["logits"], name="fc", transB=1)]
+    proto = make_model(nodes, {"w": np.zeros((2, 4096), np.float32)}, shape=("batch", 4096), rank=2)
+    observer = MomentsObserver(ir.from_proto(proto), 8)
+    batch = np.random.default_rng(0).standard_normal((8, 4096)).astype(np.float32)
+    observer.add(observer.columns({"input": batch}, 0, 8))
+    tracemalloc.start()
+    try:
+        found = observer.result()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * observer.nbytes
+    layer = found.layer("fc")
+    assert layer is not None
+    np.testing.assert_allclose(layer.blocks[1][0], np.cov(batch.T[1024:2048], bias=True), rtol=1e-4, atol=1e-5)
