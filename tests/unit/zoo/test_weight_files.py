@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alexdeploy.errors import InputError, InputWarning
-from alexdeploy.zoo.checkpoint import load_checkpoint, untrained
+from alexdeploy.zoo.checkpoint import load_checkpoint, save_checkpoint, untrained
 
 Weights = dict[str, Tensor]
 
@@ -172,3 +172,15 @@ def test_what_holds_no_state_dict_is_named_by_its_keys(content: Any, complaint: 
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=rf"a\.pth: .*{complaint}"):
         load_checkpoint(tmp_path / "a.pth", "lenet")
+
+
+def test_a_folder_whose_name_is_no_utf_8_holds_weights_too(weights: Weights, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xbb\xa8"))
+    folder.mkdir()
+    save_checkpoint(folder / "net.safetensors", untrained("lenet", 10, seed=0))
+    found = load_checkpoint(folder / "net.safetensors")
+    assert (found.recipe.network.name, found.classes) == ("lenet", 10)
+    assert_loads(folder / "net.safetensors", weights)
+    (folder / "cut.safetensors").write_bytes((folder / "net.safetensors").read_bytes()[:99])
+    with pytest.raises(InputError, match=r"cut\.safetensors: not a safetensors file"):
+        load_checkpoint(folder / "cut.safetensors", "lenet")
