@@ -6,6 +6,7 @@ The kind is told by the first bytes, not by the name. Nothing in a file is execu
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -119,11 +121,19 @@ def _in_float32(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> WeightFile:
     try:
+        if not files.is_text(path):
+            return _parse_safetensors(path.read_bytes())
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return WeightFile(_in_float32(tensors, path), metadata=dict(file.metadata() or {}))
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file: {words_of(error)}") from error
+
+
+def _parse_safetensors(data: bytes) -> WeightFile:
+    tensors = safetensors.torch.load(data)  # checks the header as well
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return WeightFile(_in_float32(tensors), metadata=header.get("__metadata__", {}))
 
 
 def _check_archive(path: Path) -> None:

@@ -79,10 +79,10 @@ def _short(name: str, most: int) -> str:
 def _draw(title: str, paint: Callable[[Axes], None]) -> Figure:
     import matplotlib.pyplot as plt
 
-    # text stays text: the browser has the glyphs of every language, Matplotlib's font has not; $ begins no formula
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}
     with (
-        plt.rc_context({**style, "font.size": 10, "axes.spines.top": False}),
+        # text stays text: the browser has the glyphs of every language, Matplotlib's font has not; $ begins no formula
+        plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False}),
+        plt.rc_context({"font.size": 10, "axes.spines.top": False}),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from alexdeploy.errors import InputError, InputWarning, UsageError
-from alexdeploy.zoo.checkpoint import load_checkpoint, untrained
+from alexdeploy.zoo.checkpoint import load_checkpoint, save_checkpoint, untrained
 
 Weights = dict[str, Tensor]
 
@@ -306,3 +306,15 @@ def test_a_file_of_another_kind_is_called_by_its_name(data: bytes, complaint: st
     (tmp_path / "net.pth").write_bytes(data)
     with pytest.raises(InputError, match=rf"net\.pth: .*{complaint}"):
         load_checkpoint(tmp_path / "net.pth", "lenet")
+
+
+def test_a_folder_whose_name_is_no_utf_8_holds_weights_too(weights: Weights, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xbb\xa8"))
+    folder.mkdir()
+    save_checkpoint(folder / "net.safetensors", untrained("lenet", 10, seed=0))
+    found = load_checkpoint(folder / "net.safetensors")
+    assert (found.recipe.network.name, found.classes) == ("lenet", 10)
+    assert_loads(folder / "net.safetensors", weights)
+    (folder / "cut.safetensors").write_bytes((folder / "net.safetensors").read_bytes()[:99])
+    with pytest.raises(InputError, match=r"cut\.safetensors: not a safetensors file"):
+        load_checkpoint(folder / "cut.safetensors", "lenet")
