@@ -49,7 +49,7 @@ def check_steady(module: nn.Module, images: Tensor, logits: Tensor) -> None:
     Raises:
         InputError: random numbers, state that changes, or images that see each other; the module at fault is named.
     """
-    single = torch.cat([module(image) for image in images.split(1)])
+    single = torch.cat([module(image) for image in torch.split(images, 1)])
     mixed = single.shape != logits.shape or not _same(single, logits, _MIXED)
     cause = why_unsteady(module, images, logits, calls=_CALLS if mixed else 1)
     if cause:
@@ -117,11 +117,11 @@ def _seeded() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-class _Random(TorchDispatchMode):
+class _Random(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operator that draws random numbers, and the module that is running."""
 
     def __init__(self, running: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[str, None] = {}
         self._running = running
 

@@ -261,7 +261,7 @@ AT_FAULT: dict[str, tuple[list[onnx.NodeProto], str]] = {
 def test_a_file_is_said_to_be_at_fault_itself(case: str, tmp_path: Path) -> None:
     nodes, complaint = AT_FAULT[case]
     weights = np.random.default_rng(0).standard_normal((192, 4)).astype(np.float32)
-    constants = {"w": weights, "half": np.float32(0.5), "yes": np.array(True)}
+    constants: dict[str, Any] = {"w": weights, "half": np.float32(0.5), "yes": np.array(True)}
     constants["spoilt"] = np.array([1, np.inf, 1, 1], np.float32)
     used = {name for node in nodes for name in node.input} | {"w"}
     begin = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["m"])]
