@@ -122,7 +122,7 @@ def _in_float32(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> WeightFile:
     try:
         if not files.is_text(path):
-            return _parse_safetensors(path.read_bytes())
+            return _parse_safetensors(path)
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return WeightFile(_in_float32(tensors, path), metadata=dict(file.metadata() or {}))
@@ -130,10 +130,11 @@ def _read_safetensors(path: Path) -> WeightFile:
         raise InputError(f"{path}: not a safetensors file: {words_of(error)}") from error
 
 
-def _parse_safetensors(data: bytes) -> WeightFile:
+def _parse_safetensors(path: Path) -> WeightFile:
+    data = path.read_bytes()
     tensors = safetensors.torch.load(data)  # checks the header as well
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return WeightFile(_in_float32(tensors), metadata=header.get("__metadata__", {}))
+    return WeightFile(_in_float32(tensors, path), metadata=header.get("__metadata__", {}))
 
 
 def _check_archive(path: Path) -> None:
