@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from alexdeploy.bench.candidates import Candidate
 from alexdeploy.bench.intervals import paired_ratio
 from alexdeploy.bench.results import NotFaster, Row
@@ -39,11 +42,15 @@ def not_faster(rows: Sequence[Row], facts: Mapping[tuple[str, str], Sequence[str
         if row.latency_ms is None or not _is_int8(row) or not wider:
             continue
         best = min(wider, key=lambda other: other.latency_ms.p50 if other.latency_ms else 0.0)
-        verdict = paired_ratio(row.samples_ms["host"], best.samples_ms["host"]).verdict
+        verdict = paired_ratio(_rounds(row), _rounds(best)).verdict
         known = [*facts.get((row.artifact, row.runtime), ()), *_of_row(row)]
         if verdict in ("slower", "no difference shown") and known:
             found.append(NotFaster(row.artifact, row.runtime, row.batch, best.artifact, best.runtime, verdict, known))
     return found
+
+
+def _rounds(row: Row) -> list[npt.NDArray[np.float64]]:
+    return [np.array(samples, np.float64) for samples in row.samples_ms["host"]]
 
 
 def _is_int8(row: Row) -> bool:

@@ -44,14 +44,14 @@ RECORD = EngineRecord(
 TIMES = {"conv1 + relu1": 1.0, "Reformatting CopyNode for conv2": 2.0, "conv2": 4.0, "fc3": 1.0}
 
 
-def engine(record: EngineRecord, **found: dict[str, float]) -> Candidate:
+def engine(record: EngineRecord) -> Candidate:
     artifact = EngineArtifact(b"ftrt" + bytes(64), trust=True)
     artifact.record = record
-    return Candidate(artifact, record.builder, **found)
+    return Candidate(artifact, record.builder, layers_ms=TIMES)
 
 
 def test_an_engine_tells_of_float_kernels_reformats_and_groups() -> None:
-    assert facts_of(engine(RECORD, layers_ms=TIMES)) == [
+    assert facts_of(engine(RECORD)) == [
         "2 of 4 layers with weights are not computed in INT8 (conv2, conv4)",
         "1 convolutions have groups (conv1)",
         "float products take 50% of the time of its kernels (1 of them)",
@@ -61,8 +61,8 @@ def test_an_engine_tells_of_float_kernels_reformats_and_groups() -> None:
 
 def test_of_an_engine_without_details_or_in_float_nothing_is_told() -> None:
     bare = EngineRecord(builder="tensorrt", version="10.16", precision=Precision.INT8)
-    assert facts_of(engine(bare, layers_ms=TIMES)) == []
-    assert facts_of(engine(msgspec.structs.replace(RECORD, precision=Precision.FP16), layers_ms=TIMES)) == []
+    assert facts_of(engine(bare)) == []
+    assert facts_of(engine(msgspec.structs.replace(RECORD, precision=Precision.FP16))) == []
 
 
 @pytest.mark.parametrize("exact", [True, False])
