@@ -95,13 +95,14 @@ def test_a_link_back_up_leads_to_no_other_class(tmp_path: Path) -> None:
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     _fill(data, "a/1.png", "b/2.png")
     _fill(elsewhere, "3.png")
-    for name, target in {
+    links: dict[str, str | Path] = {
         "a/up": "..",
         "a/here": ".",
         "a/link.png": "1.png",
         "b/c": elsewhere,
         "b/top": tmp_path,
-    }.items():
+    }
+    for name, target in links.items():
         (data / name).symlink_to(target)
     assert list(load_dataset(str(data), "all").samples) == ["a/1.png", "a/link.png", "b/2.png", "b/c/3.png"]
 

@@ -141,7 +141,7 @@ ROUTES: dict[str, Callable[[Path, Path], Batch]] = {
     "Classifier, paths": lambda folder, model: _classified(folder, model, str),
     "Classifier, Pillow's images": lambda folder, model: _classified(folder, model, Image.open),
     "golden answers": lambda folder, model: network_inputs(
-        [p.read_bytes() for p in sorted(folder.iterdir())], CONTRACT
+        tuple(p.read_bytes() for p in sorted(folder.iterdir())), CONTRACT
     ),
 }
 
