@@ -122,7 +122,7 @@ def in_a_line(error: BaseException) -> str:
 
 def words_of(error: BaseException) -> str:
     """What an error of other people's code says, for a message of ours, cut where it is long."""
-    return shortened(" ".join(str(error).split()), _LONGEST_OF_OTHERS)
+    return shortened(one_line(" ".join(str(error).split())), _LONGEST_OF_OTHERS)
 
 
 def unknown_name(kind: str, found: str, valid: list[str]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,9 @@ def _constant(text: str, value: str) -> npt.ArrayLike:
 
         files.check_input(Path(value))
         try:
-            return np.asarray(np.load(value, allow_pickle=False))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a header that Python 2 wrote
+                return np.asarray(np.load(value, allow_pickle=False))
         except Exception as error:  # NumPy parses the header as Python
             raise InputError(f"{value}: not an array that NumPy wrote: {words_of(error)}") from error
     try:

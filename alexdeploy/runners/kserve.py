@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexdeploy.arrays import Batch, Logits
-from alexdeploy.errors import InputError, UnavailableError, UsageError, in_a_line
+from alexdeploy.errors import InputError, UnavailableError, UsageError, in_a_line, one_line
 from alexdeploy.optional import require
 from alexdeploy.runners.base import Runner, check_input, logits_among, one_row_each
 from alexdeploy.specs import TensorSpec, find_logits
@@ -379,7 +379,7 @@ def _words(content: bytes) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:_LONGEST]
+    return one_line(" ".join(text.split()))[:_LONGEST]
 
 
 def parse_url(url: str) -> tuple[str, str]:
