@@ -122,9 +122,7 @@ def run_bench(
             _serve(candidates, inputs, timings, batches[-1], server_ms, seconds / 2, progress)
         known = labels if matched.is_labelled else None
         rows = _rows(candidates, batches, timings, known, machine)
-        facts: dict[tuple[str, str], list[str]] = {
-            (c.name, c.runtime): facts_of(c) for c in candidates if c.runner is not None
-        }
+        facts = {(c.name, str(c.runtime)): facts_of(c) for c in candidates if c.runner is not None}
     return BenchReport(
         environment=here,
         dataset=printable(dataset.name),
