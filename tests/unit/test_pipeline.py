@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from alexdeploy import pipeline
-from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.bench.results import BenchReport, Latency, Row
 from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.machine import Gpu
 from alexdeploy.pipeline import PipelineReport
@@ -27,6 +27,7 @@ def row(artifact: str, runtime: Runtime, precision: str, ms: float, batch: int =
         batch=batch,
         size_bytes=1,
         status="ok",
+        latency_ms=Latency(p50=ms, p90=ms, p99=ms, mean=ms, ci95=(ms, ms), calls=60),
         images_per_s=1000 * batch / ms,
         agreement=0.75,
         samples_ms={"host": [[ms] * 3] * 20},

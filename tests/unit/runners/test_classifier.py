@@ -105,7 +105,9 @@ def test_a_damaged_pillow_image_is_an_input_error_of_one_line(model: Path, kind:
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((0, 8, 3), np.uint8), np.zeros((8, 0), np.uint8), Image.new("RGB", (0, 0))], ids=str
+    "image",
+    [np.zeros((0, 8, 3), np.uint8), np.zeros((8, 0), np.uint8), Image.new("RGB", (0, 0))],
+    ids=["no rows", "no columns", "Pillow"],
 )
 @pytest.mark.parametrize("ten_crop", [False, True])
 def test_an_image_without_pixels_has_no_answer(model: Path, image: Any, ten_crop: bool) -> None:
