@@ -69,7 +69,9 @@ def test_tensorrts_graph_is_left_out_of_the_comparison_but_not_of_the_report() -
 
 def test_without_fp32_on_the_same_runtime_there_is_no_gain() -> None:
     assert report(*ROWS[2:5]).gains == []
-    skipped = replace(ROWS[0], runtime="tensorrt-rtx", status="skipped", images_per_s=None, samples_ms={})
+    skipped = replace(
+        ROWS[0], runtime="tensorrt-rtx", status="skipped", latency_ms=None, images_per_s=None, samples_ms={}
+    )
     assert report(skipped, row("int8.engine", "tensorrt-rtx", "int8", 1.0)).gains == []
 
 

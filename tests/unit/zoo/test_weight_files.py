@@ -301,6 +301,7 @@ def tar_of(name: str) -> bytes:
         (pickle.dumps({"a": np.zeros(3)}), "pickle that torch.save did not write, whose code is not run"),
         (bytes(600), "begins with .*copy or download it again"),
     ],
+    ids=["hdf5", "gzip", "tar", "lfs", "html", "json", "onnx", "keras", "npz", "zip", "pickle", "zeros"],
 )
 def test_a_file_of_another_kind_is_called_by_its_name(data: bytes, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(data)
