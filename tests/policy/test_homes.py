@@ -33,6 +33,7 @@ MAX_PARAMETERS = 10
 
 
 _PRINTED = {
+    "__main__.py": {"'error: interrupted'"},  # before anything is loaded
     "cli/__init__.py": {  # visible; ASCII; our own help
         "f'error: {message}'",
         "json.dumps({'error': message, 'exit_code': code})",

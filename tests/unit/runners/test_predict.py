@@ -207,6 +207,7 @@ def test_a_list_gives_images_with_their_truth_and_an_array_is_refused(tmp_path: 
         ("c.png", None),
         ("d.png", None),
     ]
+    (tmp_path / "x.npy").touch()
     with pytest.raises(InputError, match="holds an array; predict takes images, folders of them, and lists"):
         find_images([tmp_path / "x.npy"], ["cat"])
 

@@ -139,7 +139,7 @@ def test_a_failure_is_told_to_every_request(
     monkeypatch.setattr(os, "kill", lambda *given: signals.append(given))
 
     def fail(batch: Any) -> None:
-        raise kind(f"no memory\nfor {len(batch)} images")
+        raise kind(f"no memory for {len(batch)} images")
 
     monkeypatch.setattr(network._runner, "infer", fail)
     good, bad, other = network.execute([{"input": images(1)}, {"input": images(1)[0]}, {"input": images(2)}])
