@@ -44,7 +44,7 @@ from alexdeploy.graph.model import (
     save_onnx,
 )
 from alexdeploy.graph.names import name_unnamed
-from alexdeploy.graph.opset import modernised
+from alexdeploy.graph.opset import modernised, written_out
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.metrics import HALF_TOLERANCE, PARITY_TOLERANCE, relative_error, softmax
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner, session_options, session_source, why_not_loaded
@@ -107,7 +107,7 @@ def adopt_onnx(
     files.check_output(output, path)
     original = load_onnx(path)
     plain, interface = image_to_logits(
-        original, str(path), logits=logits, classes=len(contract.labels) or None, constants=constants
+        written_out(original), str(path), logits=logits, classes=len(contract.labels) or None, constants=constants
     )
     _check_interface(plain, contract, path)
     check_deterministic(plain, str(path))

@@ -56,16 +56,20 @@ def clipped_by(node: ir.Node) -> ir.Node | None:
 
 
 def _largest(graph: ir.Graph, value: ir.Value, taken: set[str]) -> ir.Value:
-    """max(max x, -min x): twice as fast as the maximum of |x|, which would be stored."""
+    """max(max x, -min x): twice as fast as the maximum of |x|, which would be stored.
+
+    Right behind its producer, so that the value need not be kept to the end.
+    """
+    made: list[ir.Node] = []
 
     def added(operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         name = unique(f"{value.name}.{operator.lower()}", taken)
-        graph.append(ir.node(operator, inputs, attributes, name=name))
-        made = graph[-1].outputs[0]
-        made.name = name
-        return made
+        made.append(ir.node(operator, inputs, attributes, name=name))
+        made[-1].outputs[0].name = name
+        return made[-1].outputs[0]
 
     low = added("Neg", added("ReduceMin", value, keepdims=0))
     output = added("Max", added("ReduceMax", value, keepdims=0), low)
+    graph.insert_after(value.producer(), made)
     output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     return output

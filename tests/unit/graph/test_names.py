@@ -13,11 +13,14 @@ from onnx import helper, numpy_helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.sources import load_dataset
+from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.equalize import equalizable, equalize
+from alexdeploy.graph.fp16 import to_bf16
 from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.interface import image_to_logits
 from alexdeploy.graph.lrn.lower import lower_lrn
-from alexdeploy.graph.names import rename
+from alexdeploy.graph.names import new_constant, rename, taken_names, unique
+from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.quantize.calibrate import calibrate
@@ -54,6 +57,31 @@ def equalized(model: ir.Model) -> ir.Model:
     return equalize(model, {"r1": np.geomspace(0.1, 10, 6)}, {"r1": 10.0})
 
 
+def in_fp8(model: ir.Model) -> ir.Model:
+    return insert_qdq(model, dict.fromkeys(calibration_tensors(model), TensorRange(1.0)), fp8=True)
+
+
+def with_faint_clip(model: ir.Model) -> ir.Model:
+    """A Clip at the end with Q/DQ behind it, of levels that reach no further than 1e-12."""
+    model = model.clone()
+    graph, last = model.graph, model.graph.outputs[0]
+    taken = taken_names(model)
+    low, high, scale, zero = (
+        new_constant(graph, name, np.array(value, kind), taken)
+        for name, value, kind in (("lo", 0, "f4"), ("hi", 6, "f4"), ("faint", 1e-14, "f4"), ("zero", 0, "i1"))
+    )
+    clip = ir.node("Clip", [last, low, high], name="clip")
+    quantize = ir.node("QuantizeLinear", [*clip.outputs, scale, zero], name="quantize")
+    end = ir.node("DequantizeLinear", [*quantize.outputs, scale, zero], name="end")
+    for node in (clip, quantize, end):
+        node.name = node.outputs[0].name = unique(str(node.name), taken)
+        graph.append(node)
+    end.outputs[0].type, end.outputs[0].shape = last.type, last.shape
+    graph.outputs[0] = end.outputs[0]
+    infer_shapes(model)
+    return model
+
+
 PASSES: dict[str, Pass] = {
     "taps": lambda model: with_outputs(model, ["n2"], magnitudes=["c1", "r1"]),
     "lower": lower_lrn,
@@ -61,6 +89,9 @@ PASSES: dict[str, Pass] = {
     "pixels": lambda model: with_uint8_input(model, CONTRACT)[0],
     "equalize": equalized,
     "rename": rename,
+    "emulate": lambda model: for_cpu(to_bf16(model)),
+    "emulate fp8": lambda model: for_cpu(in_fp8(model)),
+    "emulate a faint clip": lambda model: for_cpu(with_faint_clip(model)),
 }
 
 
@@ -135,3 +166,21 @@ def test_the_lowered_graph_with_taken_names_computes_the_same() -> None:
     batch = images()
     found = run(lower_lrn(with_names(plain, names, "constant")), batch)[0]
     np.testing.assert_allclose(found, run(plain, batch)[0], rtol=1e-5, atol=1e-5)
+
+
+class Counted(set[str]):
+    """Counts the names that are looked up."""
+
+    asked = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.asked += 1
+        return super().__contains__(name)
+
+
+def test_a_name_is_found_in_few_steps_among_thousands_like_it() -> None:
+    used = Counted({"relu1_7"})
+    given = [unique("relu1", used) for _ in range(2000)]
+    assert given[:3] == ["relu1", "relu1_2", "relu1_3"]
+    assert len({*given, "relu1_7"}) == 2001
+    assert used.asked < 2000 * 25
