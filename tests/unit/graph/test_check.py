@@ -140,9 +140,10 @@ def test_an_overload_of_a_function_calls_the_other_one() -> None:
     """Since IR version 10 a function has a third part of its name."""
     model = conv_lrn_gemm()
     functions(model, {"f": ["Relu", "f"]})
-    inner = model.functions.add()
-    inner.CopyFrom(model.functions[0])
-    inner.overload = model.functions[0].node[1].overload = "inner"
+    outer = model.functions.add()
+    outer.CopyFrom(model.functions[0])  # the first one stays what calls and is called
+    inner = model.functions[0]
+    outer.node[1].overload = inner.overload = "inner"
     del inner.node[1]
     inner.output[0] = inner.node[0].output[0]
     loaded = load_onnx(model.SerializeToString())

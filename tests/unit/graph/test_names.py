@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.sources import load_dataset
@@ -82,6 +82,8 @@ def with_faint_clip(model: ir.Model) -> ir.Model:
     return model
 
 
+# what a pass needs of a graph
+BEFORE: dict[str, Pass] = {"bfloat16": to_bf16, "FP8": in_fp8, "faint clip": with_faint_clip}
 PASSES: dict[str, Pass] = {
     "taps": lambda model: with_outputs(model, ["n2"], magnitudes=["c1", "r1"]),
     "lower": lower_lrn,
@@ -89,9 +91,7 @@ PASSES: dict[str, Pass] = {
     "pixels": lambda model: with_uint8_input(model, CONTRACT)[0],
     "equalize": equalized,
     "rename": rename,
-    "emulate": lambda model: for_cpu(to_bf16(model)),
-    "emulate fp8": lambda model: for_cpu(in_fp8(model)),
-    "emulate a faint clip": lambda model: for_cpu(with_faint_clip(model)),
+    **dict.fromkeys(BEFORE, for_cpu),
 }
 
 
@@ -104,7 +104,8 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
     """The same function, in which those are names of other values: constants, results, or values of a branch."""
     proto = ir.to_proto(model)
     graph = proto.graph
-    zero = graph.node[0].input[1]
+    constant = next((one for one in graph.initializer if one.data_type == TensorProto.FLOAT), graph.initializer[0])
+    zero, kind = constant.name, constant.data_type
     assert names
     if place == "constant":
         graph.initializer.extend(numpy_helper.from_array(np.array([0], np.float32), name) for name in sorted(names))
@@ -116,7 +117,7 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
         added = []
         for number, name in enumerate(sorted(names)):
             nodes = [helper.make_node("Neg", [zero], [name], name)]
-            branch = helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info(name, 1, [None] * 4)])
+            branch = helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info(name, kind, None)])
             node = helper.make_node(
                 "If", ["yes"], [f"if{number}"], f"if{number}", then_branch=branch, else_branch=branch
             )
@@ -128,10 +129,10 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
 @pytest.mark.parametrize("place", ["constant", "result", "branch"])
 @pytest.mark.parametrize("name", PASSES)
 def test_a_name_that_the_graph_has_is_not_given_again(name: str, place: str) -> None:
-    do = PASSES[name]
-    added = names_of(do(network())) - names_of(network())
+    do, model = PASSES[name], BEFORE.get(name, lambda model: model)(network())
+    added = names_of(do(model)) - names_of(model)
     assert added
-    found = do(with_names(network(), added, place))
+    found = do(with_names(model, added, place))
     proto = ir.to_proto(found)
     onnx.checker.check_model(proto)
     made = [value.name for value in proto.graph.initializer] + [
