@@ -22,10 +22,9 @@ from alexdeploy.export import from_onnx
 from alexdeploy.export.from_onnx import adopt_onnx
 from alexdeploy.graph.fold_constants import fold_constants
 from alexdeploy.graph.lrn.fuse import fuse_lrn
-from alexdeploy.graph.model import contract_of, load_onnx, model_bytes, op_counts
+from alexdeploy.graph.model import contract_of, load_onnx, op_counts
 from alexdeploy.graph.opset import written_out
 from alexdeploy.recipe import load_contract, load_recipe
-from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.field.zoo.told import local_function
 from tests.helpers.graphs import conv_lrn_gemm, images, make_model, run
 
@@ -218,42 +217,6 @@ def test_a_function_of_another_opset_is_written_out(graph: int, function: int, t
     ours = onnx.load(tmp_path / "ours.onnx")
     assert not ours.functions
     assert adopted.ops["Conv"] == 2
-
-
-def test_an_overload_of_a_function_is_written_out_as_itself() -> None:
-    """One that scales by 2 and one of the same name, in another opset, that scales by 3."""
-    proto = at_fault([helper.make_node("Mul", ["m", "half"], ["y"])], "batch")
-    constants = {"two": 2.0, "three": 3.0}
-    proto.graph.initializer.extend(
-        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()
-    )
-    for overload, opset in (("", 17), ("other", 16)):
-        mul = helper.make_node("Mul", ["x", "and" if overload else "by"], ["y"])
-        function = helper.make_function(
-            "theirs", "scaled", ["x", "by", "and"], ["y"], [mul], [helper.make_opsetid("", opset)]
-        )
-        function.overload = overload
-        proto.functions.append(function)
-    del proto.graph.node[2:]
-    for overload, result, source in (("", "s", "m"), ("other", "y", "s")):
-        node = helper.make_node("scaled", [source, "two", "three"], [result], f"call{overload}", domain="theirs")
-        node.overload = overload
-        proto.graph.node.append(node)
-    proto.opset_import.append(helper.make_opsetid("theirs", 1))
-    proto.ir_version = 10
-    model = load_onnx(proto.SerializeToString())
-    batch = images(2)
-    found = OnnxRuntimeRunner(model_bytes(written_out(model))).run(batch)["y"]
-    (weights,) = (numpy_helper.to_array(one) for one in proto.graph.initializer if one.name == "w")
-    np.testing.assert_allclose(found, batch.reshape(2, -1) @ weights * 6, rtol=1e-4, atol=1e-4)
-
-
-def test_functions_that_cannot_be_written_out_are_refused_in_a_line() -> None:
-    model = local_function().model
-    model.functions[0].opset_import.append(helper.make_opsetid("other", 2))
-    model.opset_import.append(helper.make_opsetid("other", 1))
-    with pytest.raises(InputError, match=r"^its functions cannot be written out .*; export it without functions$"):
-        written_out(ir.from_proto(model))
 
 
 def test_weights_that_an_old_file_lists_as_inputs_are_inputs_no_more(tmp_path: Path) -> None:
