@@ -65,11 +65,13 @@ def _largest(graph: ir.Graph, value: ir.Value, taken: set[str]) -> ir.Value:
     def added(operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         name = unique(f"{value.name}.{operator.lower()}", taken)
         made.append(ir.node(operator, inputs, attributes, name=name))
-        made[-1].outputs[0].name = name
-        return made[-1].outputs[0]
+        scalar = made[-1].outputs[0]
+        scalar.name, scalar.type, scalar.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        return scalar
 
     low = added("Neg", added("ReduceMin", value, keepdims=0))
-    output = added("Max", added("ReduceMax", value, keepdims=0), low)
-    graph.insert_after(value.producer(), made)
-    output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-    return output
+    largest = added("Max", added("ReduceMax", value, keepdims=0), low)
+    producer = value.producer()
+    assert producer is not None, "with_outputs takes results of nodes"
+    graph.insert_after(producer, made)
+    return largest
