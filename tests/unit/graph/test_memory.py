@@ -45,8 +45,12 @@ def test_each_value_is_counted_once_or_twice_however_many_are_alive(monkeypatch:
     model = ir.from_proto(make_model([*nodes, helper.make_node("Sum", names, ["logits"], "sum")], {}))
     infer_shapes(model)
     counted = []
-    monkeypatch.setattr(memory, "_bytes", lambda value, batch: counted.append(value) or of_one(value, batch))
-    of_one = _bytes
+
+    def of_one(value: ir.Value | None, batch: int) -> int:
+        counted.append(value)
+        return _bytes(value, batch)
+
+    monkeypatch.setattr(memory, "_bytes", of_one)
     assert predict_memory(model, 1).activations_bytes == 8 * MIB + 500 * 4 * 3 * 8 * 8
     assert len(counted) < 3 * 500
 
