@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from alexdeploy import files
 from alexdeploy.engine.record import EngineRecord
+from alexdeploy.errors import GateError, InputError, InputWarning
 from alexdeploy.recipe import load_recipe
 from alexdeploy.runners.artifact import CheckpointArtifact, EngineArtifact, OnnxArtifact, artifact_of
 from alexdeploy.specs import Layer
@@ -25,7 +28,7 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: missing, empty or not readable.
-        GateError: an engine without its sidecar, or with one that does not match.
+        GateError: an engine without its sidecar, or with one that does not match; of an ONNX file that is a warning.
 
     Example:
         >>> from pathlib import Path
@@ -40,10 +43,20 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
     if isinstance(artifact, OnnxArtifact):
         from alexdeploy.graph.model import op_counts
 
+        _warn_of_sidecar(path)
         return described | {"ops": op_counts(artifact.model)}
     assert isinstance(artifact, CheckpointArtifact), "the third kind"
     checkpoint = artifact.checkpoint
     return described | {"metrics": checkpoint.metrics, "contract": msgspec.to_builtins(checkpoint.contract)}
+
+
+def _warn_of_sidecar(path: Path) -> None:
+    """Where an ONNX file, which is read without its sidecar, has that of another one."""
+    if files.sidecar_path(path).is_file():
+        try:
+            files.read_sidecar(path, "onnx")
+        except (GateError, InputError) as error:
+            warnings.warn(str(error), InputWarning, stacklevel=3)
 
 
 def inspect_network(name: str, classes: int) -> dict[str, Any]:

@@ -75,6 +75,14 @@ def check_places(proto: onnx.ModelProto, origin: str) -> None:
         )
 
 
+def use_one_name(proto: onnx.ModelProto) -> None:
+    """The domain of the standard operators has two names, of which everything else knows the empty one."""
+    opsets = [*proto.opset_import, *(opset for function in proto.functions for opset in function.opset_import)]
+    for one in (*opsets, *proto.functions, *_all_nodes(proto)):
+        if one.domain == "ai.onnx":
+            one.domain = ""
+
+
 def check_graph(proto: onnx.ModelProto, mapped: Mapping[str, object], origin: str) -> None:
     """All the rest, once the weights are there.
 
@@ -113,7 +121,7 @@ def _refusal(node: onnx.NodeProto, why: str, origin: str) -> InputError:
 
 def _is_known(node: onnx.NodeProto) -> bool:
     """Any operator of another domain, which ONNX does not know."""
-    return node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, node.domain)
+    return bool(node.domain) or onnx.defs.has(node.op_type, node.domain)
 
 
 def _check_size(tensor: onnx.TensorProto, origin: str) -> None:
@@ -149,7 +157,7 @@ def _check_opsets(proto: onnx.ModelProto, origin: str) -> int:
 
     ONNX Runtime's words are those of its source then.
     """
-    standard = sorted({opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")})
+    standard = sorted({opset.version for opset in proto.opset_import if not opset.domain})
     if len(standard) > 1:
         raise InputError(
             f"{origin}: not a valid ONNX model: it has its operators from the opsets {_told(standard)}; "
@@ -172,9 +180,10 @@ def _check_functions(proto: onnx.ModelProto, origin: str) -> None:
     twice.
     """
     calls = {
-        (one.domain, one.name): [(node.domain, node.op_type) for node in _nodes(one.node)] for one in proto.functions
+        (one.domain, one.name, one.overload): [(node.domain, node.op_type, node.overload) for node in _nodes(one.node)]
+        for one in proto.functions
     }
-    sizes: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str, str], int] = {}
     try:
         for name in TopologicalSorter(calls).static_order():
             sizes[name] = sum(sizes[called] for called in calls[name]) if name in calls else 1
@@ -182,7 +191,7 @@ def _check_functions(proto: onnx.ModelProto, origin: str) -> None:
         raise InputError(
             f"{origin}: function '{error.args[1][0][1][:80]}' calls itself; export it without functions"
         ) from error
-    largest = max(sizes, key=lambda name: sizes[name], default=("", ""))
+    largest = max(sizes, key=lambda name: sizes[name], default=("", "", ""))
     if sizes.get(largest, 0) > _MOST_NODES:
         raise InputError(
             f"{origin}: function '{largest[1][:80]}' with those that it calls has {sizes[largest]} nodes, at most "
@@ -196,7 +205,7 @@ def _wrong_attribute(node: onnx.NodeProto) -> str | None:
         field = _FIELDS.get(attribute.type)
         if field is not None and not attribute.HasField(field):
             return f"has attribute '{attribute.name[:80]}' without a value"
-        for text in (attribute.s, *attribute.strings) if node.domain in ("", "ai.onnx") else ():
+        for text in (attribute.s, *attribute.strings) if not node.domain else ():
             try:
                 text.decode()
             except UnicodeDecodeError:
@@ -206,7 +215,7 @@ def _wrong_attribute(node: onnx.NodeProto) -> str | None:
 
 def _wrong_window(node: onnx.NodeProto, ranks: Mapping[str, int]) -> str | None:
     """What is wrong with the window of a convolution, a pooling or an LRN; ``ranks`` are those of the weights."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain:
         return None
     if node.op_type == "LRN":
         size = next((attribute.i for attribute in node.attribute if attribute.name == "size"), 0)

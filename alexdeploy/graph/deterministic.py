@@ -34,7 +34,7 @@ def check_deterministic(model: ir.Model, origin: str) -> None:
     """
     for node in model.graph.all_nodes():
         found = training_mode(node)
-        if node.op_type in _RANDOM and node.domain in ("", "ai.onnx"):
+        if node.op_type in _RANDOM and not node.domain:
             found = "gives random numbers", f"export it without them, or {_EVALUATE.removeprefix('export it ')}"
         if found is not None:
             raise InputError(f"{origin}: node '{node.name}' ({node.op_type}) {found[0]}; {found[1]}")

@@ -18,6 +18,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from alexdeploy.graph.names import taken_names, unique
+
 _FLOAT, _FP16, _BF16, _FP8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN
 # what they give is one of the values that they read, so it is rounded already
 _EXACT = frozenset(
@@ -45,11 +47,12 @@ def for_cpu(model: ir.Model, *, fp16: bool = False) -> ir.Model:
     if found.isdisjoint((*halves, _FP8)) and not _faint_clips(model.graph):
         return model
     model = model.clone()
+    taken = taken_names(model)
     for clip in _faint_clips(model.graph):
-        _as_maximum_and_minimum(model.graph, clip)
-    _without_fp8_quantize(model.graph)
+        _as_maximum_and_minimum(model.graph, clip, taken)
+    _without_fp8_quantize(model.graph, taken)
     for half in halves:
-        _without(half, model.graph)
+        _without(half, model.graph, taken)
     return model
 
 
@@ -68,7 +71,7 @@ def _is_faint(quantize: ir.Node) -> bool:
     return tensor is not None and bool(tensor.numpy().min(initial=1) < _FAINT)
 
 
-def _as_maximum_and_minimum(graph: ir.Graph, clip: ir.Node) -> None:
+def _as_maximum_and_minimum(graph: ir.Graph, clip: ir.Node, taken: set[str]) -> None:
     """Min(Max(x, lower), upper), which is what ONNX defines a Clip as."""
     bounds = [
         ("Max", clip.inputs[1] if clip.inputs[1:] else None),
@@ -77,7 +80,7 @@ def _as_maximum_and_minimum(graph: ir.Graph, clip: ir.Node) -> None:
     value, made = clip.inputs[0], []
     for operator, bound in bounds:
         if bound is not None:
-            node = ir.node(operator, [value, bound], name=f"{clip.name}.{operator.lower()}")
+            node = ir.node(operator, [value, bound], name=unique(f"{clip.name}.{operator.lower()}", taken))
             made.append(node)
             value = node.outputs[0]
             value.name, value.type, value.shape = node.name, clip.outputs[0].type, clip.outputs[0].shape
@@ -85,7 +88,7 @@ def _as_maximum_and_minimum(graph: ir.Graph, clip: ir.Node) -> None:
         ir.convenience.replace_nodes_and_values(graph, clip, [clip], made, clip.outputs, made[-1].outputs)
 
 
-def _without_fp8_quantize(graph: ir.Graph) -> None:
+def _without_fp8_quantize(graph: ir.Graph, taken: set[str]) -> None:
     """QuantizeLinear to FP8 as a division by the scale and a Cast, which saturates and rounds in the same way.
 
     One with a scale per channel, which only weights have, stays.
@@ -97,14 +100,14 @@ def _without_fp8_quantize(graph: ir.Graph) -> None:
             continue
         if scale.shape is None or len(scale.shape):
             continue
-        divide = ir.node("Div", [source, scale], name=f"{node.name}.divide")
-        divide.outputs[0].name, divide.outputs[0].type = f"{levels.name}.exact", ir.TensorType(_FLOAT)
+        divide = ir.node("Div", [source, scale], name=unique(f"{node.name}.divide", taken))
+        divide.outputs[0].name, divide.outputs[0].type = unique(f"{levels.name}.exact", taken), ir.TensorType(_FLOAT)
         divide.outputs[0].shape = source.shape
         cast = ir.node("Cast", divide.outputs, {"to": int(_FP8)}, name=node.name)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [divide, cast], [levels], cast.outputs)
 
 
-def _without(half: ir.DataType, graph: ir.Graph) -> None:
+def _without(half: ir.DataType, graph: ir.Graph, taken: set[str]) -> None:
     for value in graph.initializers.values():
         if value.dtype == half and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
@@ -114,23 +117,23 @@ def _without(half: ir.DataType, graph: ir.Graph) -> None:
             if output.dtype == half:
                 output.type = ir.TensorType(_FLOAT)
                 if node.op_type not in _EXACT:
-                    _round(half, graph, node, output)
+                    _round(half, graph, node, output, taken)
     for value in graph.inputs:
         if value.dtype == half and value.uses():
-            _widen(graph, value)
+            _widen(graph, value, taken)
 
 
-def _round(half: ir.DataType, graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+def _round(half: ir.DataType, graph: ir.Graph, node: ir.Node, output: ir.Value, taken: set[str]) -> None:
     """FP32 → 16 bits → FP32 behind ``output``, whose name and users the result takes."""
     name, users = output.name, list(output.uses())
-    output.name = f"{name}.exact"
+    output.name = unique(f"{name}.exact", taken)
     if node.op_type in _OWN_TYPE:  # it rounds by itself
         output.type, rounded = ir.TensorType(half), node
     else:
-        rounded = ir.node("Cast", [output], {"to": int(half)}, name=f"{name}.round")
-        rounded.outputs[0].name, rounded.outputs[0].type = f"{name}.rounded", ir.TensorType(half)
+        rounded = ir.node("Cast", [output], {"to": int(half)}, name=unique(f"{name}.round", taken))
+        rounded.outputs[0].name, rounded.outputs[0].type = unique(f"{name}.rounded", taken), ir.TensorType(half)
         graph.insert_after(node, [rounded])
-    back = ir.node("Cast", rounded.outputs, {"to": int(_FLOAT)}, name=f"{name}.widen")
+    back = ir.node("Cast", rounded.outputs, {"to": int(_FLOAT)}, name=unique(f"{name}.widen", taken))
     graph.insert_after(rounded, [back])
     result = back.outputs[0]
     result.name, result.type, result.shape = name, ir.TensorType(_FLOAT), output.shape
@@ -141,11 +144,11 @@ def _round(half: ir.DataType, graph: ir.Graph, node: ir.Node, output: ir.Value) 
             graph.outputs[index] = result
 
 
-def _widen(graph: ir.Graph, images: ir.Value) -> None:
+def _widen(graph: ir.Graph, images: ir.Value, taken: set[str]) -> None:
     """An input of 16 bits as FP32 for all its users."""
     users = list(images.uses())
-    cast = ir.node("Cast", [images], {"to": int(_FLOAT)}, name=f"{images.name}.widen")
-    cast.outputs[0].name, cast.outputs[0].type = f"{images.name}.wide", ir.TensorType(_FLOAT)
+    cast = ir.node("Cast", [images], {"to": int(_FLOAT)}, name=unique(f"{images.name}.widen", taken))
+    cast.outputs[0].name, cast.outputs[0].type = unique(f"{images.name}.wide", taken), ir.TensorType(_FLOAT)
     cast.outputs[0].shape = images.shape
     graph.insert_before(graph[0], [cast])
     for user, index in users:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,13 +62,16 @@ def predict_memory(model: ir.Model, batch: int, largest: Mapping[str, Sequence[i
             constant.update(node.outputs)
         if node.op_type in _IN_PLACE:
             owner.update(dict.fromkeys(node.outputs, inputs[0]))
-    alive: set[ir.Value] = set()
-    peak = 0
+    alive = peak = 0
+    released: Counter[int] = Counter()  # bytes, by the node behind which nothing reads them
     for index, node in enumerate(model.graph):
-        alive.update({*node.outputs} - owner.keys() - ends - constant)
+        for value in node.outputs:
+            if value not in owner and value not in ends and value not in constant:
+                alive += _bytes(value, batch)
+                released[max(last_use.get(value, index), index)] += _bytes(value, batch)
         scratch = _bytes(node.inputs[0], batch) if node.op_type in _SCRATCH else 0
-        peak = max(peak, _RESERVED_BYTES + scratch + sum(_bytes(value, batch) for value in alive))
-        alive = {value for value in alive if last_use.get(value, -1) > index}
+        peak = max(peak, _RESERVED_BYTES + scratch + alive)
+        alive -= released[index]
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     return MemoryNeed(batch, weights, peak, sum(_bytes(value, batch) for value in ends))
 

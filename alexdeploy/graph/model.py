@@ -19,7 +19,7 @@ from onnx_ir.passes import common
 from alexdeploy import files
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.errors import InputError, InputWarning, words_of
-from alexdeploy.graph.check import check_graph, check_places, check_text
+from alexdeploy.graph.check import check_graph, check_places, check_text, use_one_name
 from alexdeploy.graph.infer import contained_logs, infer_shapes
 from alexdeploy.graph.mapped import LARGE, MAPPABLE, MappedModel
 from alexdeploy.graph.sparse import make_dense
@@ -75,10 +75,8 @@ def load_onnx(source: Path | bytes) -> ir.Model:
     if not proto.graph.node or not proto.graph.input or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model: it has no nodes, inputs or outputs")
     check_text(proto, str(path))
+    use_one_name(proto)
     check_graph(proto, mapped.places, str(path))
-    for opset in proto.opset_import:
-        if opset.domain == "ai.onnx":  # another name of the same
-            opset.domain = ""
     try:
         make_dense(proto.graph)
         onnx.checker.check_model(mapped.checkable())
@@ -200,7 +198,7 @@ def op_counts(model: ir.Model) -> dict[str, int]:
 
 def foreign_operators(model: ir.Model) -> list[str]:
     """Operators that ONNX does not have, each once with its domain, such as ``trt.plugins.NMS``."""
-    nodes = (node for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx"))
+    nodes = (node for node in model.graph.all_nodes() if node.domain)
     return sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.op_identifier() not in model.functions})
 
 

@@ -78,10 +78,18 @@ def new_constant(graph: ir.Graph, base: str, array: npt.NDArray[np.generic], tak
 
 
 def unique(base: str, used: set[str]) -> str:
-    """``base``, with a number where that is in ``used``, which gets it."""
-    name, number = base, 1
-    while name in used:
-        number += 1
-        name = f"{base}_{number}"
+    """``base``, with a number where that is in ``used``, which gets it.
+
+    Doubles the number and halves the step back, for thousands of layers of one name.
+    """
+    name = base
+    if base in used:
+        taken, free = 1, 2
+        while f"{base}_{free}" in used:
+            taken, free = free, 2 * free
+        while free - taken > 1:
+            middle = (taken + free) // 2
+            taken, free = (middle, free) if f"{base}_{middle}" in used else (taken, middle)
+        name = f"{base}_{free}"
     used.add(name)
     return name

@@ -19,26 +19,36 @@ MIN_IR = 7  # opset 13's; before 4, initializers had to be inputs as well
 
 
 def modernised(model: ir.Model) -> ir.Model:
-    """A copy in opset 13 or later, converted by ONNX's own converter.
-
-    Functions of the file are written out where they are called, and initializers are inputs no more.
+    """A copy in opset 13 or later, converted by ONNX's own converter, whose initializers are inputs no more.
 
     Raises:
-        InputError: ONNX's converter cannot raise it, or functions cannot be written out.
+        InputError: ONNX's converter cannot raise it.
     """
     model = model.clone()
-    if model.functions:
-        model = _in_one_opset(model)
-        try:
-            common.InlinePass()(model)
-        except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as error:
-            raise InputError(
-                f"its functions cannot be written out where they are called ({error}); export it without functions"
-            ) from error
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, MIN_IR)
     return raised(model, MIN_OPSET)
+
+
+def written_out(model: ir.Model) -> ir.Model:
+    """A copy whose functions stand where they are called, so that other passes see what is in them.
+
+    Raises:
+        InputError: they cannot, or ONNX's converter cannot bring them and the graph to one opset.
+    """
+    model = model.clone()
+    if not model.functions:
+        return model
+    model = _in_one_opset(model)
+    try:
+        common.InlinePass()(model)
+    except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as error:
+        raise InputError(
+            f"its functions cannot be written out where they are called ({error}); export it without functions"
+        ) from error
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    infer_shapes(model)
+    return model
 
 
 def raised(model: ir.Model, opset: int) -> ir.Model:

@@ -56,16 +56,22 @@ def clipped_by(node: ir.Node) -> ir.Node | None:
 
 
 def _largest(graph: ir.Graph, value: ir.Value, taken: set[str]) -> ir.Value:
-    """max(max x, -min x): twice as fast as the maximum of |x|, which would be stored."""
+    """max(max x, -min x): twice as fast as the maximum of |x|, which would be stored.
+
+    Right behind its producer, so that the value need not be kept to the end.
+    """
+    made: list[ir.Node] = []
 
     def added(operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         name = unique(f"{value.name}.{operator.lower()}", taken)
-        graph.append(ir.node(operator, inputs, attributes, name=name))
-        made = graph[-1].outputs[0]
-        made.name = name
-        return made
+        made.append(ir.node(operator, inputs, attributes, name=name))
+        scalar = made[-1].outputs[0]
+        scalar.name, scalar.type, scalar.shape = name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        return scalar
 
     low = added("Neg", added("ReduceMin", value, keepdims=0))
-    output = added("Max", added("ReduceMax", value, keepdims=0), low)
-    output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-    return output
+    largest = added("Max", added("ReduceMax", value, keepdims=0), low)
+    producer = value.producer()
+    assert producer is not None, "with_outputs takes results of nodes"
+    graph.insert_after(producer, made)
+    return largest

@@ -153,7 +153,7 @@ class _ObservedModel:
     def __init__(self, path: Path, *, images: int) -> None:
         self._file = path.resolve()  # ONNX Runtime leaves no folder
         model, tensors = _float_model(path)
-        self._loaded = _identity(self._file)
+        self._loaded = files.identity(self._file)
         self._model = name_unnamed(model)  # moments are kept by layer
         self.contract = contract_of(self._model, str(path))
         self._input = image_input(self._model, str(path))
@@ -184,7 +184,7 @@ class _ObservedModel:
         Raises:
             InputError: another file has taken its place.
         """
-        if _identity(self._file) != self._loaded:
+        if files.identity(self._file) != self._loaded:
             raise InputError(f"{self._file}: was replaced while it was being read; calibrate again")
 
     def observe(
@@ -240,12 +240,6 @@ def _float_model(path: Path) -> tuple[ir.Model, list[str]]:
             f"{path}: has no Conv, Gemm or MatMul with constant weights (of a MatMul a matrix); nothing to calibrate"
         )
     return model, tensors
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """Of a file: its number on its device may be given to the next one, so its time and size besides."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def samples_first(

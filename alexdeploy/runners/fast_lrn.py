@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexdeploy.errors import InputError, InputWarning, UnavailableError
+from alexdeploy.files import identity
 from alexdeploy.metrics import relative_error
 from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner
 
@@ -37,7 +37,7 @@ def open_with_fast_lrn(
         InputError: the file was replaced meanwhile.
     """
     file = source.resolve() if isinstance(source, Path) else None  # ONNX Runtime leaves no folder
-    before = file.stat() if file else None
+    before = identity(file) if file else None
     try:
         model = read()
     except UnavailableError as missing:
@@ -45,7 +45,7 @@ def open_with_fast_lrn(
         return runner(source, **options)
     graph, weights = with_fast_lrn(model, file, origin)
     opened = runner(graph, weights, folder=file.parent if file else None, **options)
-    if file and before and not os.path.samestat(before, file.stat()):
+    if file and identity(file) != before:
         opened.close()
         raise InputError(f"{origin}: was replaced while it was being loaded; load it again")
     return opened

@@ -114,10 +114,40 @@ def test_it_is_refused_with_its_name(case: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) - len(str(path)) < 400
 
 
-def test_the_other_name_of_the_standard_operators_is_the_same() -> None:
+def test_the_other_name_of_the_standard_operators_is_the_same_everywhere() -> None:
+    """In the graph, a branch, a function and its opsets."""
     model = conv_lrn_gemm()
-    model.opset_import[0].domain = "ai.onnx"
-    assert load_onnx(model.SerializeToString()).opset_imports == {"": 20}
+    functions(model, {"outer": ["Relu"]})
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["b1"], ["b"], domain="ai.onnx")],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [8])],
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(helper.make_node("If", ["yes"], ["unused"], then_branch=branch, else_branch=branch))
+    for node in (*model.graph.node, *model.functions[0].node):
+        node.domain = node.domain or "ai.onnx"
+    model.opset_import[0].domain = model.functions[0].opset_import[0].domain = "ai.onnx"
+    loaded = load_onnx(model.SerializeToString())
+    (function,) = loaded.functions.values()
+    assert {node.domain for node in (*loaded.graph.all_nodes(), *function.all_nodes())} == {"", "theirs"}
+    assert loaded.opset_imports == {"": 20, "theirs": 1}
+    assert function.opset_imports == {"": 20, "theirs": 1}
+
+
+def test_an_overload_of_a_function_calls_the_other_one() -> None:
+    """Since IR version 10 a function has a third part of its name."""
+    model = conv_lrn_gemm()
+    functions(model, {"f": ["Relu", "f"]})
+    outer = model.functions.add()
+    outer.CopyFrom(model.functions[0])  # the first one stays what calls and is called
+    inner = model.functions[0]
+    outer.node[1].overload = inner.overload = "inner"
+    del inner.node[1]
+    inner.output[0] = inner.node[0].output[0]
+    loaded = load_onnx(model.SerializeToString())
+    assert sorted(overload for _, _, overload in loaded.functions) == ["", "inner"]
 
 
 def test_every_form_of_a_constant_has_the_size_that_it_says() -> None:

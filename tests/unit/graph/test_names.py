@@ -9,15 +9,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from alexdeploy.contract import METADATA_KEY, Contract
 from alexdeploy.data.sources import load_dataset
+from alexdeploy.graph.emulate import for_cpu
 from alexdeploy.graph.equalize import equalizable, equalize
+from alexdeploy.graph.fp16 import to_bf16
 from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.interface import image_to_logits
 from alexdeploy.graph.lrn.lower import lower_lrn
-from alexdeploy.graph.names import rename
+from alexdeploy.graph.names import new_constant, rename, taken_names, unique
+from alexdeploy.graph.qdq import TensorRange, calibration_tensors, insert_qdq
 from alexdeploy.graph.taps import with_outputs
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.quantize.calibrate import calibrate
@@ -54,6 +57,33 @@ def equalized(model: ir.Model) -> ir.Model:
     return equalize(model, {"r1": np.geomspace(0.1, 10, 6)}, {"r1": 10.0})
 
 
+def in_fp8(model: ir.Model) -> ir.Model:
+    return insert_qdq(model, dict.fromkeys(calibration_tensors(model), TensorRange(1.0)), fp8=True)
+
+
+def with_faint_clip(model: ir.Model) -> ir.Model:
+    """A Clip at the end with Q/DQ behind it, of levels that reach no further than 1e-12."""
+    model = model.clone()
+    graph, last = model.graph, model.graph.outputs[0]
+    taken = taken_names(model)
+    low, high, scale, zero = (
+        new_constant(graph, name, np.array(value, kind), taken)
+        for name, value, kind in (("lo", 0, "f4"), ("hi", 6, "f4"), ("faint", 1e-14, "f4"), ("zero", 0, "i1"))
+    )
+    clip = ir.node("Clip", [last, low, high], name="clip")
+    quantize = ir.node("QuantizeLinear", [*clip.outputs, scale, zero], name="quantize")
+    end = ir.node("DequantizeLinear", [*quantize.outputs, scale, zero], name="end")
+    for node in (clip, quantize, end):
+        node.name = node.outputs[0].name = unique(str(node.name), taken)
+        graph.append(node)
+    end.outputs[0].type, end.outputs[0].shape = last.type, last.shape
+    graph.outputs[0] = end.outputs[0]
+    infer_shapes(model)
+    return model
+
+
+# what a pass needs of a graph
+BEFORE: dict[str, Pass] = {"bfloat16": to_bf16, "FP8": in_fp8, "faint clip": with_faint_clip}
 PASSES: dict[str, Pass] = {
     "taps": lambda model: with_outputs(model, ["n2"], magnitudes=["c1", "r1"]),
     "lower": lower_lrn,
@@ -61,6 +91,7 @@ PASSES: dict[str, Pass] = {
     "pixels": lambda model: with_uint8_input(model, CONTRACT)[0],
     "equalize": equalized,
     "rename": rename,
+    **dict.fromkeys(BEFORE, for_cpu),
 }
 
 
@@ -73,7 +104,8 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
     """The same function, in which those are names of other values: constants, results, or values of a branch."""
     proto = ir.to_proto(model)
     graph = proto.graph
-    zero = graph.node[0].input[1]
+    constant = next((one for one in graph.initializer if one.data_type == TensorProto.FLOAT), graph.initializer[0])
+    zero, kind = constant.name, constant.data_type
     assert names
     if place == "constant":
         graph.initializer.extend(numpy_helper.from_array(np.array([0], np.float32), name) for name in sorted(names))
@@ -85,7 +117,7 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
         added = []
         for number, name in enumerate(sorted(names)):
             nodes = [helper.make_node("Neg", [zero], [name], name)]
-            branch = helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info(name, 1, [None] * 4)])
+            branch = helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info(name, kind, None)])
             node = helper.make_node(
                 "If", ["yes"], [f"if{number}"], f"if{number}", then_branch=branch, else_branch=branch
             )
@@ -97,10 +129,10 @@ def with_names(model: ir.Model, names: set[str], place: str) -> ir.Model:
 @pytest.mark.parametrize("place", ["constant", "result", "branch"])
 @pytest.mark.parametrize("name", PASSES)
 def test_a_name_that_the_graph_has_is_not_given_again(name: str, place: str) -> None:
-    do = PASSES[name]
-    added = names_of(do(network())) - names_of(network())
+    do, model = PASSES[name], BEFORE[name](network()) if name in BEFORE else network()
+    added = names_of(do(model)) - names_of(model)
     assert added
-    found = do(with_names(network(), added, place))
+    found = do(with_names(model, added, place))
     proto = ir.to_proto(found)
     onnx.checker.check_model(proto)
     made = [value.name for value in proto.graph.initializer] + [
@@ -135,3 +167,21 @@ def test_the_lowered_graph_with_taken_names_computes_the_same() -> None:
     batch = images()
     found = run(lower_lrn(with_names(plain, names, "constant")), batch)[0]
     np.testing.assert_allclose(found, run(plain, batch)[0], rtol=1e-5, atol=1e-5)
+
+
+class Counted(set[str]):
+    """Counts the names that are looked up."""
+
+    asked = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.asked += 1
+        return super().__contains__(name)
+
+
+def test_a_name_is_found_in_few_steps_among_thousands_like_it() -> None:
+    used = Counted({"relu1_7"})
+    given = [unique("relu1", used) for _ in range(2000)]
+    assert given[:3] == ["relu1", "relu1_2", "relu1_3"]
+    assert len({*given, "relu1_7"}) == 2001
+    assert used.asked < 2000 * 25

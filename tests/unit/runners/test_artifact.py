@@ -100,9 +100,11 @@ def test_a_link_to_a_file_elsewhere_is_loaded(model: onnx.ModelProto, tmp_path: 
         np.testing.assert_allclose(runner.infer(images(3)), stock(model, images(3)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 def test_a_file_that_is_replaced_while_it_is_loaded_is_refused(
-    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_place: bool, model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also by one that has got its number on the device, as what is written over it has."""
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     artifact = OnnxArtifact(path)
@@ -113,7 +115,10 @@ def test_a_file_that_is_replaced_while_it_is_loaded_is_refused(
     def replaced_meanwhile(runner: OnnxRuntimeRunner, options: ort.SessionOptions) -> ort.InferenceSession:
         session = start(runner, options)
         if runner._folder is not None and (tmp_path / "other.onnx").exists():
-            (tmp_path / "other.onnx").replace(path)
+            if in_place:
+                with path.open("r+b") as file:
+                    file.write((tmp_path / "other.onnx").read_bytes())
+            (tmp_path / "other.onnx").replace(tmp_path / "gone" if in_place else path)
         return session
 
     monkeypatch.setattr(OnnxRuntimeRunner, "_start", replaced_meanwhile)
