@@ -6,8 +6,8 @@ activations of about 114 over five channels), Q/DQ (whose scales stay FP32, behi
 does not hold (the 1e-12 that keeps a division from 0/0 would be 0), nodes whose activations came too close to its
 limits on real data, the upper and the lower one, and nodes with subgraphs, whose inner values keep their types. What
 reads a value that FP16 may not hold is FP32 too. So is all between a constant that keeps from a division by 0 and that
-division (``graph.divisors``), whatever was measured: an image that is all black is rarely among the measured ones. bfloat16 has FP32's range and so no such islands; operators that ONNX
-does not define in it stay FP32.
+division (``graph.divisors``), whatever was measured: an image that is all black is rarely among the measured ones.
+bfloat16 has FP32's range and so no such islands; operators that ONNX does not define in it stay FP32.
 
 NVIDIA's exporter writes FP16 scales and no Casts (Model-Optimizer, ``modelopt/onnx/utils.py``). TensorRT-RTX 1.7.1
 makes the same kernels of both forms, all INT8; with FP16 scales the results of its Gemms are FP16 and not FP32. But

@@ -16,7 +16,7 @@ BLACK = -2  # the pixel
 
 def _divided(nodes: Sequence[onnx.NodeProto], opset: int = 17, ir_version: int = 8, **weights: Array) -> Foreign:
     """``nodes`` make ``pooled`` of ``rows``, both (n, 16)."""
-    w1 = np.random.default_rng(0).uniform(0.1, 1, (16, 3, 3, 3)).astype(np.float32)
+    w1 = np.random.default_rng(0).exponential(0.3, (16, 3, 3, 3)).astype(np.float32)
     return built(
         [
             node("Conv", ["image", "w1", "b1"], ["c1"], "c1", strides=[2, 2]),
@@ -64,7 +64,7 @@ def old_pytorch_normalize() -> Foreign:
 
 
 def plus_epsilon() -> Foreign:
-    """x / (sqrt(sum of squares) + 1e-8)."""
+    """Divided by (sqrt(sum of squares) + 1e-8)."""
     return _divided(
         [
             node("Mul", ["rows", "rows"], ["squares"], "squares"),
@@ -95,7 +95,7 @@ def keras_normalize() -> Foreign:
 
 
 def largest_of_two() -> Foreign:
-    """x / max(norm, 1e-12), moved about before the division."""
+    """Divided by max(norm, 1e-12), which is moved about before."""
     return _divided(
         [
             node("ReduceL2", ["rows"], ["norm"], "norm", axes=[1], keepdims=0),
@@ -134,7 +134,7 @@ def layer_normalization_of_bert() -> Foreign:
 
 
 def logarithm() -> Foreign:
-    """log(x + 1e-8)."""
+    """Of x + 1e-8."""
     return _divided(
         [
             node("Add", ["rows", "least"], ["clamped"], "clamp"),
