@@ -39,7 +39,7 @@ def test_all_from_the_squares_to_the_product_is_found_and_what_is_around_it_is_n
     assert found(normalized(1e-12)) == ["squares", "mean", "add", "pow", "gain", "product"]
 
 
-@pytest.mark.parametrize(("least", "exponent"), [(1e-4, -0.5), (1e-12, 0.5), (0.0, -0.5)])
+@pytest.mark.parametrize(("least", "exponent"), [(1e-4, -0.5), (1e-6, -0.5), (1e-12, 0.5), (0.0, -0.5)])
 def test_a_constant_that_is_held_and_a_power_that_does_not_divide_need_nothing(least: float, exponent: float) -> None:
     assert found(normalized(least, exponent)) == []
 
