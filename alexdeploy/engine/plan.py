@@ -217,7 +217,7 @@ def build_planned(
     left = layers_left(graph.model, graph.asked or plan.precision) if plan.calibration is None else {}
     built = msgspec.structs.replace(built, reasons=reasons_of(built, graph.model), grouped=grouped, left=left)
     if plan.settings.strict and (built.float_layers or built.left):
-        raise GateError(f"`strict`: {precision_verdict(built)}; nothing was written")
+        raise GateError(strict_refusal(built, graph.path))
     model = plan.graph.model
     contract = contract_of(model, str(plan.graph.path)) if METADATA_KEY in model.metadata_props else None
     record = msgspec.structs.replace(
@@ -255,7 +255,8 @@ def precision_verdict(record: EngineRecord) -> str:
     """``8 of 8 layers in INT8``, for each type that the graph asks for, and the layers built in another type."""
     asked, found = {**record.half, **record.quantized}, record.layer_precisions
     total, kinds = len(asked | found | record.left), sorted(set(asked.values()))
-    verdict = ", ".join(f"{record.precisions.get(kind, 0)} of {total} layers in {kind}" for kind in kinds)
+    judged = [kind for name, kind in found.items() if name in asked or name not in record.left]
+    verdict = ", ".join(f"{judged.count(kind)} of {total} layers in {kind}" for kind in kinds)
     if record.float_layers and record.kernels_unknown:
         return f"{verdict}, as far as is known; {record.kernels_unknown}"
     why = {name: f" ({reason})" for name, reason in record.reasons.items()}
@@ -263,12 +264,20 @@ def precision_verdict(record: EngineRecord) -> str:
     parts = {
         "quantized in the graph but built in float": [n + why.get(n, "") for n in other if n in record.quantized],
         "of 16 bits in the graph but built in another type": [n for n in other if n not in record.quantized],
-        "not found among the kernels": [n for n in record.float_layers if n not in found],
+        "of unknown type, since not found among the kernels": [n for n in record.float_layers if n not in found],
     }
     parts["left in float in the graph"] = [f"{name} ({reason})" for name, reason in record.left.items()]
     told = [f"{what}: {few(names)}" for what, names in parts.items() if names]
     verdict = "; ".join([verdict, *told] if verdict else told)
     return verdict + ("; quantize to INT8, or with such layers in `keep_float`" if why else "")
+
+
+def strict_refusal(record: EngineRecord, origin: Path) -> str:
+    """What ``strict`` says of an engine that it refuses; all the layers in one list, to be copied."""
+    unknown = any(name not in record.layer_precisions for name in record.float_layers)
+    rule = ", which also refuses layers whose type is not known" if unknown else ""
+    layers = ",".join([*record.float_layers, *record.left])
+    return f"{origin}: {precision_verdict(record)}; by `strict`{rule}, nothing was written. The layers: {layers}"
 
 
 def reasons_of(built: EngineRecord, model: ir.Model) -> dict[str, str]:

@@ -5,8 +5,9 @@ Runtime and OpenVINO. Inputs and outputs stay FP32. Islands are LRN (its sum of 
 activations of about 114 over five channels), Q/DQ (whose scales stay FP32, behind Casts), nodes whose constants FP16
 does not hold (the 1e-12 that keeps a division from 0/0 would be 0), nodes whose activations came too close to its
 limits on real data, the upper and the lower one, and nodes with subgraphs, whose inner values keep their types. What
-reads a value that FP16 may not hold is FP32 too. bfloat16 has FP32's range and so no such islands; operators that ONNX
-does not define in it stay FP32.
+reads a value that FP16 may not hold is FP32 too. So is all between a constant that keeps from a division by 0 and that
+division (``graph.divisors``), whatever was measured: an image that is all black is rarely among the measured ones.
+bfloat16 has FP32's range and so no such islands; operators that ONNX does not define in it stay FP32.
 
 NVIDIA's exporter writes FP16 scales and no Casts (Model-Optimizer, ``modelopt/onnx/utils.py``). TensorRT-RTX 1.7.1
 makes the same kernels of both forms, all INT8; with FP16 scales the results of its Gemms are FP16 and not FP32. But
@@ -27,6 +28,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from alexdeploy.errors import GateError, InputError
+from alexdeploy.graph.divisors import guarded_divisions
 from alexdeploy.graph.infer import infer_shapes
 from alexdeploy.graph.names import new_constant, taken_names, unique
 from alexdeploy.graph.opset import BF16_OPSET, raised
@@ -42,7 +44,9 @@ _NEVER_LARGER = frozenset(
     {"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Identity", "Dropout", "Clip", "LRN"}
     | {"Gather", "Transpose"}
 )
-_PASS_ON = _NEVER_LARGER | {"QuantizeLinear", "DequantizeLinear", "Cast"}  # about as large as what they read
+# about as large as what they read
+_PASS_ON = _NEVER_LARGER | {"QuantizeLinear", "DequantizeLinear", "Cast"}
+_PASS_ON |= {"Concat", "Expand", "Max", "Min", "Pad", "Slice", "Split", "Sqrt", "Squeeze", "Tile", "Unsqueeze", "Where"}
 LIMIT = float(np.finfo(np.float16).max)  # 65504
 MARGIN = 4.0  # unseen images may reach this many times what was measured
 SMALLEST = float(np.finfo(np.float16).tiny)  # 6.1e-5; what is smaller has fewer bits, and below 3e-8 it is 0
@@ -140,6 +144,7 @@ def _to_half(
     outputs = list(graph.outputs)
     casts = _Casts(model)
     wide: set[ir.Value] = set()  # values that FP16 may not hold
+    guarded = guarded_divisions(model, half)
     for node in list(graph):
         reads_wide = not wide.isdisjoint(node.inputs)
         names = [str(output.name) for output in node.outputs] if node.op_type != "LRN" else []
@@ -150,7 +155,7 @@ def _to_half(
             wide.update(node.outputs)
         island = node.op_type in _ISLANDS and not (lrn and node.op_type == "LRN")
         island = island or not _defined_in(half, node, opset) or bool(_subgraphs(node))
-        wanted = _FLOAT if island or alone or reads_wide else half
+        wanted = _FLOAT if island or alone or reads_wide or node in guarded else half
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (_FLOAT, half) and value.dtype != wanted:
                 node.replace_input_with(index, casts.of(value, wanted, node))

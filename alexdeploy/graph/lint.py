@@ -18,7 +18,15 @@ import onnx_ir as ir
 from alexdeploy.errors import InputError
 from alexdeploy.graph.deterministic import TRAINED, training_mode
 from alexdeploy.graph.infer import infer_shapes
-from alexdeploy.graph.weighted import INTEGER_OPERATORS, depends_on_input, dequantize_of, is_weighted, why_not_fp8
+from alexdeploy.graph.weighted import (
+    INTEGER_OPERATORS,
+    MOVES,
+    behind,
+    depends_on_input,
+    dequantize_of,
+    is_weighted,
+    why_not_fp8,
+)
 
 Severity = Literal["error", "warning"]
 Breach = tuple[str, str] | None  # predicate whose subject is the node, and the fix
@@ -26,9 +34,8 @@ Breach = tuple[str, str] | None  # predicate whose subject is the node, and the 
 LRN_MAX_SIZE = 15
 _LRN_RANGES = {"alpha": (1e-4, -1e20, 1e20), "beta": (0.75, 0.01, 1e5), "bias": (1.0, 1e-5, 1e10)}  # default first
 _LEVELS = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
-_SHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Q/DQ commutes with these: a layer behind them is INT8 all the same.
-_MOVES = _SHAPES | {"Cast", "Concat", "DepthToSpace", "Dropout", "Identity", "MaxPool", "Pad", "Slice", "Split"}
+_MOVES = MOVES | {"Concat", "DepthToSpace", "Dropout", "Flatten", "MaxPool", "Pad", "Slice", "Split"}
 _TO_INT8 = "quantize to symmetric int8 (alexdeploy quantize; onnxruntime: QuantType.QInt8, {}Symmetric)"
 
 
@@ -239,7 +246,11 @@ def _one_sided(node: ir.Node) -> Breach:
     levels = {_input(source, 0).dtype for source in sources if source is not None}
     if None not in sources or not levels & {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN}:
         return None  # INT4 and FP4 are for weights alone
-    side, other = ("activation", "weight") if sources[1] is None else ("weight", "activation")
+    constant = [not depends_on_input(value) for value in node.inputs[:2]]
+    names = ("first input", "second input")
+    if any(constant):
+        names = ("weight", "activation") if constant[0] else ("activation", "weight")
+    side, other = names if sources[1] is None else names[::-1]
     return f"has Q/DQ on its {side} only and computes in float", f"put Q/DQ on its {other} too, or on neither"
 
 
@@ -321,12 +332,9 @@ def _level_type(node: ir.Node) -> ir.DataType | None:
 
 def _behind(value: ir.Value | None, operator: str) -> ir.Node | None:
     """The node of that type which makes ``value``, seen through nodes that only move values about."""
-    while value is not None:
-        producer = value.producer()
-        if producer is None or producer.op_type == operator:
-            return producer
-        value = producer.inputs[0] if producer.op_type in _MOVES else None
-    return None
+    source = behind(value, _MOVES)
+    producer = source.producer() if source is not None else None
+    return producer if producer is not None and producer.op_type == operator else None
 
 
 def _quantized(node: ir.Node) -> ir.Value | None:

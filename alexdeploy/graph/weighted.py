@@ -21,7 +21,7 @@ TENSORRT_NAMES = {  # as its reports have them
     ir.DataType.UINT8: "INT8",
     ir.DataType.FLOAT8E4M3FN: "FP8",
 }
-_MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})  # adopt folds them
+MOVES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})  # adopt folds them
 HALF_NAMES = {ir.DataType.FLOAT16: "FP16", ir.DataType.BFLOAT16: "BF16"}
 FP8_WINDOW = 32
 _NEVER_QUANTIZED = frozenset({"ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "RNN"})  # layers with weights too
@@ -132,9 +132,9 @@ def why_left_float(node: ir.Node) -> str | None:
     if not is_weighted(node) or quantized_type(node) is not None:
         return None
     first, weight = node.inputs[:2]
-    dequantize = dequantize_of(_moved(weight))
-    if dequantize is not None:
-        one_sided = dequantize_of(_moved(first)) is None and type_of_levels(dequantize) in ("INT8", "FP8")
+    dequantize = dequantize_of(behind(weight))
+    if dequantize is not None and not depends_on_input(dequantize.inputs[0]):
+        one_sided = dequantize_of(behind(first)) is None and type_of_levels(dequantize) in ("INT8", "FP8")
         return "only its weights have Q/DQ" if one_sided else None  # INT4 is for weights alone
     if _is_initializer(weight):
         if _is_double(node):
@@ -142,7 +142,7 @@ def why_left_float(node: ir.Node) -> str | None:
         return "its weight is no matrix" if _is_stacked(node) else None
     if not depends_on_input(weight):
         maker = weight.producer() if weight is not None else None
-        if maker is not None and maker.op_type in _MOVES and _is_initializer(_moved(weight)):
+        if maker is not None and maker.op_type in MOVES and _is_initializer(behind(weight)):
             return f"its weights go through a {maker.op_type}; adopt the file, which computes that once"
         return "its weights are computed at run time"
     return "its weights are its first input" if not depends_on_input(first) else None
@@ -230,6 +230,13 @@ def dequantize_of(value: ir.Value | None) -> ir.Node | None:
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
+def behind(value: ir.Value | None, operators: Collection[str] = MOVES) -> ir.Value | None:
+    """What comes through those operators, by default the ones that only move or convert values, to be ``value``."""
+    while value is not None and (maker := value.producer()) is not None and maker.op_type in operators:
+        value = maker.inputs[0]
+    return value
+
+
 def is_weighted(node: ir.Node) -> bool:
     """Conv, Gemm or MatMul of the standard domain, whatever its weights are."""
     return node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
@@ -238,7 +245,7 @@ def is_weighted(node: ir.Node) -> bool:
 def _is_other_layer(node: ir.Node) -> bool:
     """A layer with constant weights whose operator is never quantized."""
     known = node.op_type in _NEVER_QUANTIZED and node.domain in ("", "ai.onnx")
-    return known and any(_is_initializer(_moved(value)) for value in node.inputs)
+    return known and any(_is_initializer(behind(value)) for value in node.inputs)
 
 
 def _groups(node: ir.Node) -> int:
@@ -257,13 +264,6 @@ def _outputs(node: ir.Node) -> int | None:
 
 def _is_initializer(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None
-
-
-def _moved(value: ir.Value | None) -> ir.Value | None:
-    """What is behind nodes that only move or convert its values."""
-    while value is not None and (maker := value.producer()) is not None and maker.op_type in _MOVES:
-        value = maker.inputs[0]
-    return value
 
 
 def _is_double(node: ir.Node) -> bool:

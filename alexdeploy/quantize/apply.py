@@ -106,7 +106,8 @@ def with_precision(
     else:
         model, headroom = _with_float_type(model, ranges, settings)
     if model is not original and METADATA_KEY in original.metadata_props:  # or its images are not known
-        check_answers(model, original, contract_of(original, str(model_path)), model_path)
+        contract = contract_of(original, str(model_path))
+        check_answers(model, original, contract, model_path, calibrated=ranges is not None)
     options = {
         "method": method,
         "rounding": rounding,

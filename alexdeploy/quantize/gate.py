@@ -37,14 +37,17 @@ QUANTIZED_DOUBT, BF16_DOUBT = 0.5, 0.2
 _COARSE = 9  # colours along each side of a drawn image
 
 
-def check_answers(written: ir.Model, original: ir.Model, contract: Contract, origin: Path) -> float | None:
+def check_answers(
+    written: ir.Model, original: ir.Model, contract: Contract, origin: Path, *, calibrated: bool = False
+) -> float | None:
     """Run both graphs on two drawn images. Answers that are far off, but may be right, are an ``InputWarning``.
 
     Args:
         written: what is to be saved or built.
         original: the float graph that it was made from.
         contract: preprocessing of both.
-        origin: the file of ``original``, for messages.
+        origin: the file that ``original`` was read from, whose weights are mapped.
+        calibrated: ``written`` was made with ranges.
 
     Returns:
         The largest distance of any output; None, with an ``InputWarning``, where ONNX Runtime is not installed, or does
@@ -65,7 +68,7 @@ def check_answers(written: ir.Model, original: ir.Model, contract: Contract, ori
         return None
     foreign = foreign_operators(original)
     try:
-        expected = _answers(original, images, str(origin))
+        expected = _answers(original, images, str(origin), file=origin)
     except InputError as error:
         if not foreign:
             raise
@@ -83,13 +86,20 @@ def check_answers(written: ir.Model, original: ir.Model, contract: Contract, ori
         raise GateError(
             f"{error}; nothing was written, and this is a fault of alexdeploy, please report it with the file"
         ) from error
+    if expected and all(np.array_equal(answer[:-1], answer[1:]) for answer in expected.values()):
+        warnings.warn(
+            f"{origin} answers the same whatever the image is, so {precision.value} was not judged; train it, or look "
+            "for what loses the image (a last layer of zeros, say)",
+            InputWarning,
+            stacklevel=2,
+        )
     worst = max((_distance(found[name], answer) for name, answer in expected.items()), default=0.0)
     half = precision is Precision.FP16
     if worst > HALF_BOUND if half else worst >= UNRELATED:
         most = f"at most {HALF_BOUND:.0%}" if half else f"less than {UNRELATED:.0%}"
         raise GateError(
             f"{origin} in {precision.value} answers otherwise than it does in float: on {IMAGES} drawn images by "
-            f"{worst:.0%} of its answers, {most} is allowed, so nothing was written; {_fix(precision)}"
+            f"{worst:.0%} of its answers, {most} is allowed, so nothing was written; {_fix(precision, calibrated)}"
         )
     if worst >= (QUANTIZED_DOUBT if precision.quantized else BF16_DOUBT):
         warnings.warn(
@@ -122,14 +132,15 @@ def drawn_images(contract: Contract, count: int = IMAGES) -> Batch:
 
 
 def _answers(
-    model: ir.Model, images: Batch, origin: str, *, optimized: bool = False
+    model: ir.Model, images: Batch, origin: str, *, file: Path | None = None, optimized: bool = False
 ) -> dict[str, npt.NDArray[np.floating]]:
-    """Its float outputs by name."""
+    """Its float outputs by name; weights that lie in ``file`` are mapped."""
     from alexdeploy.runners.onnxruntime import OnnxRuntimeRunner  # where TensorRT-RTX builds it may be missing
 
-    graph, weights = split_weights(lower_lrn(for_cpu(model, fp16=True)))  # large weights are not copied
+    graph, weights = split_weights(lower_lrn(for_cpu(model, fp16=True)), file)  # large weights are not copied
+    folder = file.parent if file is not None else None
     try:
-        with OnnxRuntimeRunner(graph, weights, optimized=optimized) as runner:
+        with OnnxRuntimeRunner(graph, weights, folder=folder, optimized=optimized) as runner:
             outputs = runner.run(images)
     except (InputError, UnavailableError) as error:
         raise type(error)(f"{origin}: {str(error).removeprefix('the model: ')}") from error
@@ -163,9 +174,11 @@ def _distance(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating
     return lost / norm if norm > 0 else 0.0 if lost == 0 else float("inf")
 
 
-def _fix(precision: Precision) -> str:
+def _fix(precision: Precision, calibrated: bool) -> str:
     if precision.quantized:
         return "calibrate on images that the network is for, or find the layers to keep in float with analyze"
     if precision.bf16:
         return "take FP32, or FP16 with `ranges`; if it has the answers of FP32 on your images, report it with the file"
+    if calibrated:
+        return "take BF16, or FP32; the ranges do not tell what FP16 loses, please report it with the file"
     return "calibrate, and give `ranges`, which tell the layers that FP16 does not hold; or take BF16"

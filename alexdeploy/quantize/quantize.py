@@ -170,7 +170,7 @@ def quantize_onnx(
         budget = meet_budget(scorer, ranges.of(method), settings.max_drop, progress=progress)
         kept = budget.chosen.kept_float
     original, model = model, write(model, ranges.of(method), kept)
-    check_answers(model, original, contract_of(original, str(model_path)), model_path)
+    check_answers(model, original, contract_of(original, str(model_path)), model_path, calibrated=True)
     save_onnx(
         model,
         output,

@@ -27,14 +27,17 @@ from alexdeploy.quantize.apply import PrecisionSettings, with_precision
 from alexdeploy.quantize.calibrate import calibrate
 from alexdeploy.quantize.quantize import quantize_onnx
 from alexdeploy.quantize.rangefile import save_ranges
+from alexdeploy.runners.artifact import load
 from alexdeploy.runners.classifier import Classifier
 from alexdeploy.specs import Dialect, Precision, Profile
 from tests.field.fields import Field, Pictures, adopt, by_onnx, draw_pictures, field_of, saved, scores
 from tests.field.outcomes import DOUBTFUL, LEFT, NO_KERNELS, NOT_BY_ONNX, NOT_CALIBRATED, REFUSED, UNDERFLOW, USABLE
 from tests.field.zoo import ZOO
+from tests.field.zoo.divisions import BLACK, MAKERS
 
 DIALECTS: tuple[Dialect, ...] = ("tensorrt", "onnxruntime", "openvino")
 INT8_DB, HALF_DB, BF16_DB, SAME_DB = 25, 50, 30, 100
+DIVISIONS = [maker.__name__ for maker in MAKERS]
 Fields = Callable[[str], Field]
 
 
@@ -172,6 +175,28 @@ def test_what_is_quantized_already_is_built_or_refused_in_a_line(
 def test_constants_tell_without_ranges_what_fp16_does_not_hold(name: str, fields: Fields) -> None:
     half = with_precision(fields(name).model, settings=PrecisionSettings(fp16=True))
     assert fields(name).db(by_onnx(model_bytes(half.model), fields(name).batch)) > HALF_DB
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_in_fp16_a_black_image_is_divided_by_no_zero(name: str, measured: bool, fields: Fields) -> None:
+    """It leaves every feature at 0, and was not among the images that were measured."""
+    field = fields(name)
+    ranges = field.ranges if measured else None
+    half = model_bytes(with_precision(field.model, ranges, settings=PrecisionSettings(fp16=True)).model)
+    black = np.full_like(field.batch[:1], BLACK)
+    expected = by_onnx(field.model.read_bytes(), black)
+    np.testing.assert_allclose(by_onnx(half, black), expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", [name for name in DIVISIONS if name != "logarithm"])  # the least of which is cut off
+def test_in_int8_and_fp16_a_black_image_is_divided_by_no_zero(name: str, fields: Fields) -> None:
+    field = fields(name)
+    black = np.full_like(field.batch[:1], BLACK)
+    with load(field.quantized("tensorrt", fp16=True)) as runner:
+        found = runner.infer(black)
+    expected = by_onnx(field.model.read_bytes(), black)
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["vanishing", "overflowing"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from alexdeploy.engine.kernels import Kernel, parse_inspection, precisions_of_layers
-from alexdeploy.engine.plan import precision_verdict
+from alexdeploy.engine.plan import precision_verdict, strict_refusal
 from alexdeploy.engine.record import EngineRecord
 
 REPORTS = Path(__file__).resolve().parents[2] / "references" / "engine_reports"
@@ -117,5 +117,36 @@ def test_the_verdict_says_which_layer_lost_which_type_and_which_was_not_found() 
     )
     assert precision_verdict(record(conv1="HALF", fc3="FLOAT")) == (
         "1 of 3 layers in HALF, 0 of 3 layers in INT8; quantized in the graph but built in float: conv1; "
-        "of 16 bits in the graph but built in another type: fc3; not found among the kernels: conv2"
+        "of 16 bits in the graph but built in another type: fc3; "
+        "of unknown type, since not found among the kernels: conv2"
+    )
+
+
+def test_a_layer_that_is_left_in_float_is_not_counted_with_those_of_16_bits() -> None:
+    """A report may call its kernel HALF by what it writes."""
+    half = EngineRecord(
+        builder="tensorrt",
+        precisions={"HALF": 3},
+        layer_precisions=dict.fromkeys(("c1", "c2", "fc"), "HALF"),
+        half=dict.fromkeys(("c1", "fc"), "HALF"),
+        left={"c2": "FP16 does not hold its weights"},
+    )
+    told = "2 of 3 layers in HALF; left in float in the graph: c2 (FP16 does not hold its weights)"
+    assert precision_verdict(half) == told
+
+
+def test_strict_names_the_file_and_all_layers_in_one_list() -> None:
+    names = [f"conv{number}" for number in range(1, 7)]
+    refused = EngineRecord(
+        builder="tensorrt",
+        layer_precisions=dict.fromkeys(names, "FLOAT"),
+        quantized=dict.fromkeys(names, "INT8"),
+        float_layers=tuple(names),
+        left={"fc": "its weights are float64"},
+    )
+    told = strict_refusal(refused, Path("int8.onnx"))
+    assert told.startswith("int8.onnx: 0 of 7 layers in INT8; ")
+    assert told.endswith("; by `strict`, nothing was written. The layers: conv1,conv2,conv3,conv4,conv5,conv6,fc")
+    assert "by `strict`, which also refuses layers whose type is not known, nothing" in strict_refusal(
+        record(conv1="INT8", conv2="INT8"), Path("int8.onnx")
     )

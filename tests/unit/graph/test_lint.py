@@ -84,6 +84,12 @@ def matrix(operator: str, axis: int, *, scale: Any = 0.03, **attributes: Any) ->
     return make_model([flat, *quantized("flat", "x"), *dequantized("w", axis), layer], arrays, rank=2)
 
 
+def product(first: str, second: str) -> onnx.ModelProto:
+    """The MatMul ``layer`` of two of: the image, ``x``, which is the image with Q/DQ, and the constant ``w``."""
+    nodes = [*quantized("input", "x"), helper.make_node("MatMul", [first, second], ["logits"], "layer")]
+    return make_model(nodes, free(nodes, ACTIVATION | {"w": np.ones((8, 8), f32)}))
+
+
 def transposed_weight(axis: int) -> onnx.ModelProto:
     """As exporters write Linear: the weight goes through Transpose behind its DequantizeLinear."""
     model = matrix("Gemm", axis, transB=1)
@@ -273,6 +279,9 @@ WARNINGS = (
     Case("one-sided", lambda: conv(w=[]), "activation only", verdict="float"),
     Case("one-sided", lambda: conv([helper.make_node("Relu", ["input"], ["x"])]), "weight only", verdict="float"),
     Case("one-sided", lambda: two_convs("Relu", "Q/DQ", "AveragePool"), "weight only", verdict="float"),
+    Case("one-sided", lambda: product("input", "x"), "its second input only", verdict="float"),
+    Case("one-sided", lambda: product("x", "input"), "its first input only", verdict="float"),
+    Case("one-sided", lambda: product("w", "x"), "its activation only", verdict="float"),
     Case(
         "activation-scales", lambda: conv(axis_1(), scale=np.ones(3, f32), zero=np.zeros(3, i8)), "3", verdict="float"
     ),

@@ -113,3 +113,17 @@ def test_a_layer_whose_weights_alone_have_qdq_is_left_float(tmp_path: Path) -> N
     weights: dict[str, Array] = {"levels": np.ones((4, 3, 3, 3), np.int8), "step": np.array(0.1, np.float32)}
     onnx.save(make_model(nodes, weights, rank=2), tmp_path / "theirs.onnx")
     assert layers_left(load_onnx(tmp_path / "theirs.onnx"), Precision.INT8) == {"conv": "only its weights have Q/DQ"}
+
+
+@pytest.mark.parametrize(("first", "left"), [("input", {}), ("w", {"product": "its weights are its first input"})])
+def test_qdq_on_an_activation_that_is_the_second_input_is_not_taken_for_that_of_weights(
+    first: str, left: dict[str, str]
+) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "step", "zero"], ["levels"], "q"),
+        helper.make_node("DequantizeLinear", ["levels", "step", "zero"], ["x"], "dq"),
+        helper.make_node("MatMul", [first, "x"], ["logits"], "product"),
+    ]
+    weights: dict[str, Array] = {"step": np.array(0.1, np.float32), "zero": np.array(0, np.int8)}
+    weights |= {"w": np.ones((8, 8), np.float32)} if first == "w" else {}
+    assert layers_left(ir.from_proto(make_model(nodes, weights)), Precision.INT8) == left

@@ -89,6 +89,22 @@ def test_answers_that_are_not_those_of_the_model_are_refused(precision: str, fac
     assert precision != "bf16" or "BF16" not in str(caught.value), "nobody is advised what they did"
 
 
+def test_who_gave_ranges_is_not_advised_to_give_them() -> None:
+    with pytest.raises(GateError, match="nothing was written; take BF16, or FP32") as caught:
+        check_answers(to_fp16(times(3)), network(), CONTRACT, HERE, calibrated=True)
+    assert "calibrate" not in str(caught.value)
+
+
+def test_answers_that_do_not_depend_on_the_image_are_told() -> None:
+    """As with a last layer of zeros, whose answers are its bias in any precision."""
+    flat = times(0)
+    flat.graph.initializers["b2"].const_value = ir.tensor(np.array([1, 2, 3, 4], np.float32), name="b2")
+    words = "^model.onnx answers the same whatever the image is, so fp16 was not judged; "
+    with pytest.warns(InputWarning, match=words) as told:
+        check_answers(to_fp16(flat), flat, CONTRACT, HERE)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(("precision", "factor"), [("int8", 1.7), ("bf16", 1.4), ("bf16", 0.1)])
 def test_answers_that_are_far_off_and_may_be_right_are_a_warning(precision: str, factor: float) -> None:
     words = rf"^model.onnx in {precision} is \d\d% away .*judge it on your images, with compare or bench$"
