@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".jsonl", ".txt")
 _ROWS = 20  # classes in the table
-# what a spreadsheet takes for a formula: after a sign, what calls a function, compares, names a program (cmd|…), a sheet
-# or a cell. Not -1.5, -cat or +/-
+# what a spreadsheet takes for a formula: after a sign, what calls a function, compares, names a program (cmd|…), a
+# sheet or a cell. Not -1.5, -cat or +/-
 _FORMULA = re.compile(
     r"(?:[=@\t\r\n＝＋－＠]|(?![-+][0-9.]+(?:e[-+]?[0-9]+)?\Z)[-+](?:.*[=(|!]|(?:.*[^a-z0-9])?[a-z]{1,3}\$?[0-9])).*",
     re.IGNORECASE | re.DOTALL,

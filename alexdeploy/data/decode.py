@@ -27,7 +27,7 @@ _SCAN, _END = 0xDA, 0xD9
 _STILL = 2  # times the size that is wanted, at least, after reduced decoding
 
 
-def open_image(path: Path, *, found: bool) -> Image.Image:
+def open_image(path: Path, *, found: bool = False) -> Image.Image:
     """The image in a file, whose pixels are read when they are used.
 
     Args:

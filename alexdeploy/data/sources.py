@@ -75,6 +75,6 @@ def _one_image(path: Path) -> ImageDataset:
         classes=(),
         samples=[path.name],
         labels=np.full(1, -1, np.int64),
-        read=lambda i: open_image(path, found=False),
+        read=lambda i: open_image(path),
         unlabelled=f"{name} is one image, without a label",
     )

@@ -174,7 +174,7 @@ PROFILE_WARMUP, PROFILE_RUNS = 3, 10
 
 def _all_finite(batch: Batch) -> bool:
     if batch.dtype == np.float16:  # NumPy computes with it in software: a fifth of the time by its exponents
-        return bool(((np.asarray(batch).view(np.uint16) & _EXPONENT_16).max() < _EXPONENT_16))
+        return bool((np.asarray(batch).view(np.uint16) & _EXPONENT_16).max() < _EXPONENT_16)
     return bool(np.isfinite(batch).all())
 
 

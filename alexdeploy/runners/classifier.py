@@ -192,14 +192,17 @@ def _each(images: Iterable[AnyImage]) -> Iterator[AnyImage]:
 
 def _decoded(source: AnyImage, name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
-        if np.ma.is_masked(source) or source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        if (
+            np.ma.is_masked(source)
+            or source.dtype != np.uint8
+            or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3))
+        ):
             raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
         return Image.fromarray(source)
     if not isinstance(source, (str, os.PathLike, Image.Image)):
         raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
-    image = source if isinstance(source, Image.Image) else None
-    if image is None:
-        image = open_image(Path(source), found=isinstance(source, FoundPath))
+    is_found = isinstance(source, FoundPath)
+    image = source if isinstance(source, Image.Image) else open_image(Path(source), found=is_found)
     image.load()
     return image
 

@@ -118,7 +118,10 @@ def test_a_spreadsheet_finds_no_formula(run: Run, odd: Path, out: Path, monkeypa
 @pytest.mark.parametrize(
     ("label", "is_formula"),
     [
-        *((text, True) for text in ("=1", "@x", "\tx", "\rx", "\nx", "＝1", "＋x", "－x", "＠x", "+A1", "-$B$7", "-1+AB12")),
+        *(
+            (text, True)
+            for text in ("=1", "@x", "\tx", "\rx", "\nx", "＝1", "＋x", "－x", "＠x", "+A1", "-$B$7", "-1+AB12")
+        ),
         *((text, True) for text in ("-SUM(1)", "+cmd|' /C calc'!A0", "-1=1", "-x!y", "+a\n(b)", "-2+C3")),
         *((text, False) for text in ("-", "-1.5", "+3e5", "-1e-7", "-cat", "+/- 3 mm", "-resnet50", "--", "+1.png")),
         *((text, False) for text in ("", "cat", "a=b", "1-A1", " =1", "'=1")),

@@ -18,7 +18,6 @@ from alexdeploy.errors import (
     visible,
 )
 
-
 FLAG = "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"  # of Scotland
 
 
