@@ -20,7 +20,7 @@ from alexdeploy.bench.intervals import paired_ratio
 from alexdeploy.bench.results import NotFaster, Row
 from alexdeploy.errors import GateError, InputError, few
 from alexdeploy.machine import saturates_int8
-from alexdeploy.runners.artifact import Artifact, EngineArtifact
+from alexdeploy.runners.artifact import Artifact, CheckpointArtifact, EngineArtifact
 from alexdeploy.specs import Layer
 
 _WORTH_TELLING = 0.1  # of the time, or of the multiplications
@@ -28,6 +28,15 @@ _PRODUCT = re.compile(r"conv|gemm|matmul", re.IGNORECASE)
 _INTEGER = re.compile(r"^Q[A-Z]|Integer|QuantizeMatMul")  # ONNX Runtime's QLinearConv, MatMulInteger, QGemm
 _CONVERSION = re.compile(r"reformat|reorder|transpose|quantizelinear|^cast", re.IGNORECASE)
 _8_BITS = ("INT8", "FP8")
+
+
+def slow_int8(rows: Sequence[Row], candidates: Iterable[Candidate]) -> list[NotFaster]:
+    """``not_faster``, of what ran."""
+    ran = [candidate for candidate in candidates if candidate.runner is not None]
+    if not any(map(_is_int8, rows)):
+        return []
+    facts = {(candidate.name, str(candidate.runtime)): facts_of(candidate) for candidate in ran}
+    return not_faster(rows, facts, networks_of(ran))
 
 
 def not_faster(
@@ -43,10 +52,12 @@ def not_faster(
     """
     found = []
     for row in rows:
-        wider = [other for other in rows if other.batch == row.batch and other.latency_ms and not is_int8(other)]
+        if row.latency_ms is None or not _is_int8(row):
+            continue
+        wider = [other for other in rows if other.batch == row.batch and other.latency_ms and not _is_int8(other)]
         wider = [other for other in wider if networks[other.artifact] == networks[row.artifact]]
         wider = [other for other in wider if other.runtime == row.runtime] or wider
-        if row.latency_ms is None or not is_int8(row) or not wider:
+        if not wider:
             continue
         best = min(wider, key=lambda other: other.latency_ms.p50 if other.latency_ms else 0.0)
         verdict = paired_ratio(_rounds(row), _rounds(best)).verdict
@@ -60,8 +71,7 @@ def _rounds(row: Row) -> list[npt.NDArray[np.float64]]:
     return [np.array(samples, np.float64) for samples in row.samples_ms["host"]]
 
 
-def is_int8(row: Row) -> bool:
-    """With INT8 layers, or by its type at least."""
+def _is_int8(row: Row) -> bool:
     return "int8" in row.precision
 
 
@@ -104,7 +114,7 @@ def _lineage(artifact: Artifact) -> set[str]:
     """
     with contextlib.suppress(InputError, GateError):
         sidecar = files.load_sidecar(artifact.path)
-        if sidecar.sha256 == artifact.digest and sidecar.kind != "checkpoint":
+        if sidecar.sha256 == artifact.digest and not isinstance(artifact, CheckpointArtifact):
             return {artifact.digest, *(parent.sha256 for parent in sidecar.parents)}
     return {artifact.digest}
 

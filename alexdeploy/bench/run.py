@@ -30,7 +30,7 @@ from alexdeploy.bench.gpu_state import GpuState, GpuWatch
 from alexdeploy.bench.gpu_times import time_on_gpu
 from alexdeploy.bench.intervals import paired_ratio, summarize
 from alexdeploy.bench.limits import Machine, limit, machine_rates
-from alexdeploy.bench.not_faster import facts_of, is_int8, networks_of, not_faster
+from alexdeploy.bench.not_faster import slow_int8
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import serve
 from alexdeploy.bench.timing import BOUNDARIES, RunnerFailedError, Timings, time_runners
@@ -122,9 +122,7 @@ def run_bench(
             _serve(candidates, inputs, timings, batches[-1], server_ms, seconds / 2, progress)
         known = labels if matched.is_labelled else None
         rows = _rows(candidates, batches, timings, known, machine)
-        ran = [candidate for candidate in candidates if candidate.runner is not None]
-        facts = {(candidate.name, str(candidate.runtime)): facts_of(candidate) for candidate in ran}
-        slow = not_faster(rows, facts, networks_of(ran)) if any(map(is_int8, rows)) else []
+        slow = slow_int8(rows, candidates)
     return BenchReport(
         environment=here,
         dataset=printable(dataset.name),

@@ -22,7 +22,7 @@ from alexdeploy.engine.kernels import Kernel
 from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.graph.model import save_onnx
 from alexdeploy.graph.qdq import TensorRange, insert_qdq
-from alexdeploy.runners.artifact import EngineArtifact, OnnxArtifact
+from alexdeploy.runners.artifact import CheckpointArtifact, EngineArtifact, OnnxArtifact
 from alexdeploy.specs import Precision
 from tests.helpers.graphs import conv_lrn_gemm, make_model
 
@@ -121,8 +121,8 @@ def test_only_what_is_not_faster_than_the_best_on_its_runtime_is_told(int8_ms: f
     assert not_faster(rows, facts, {**networks, "i.engine": 2}) == [], "beside another network it says nothing"
 
 
-def saved(graph: onnx.ModelProto, path: Path, *parents: Path, kind: str = "onnx") -> Candidate:
-    files.write_artifact(path, graph.SerializeToString(), kind, parents=tuple(map(files.parent, parents)))
+def saved(graph: onnx.ModelProto, path: Path, *parents: Path) -> Candidate:
+    files.write_artifact(path, graph.SerializeToString(), "onnx", parents=tuple(map(files.parent, parents)))
     return Candidate(OnnxArtifact(path), "onnxruntime-cpu")
 
 
@@ -140,13 +140,10 @@ def test_networks_are_told_apart_by_multiplications_and_by_what_files_were_made_
         onnx.helper.make_node("Gemm", ["flat", "w"], ["logits"], "fc2"),
     ]
     small = make_model(nodes, {"w": np.ones((192, 4), np.float32)}, rank=2)
-    saved(small, path("init.onnx"))  # the very bytes of small.onnx
-    # it stands for a checkpoint that was trained from another network's weights
-    learned = saved(conv_lrn_gemm(), path("a.onnx"), path("init.onnx"), kind="checkpoint")
     found = [
-        built(path("h.engine"), learned.artifact.path),
+        built(path("h.engine"), saved(conv_lrn_gemm(), path("a.onnx")).artifact.path),
         built(path("i.engine"), saved(conv_lrn_gemm(1), path("int8.onnx"), path("a.onnx")).artifact.path),
-        built(path("s.engine"), saved(small, path("small.onnx"), path("init.onnx")).artifact.path),
+        built(path("s.engine"), saved(small, path("small.onnx")).artifact.path),
         built(path("u.engine"), saved(conv_lrn_gemm(2), path("gone.onnx"), path("a.onnx")).artifact.path),
         *(Candidate(OnnxArtifact(path(name)), "onnxruntime-cpu") for name in ("int8.onnx", "small.onnx", "a.onnx")),
     ]
@@ -162,6 +159,10 @@ def test_networks_are_told_apart_by_multiplications_and_by_what_files_were_made_
     path("int8.onnx").write_bytes(conv_lrn_gemm(3).SerializeToString())
     changed = Candidate(OnnxArtifact(path("int8.onnx")), "onnxruntime-cpu")
     assert len({*networks_of([found[1], changed]).values()}) == 2, "its sidecar is of another file"
+    path("w.pth").write_bytes(b"weights")
+    files.write_artifact(path("t.pth"), b"t", "checkpoint", parents=(files.parent(path("w.pth")),))
+    trained = CheckpointArtifact(path("t.pth"))
+    assert module._lineage(trained) == {trained.digest}, "it may have learned from another network's weights"
 
 
 def test_the_report_says_it_in_one_line_for_all_batch_sizes() -> None:

@@ -57,7 +57,7 @@ def test_a_pipe_that_is_named_is_read_and_one_in_a_folder_or_list_is_refused(
 ) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    answers = []
+    answers: list[list[tuple[str, float]]] = []
     for _ in range(2):  # by predict, and by Classifier
         with ThreadPoolExecutor(1) as pool:
             pool.submit(lambda: pipe.write_bytes(photos[0].read_bytes()))
