@@ -7,22 +7,23 @@ is safe to print and to log. Anything that is not an ``AlexdeployError`` is a bu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _LONGEST = 1000  # characters of a message
 _LONGEST_OF_OTHERS = 300
-_LONG_WORD = re.compile(r"[^\s/]{121,}")  # names of folders count by themselves
+_LONG_WORD = re.compile(r"[^\s/]{257,}")  # no file's name is longer; names of folders count by themselves
 _ABOUT_MEMORY = re.compile(  # as Python, PyTorch, ONNX Runtime, OpenVINO and TensorRT say it
     r"bad_?alloc|bad allocation|failed to map segment|out of memory|can't start new thread|"
     r"(can't|cannot|failed to|unable to) allocate",
     re.IGNORECASE,
 )
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
-# what a terminal obeys, or what hides or turns the text around it: control characters, direction marks, zero widths.
-# Not the two joiners, which Persian, Hindi and emoji need
-UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e007f]"
+# what a terminal obeys, or what hides or turns the text around it: control characters, embeddings, overrides, isolates,
+# tags. Not what scripts need: joiners, marks of direction, soft hyphens, the zero-width space of Thai and Khmer, and
+# the tags of a flag
+_UNSEEN = re.compile(
+    "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f|"
+    "([\x00-\x1f\x7f-\x9f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f])"
 )
 
 
@@ -78,21 +79,28 @@ def visible(text: str) -> str:
     A file may be named ``\\x1b]0;title\\x07``, and a class with a line break or a mark that turns the line around. Such
     characters become escapes as Python writes them, bytes that are not UTF-8 as in ``files.printable``.
     """
-    return text if text.isprintable() else UNSEEN.sub(_escaped, text)
+    return escape_unseen(text, _as_python)
 
 
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
+def escape_unseen(text: str, escaped: Callable[[str], str]) -> str:
+    """The text with ``escaped(character)`` in place of each character that a terminal would obey or hide."""
+    if text.isprintable():
+        return text
+    return _UNSEEN.sub(lambda match: escaped(match[1]) if match[1] else match[0], text)
+
+
+def _as_python(character: str) -> str:
+    code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name, as os.fsdecode keeps it
         return f"\\x{code - 0xDC00:02x}"
-    return match[0].encode("unicode_escape").decode()
+    return character.encode("unicode_escape").decode()
 
 
 def one_line(text: str) -> str:
     """A message as a terminal and a log can take it, whatever it quotes: ``visible``, and of bounded length.
 
-    Of a word of more than 120 characters, which no language has, and of more than 1,000 characters the middle is left
-    out: what was found stands at the beginning, how to fix it at the end.
+    Of a word of more than 256 characters, and of more than 1,000 characters the middle is left out: what was found
+    stands at the beginning, how to fix it at the end.
     """
     return shortened(_LONG_WORD.sub(lambda word: shortened(word[0], 100), visible(text)), _LONGEST)
 

@@ -34,8 +34,8 @@ class _Environment(msgspec.Struct):
     cpu: str
     cores: int
     cpu_flags: list[str]
-    load: float | None
-    gpu: _Gpu | None
+    load: float | None = None
+    gpu: _Gpu | None = None
 
 
 def load_report(path: Path) -> BenchReport:
@@ -62,7 +62,8 @@ def _decoded(path: Path, kind: type[_T]) -> _T:
     try:
         found = msgspec.json.decode(files.utf8(path.read_bytes(), str(path)), type=kind)
         if isinstance(found, BenchReport | LoadReport):
-            msgspec.convert(found.environment, _Environment)
+            known = msgspec.convert(found.environment, _Environment)
+            found.environment.update(load=known.load, gpu=found.environment.get("gpu"))  # older reports lack them
         return found
     except files.UNDECODABLE as error:
         raise InputError(f"{path}: expected the JSON of a bench ({error})") from error

@@ -30,7 +30,7 @@ from alexdeploy.bench.gpu_state import GpuState, GpuWatch
 from alexdeploy.bench.gpu_times import time_on_gpu
 from alexdeploy.bench.intervals import paired_ratio, summarize
 from alexdeploy.bench.limits import Machine, limit, machine_rates
-from alexdeploy.bench.not_faster import facts_of, not_faster
+from alexdeploy.bench.not_faster import slow_int8
 from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.bench.server import serve
 from alexdeploy.bench.timing import BOUNDARIES, RunnerFailedError, Timings, time_runners
@@ -122,7 +122,7 @@ def run_bench(
             _serve(candidates, inputs, timings, batches[-1], server_ms, seconds / 2, progress)
         known = labels if matched.is_labelled else None
         rows = _rows(candidates, batches, timings, known, machine)
-        facts = {(c.name, str(c.runtime)): facts_of(c) for c in candidates if c.runner is not None}
+        slow = slow_int8(rows, candidates)
     return BenchReport(
         environment=here,
         dataset=printable(dataset.name),
@@ -135,7 +135,7 @@ def run_bench(
         accuracy=_judge(candidates, known) if known is not None else [],
         choices=choose(rows, max_drop) if max_drop is not None else [],
         gpu_states=states,
-        not_faster=not_faster(rows, facts),
+        not_faster=slow,
         taken=printable(dataset.taken) + (f", {len(dataset.skipped)} of them unreadable" if dataset.skipped else ""),
         unlabelled="" if matched.is_labelled else printable(matched.unlabelled or f"{dataset.name} has no labels"),
     )

@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from alexdeploy.columns import Column, table_width
-from alexdeploy.errors import UNSEEN, few, visible
+from alexdeploy.errors import escape_unseen, few, visible
 from alexdeploy.files import printable
 from alexdeploy.specs import Progress
 
@@ -47,16 +47,16 @@ def print_json(result: Any) -> None:
     except UnicodeEncodeError:  # a file's name in other bytes than UTF-8
         encoded = msgspec.json.encode(_in_utf8(msgspec.to_builtins(result, enc_hook=str)))
     lines = msgspec.json.format(encoded, indent=2).decode().split("\n")
-    click.echo("\n".join(UNSEEN.sub(lambda character: json.dumps(character[0])[1:-1], line) for line in lines))
+    click.echo("\n".join(escape_unseen(line, lambda character: json.dumps(character)[1:-1]) for line in lines))
 
 
 def _in_utf8(value: Any) -> Any:
-    """The same of lists, mappings and text, whose names are ``printable``."""
+    """The same of lists, tuples, mappings and text, whose names are ``printable``."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
         return {_in_utf8(key): _in_utf8(each) for key, each in value.items()}
-    return [_in_utf8(each) for each in value] if isinstance(value, list) else value
+    return [_in_utf8(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def terminal_width() -> int:

@@ -41,7 +41,8 @@ _KEEPS = "keeps what is done, the same command goes on from there"
     "--out",
     type=FILE,
     metavar="predictions.csv",
-    help="Write CSV, JSON lines (.jsonl) or a record with model, answers and accuracy (.txt), instead of printing.",
+    help="Write CSV, JSON lines (.jsonl) or a record with model, answers and accuracy (.txt), instead of printing. In "
+    "CSV an apostrophe stands before labels that a spreadsheet would take for formulas.",
 )
 @click.option(
     "--workers",

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".jsonl", ".txt")
 _ROWS = 20  # classes in the table
-_FORMULA = (*"=+-@\t\r\n＝＋－＠",)
-_NUMBER = re.compile(r"[-+]?[0-9.]+")
+# what a spreadsheet takes for a formula: after a sign, what calls a function, compares, names a program (cmd|…), a
+# sheet or a cell. Not -1.5, -cat or +/-
+_FORMULA = re.compile(
+    r"(?:[=@\t\r\n＝＋－＠]|(?![-+][0-9.]+(?:e[-+]?[0-9]+)?\Z)[-+](?:.*[=(|!]|(?:.*[^a-z0-9])?[a-z]{1,3}\$?[0-9])).*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class Judged:
@@ -149,14 +153,14 @@ def _csv(predictions: Iterable[Prediction]) -> Iterator[str]:
     names = [f"{name}_{place}" for place in more for name in ("label", "probability")]
     yield _csv_line(["image", "label", "probability", "truth", *names])
     for prediction in chain(ahead, rest):
-        image = f"./{prediction.image}" if prediction.image.startswith(_FORMULA) else prediction.image
+        image = f"./{prediction.image}" if _FORMULA.fullmatch(prediction.image) else prediction.image
         first, *others = [(_no_formula(label), f"{probability:.6f}") for label, probability in prediction.top]
         yield _csv_line([image, *first, _no_formula(prediction.truth or ""), *chain.from_iterable(others)])
 
 
 def _no_formula(label: str) -> str:
     """The label; with an apostrophe in front where a spreadsheet would take it for a formula (OWASP, CSV injection)."""
-    return f"'{label}" if label.startswith(_FORMULA) and not _NUMBER.fullmatch(label) else label
+    return f"'{label}" if _FORMULA.fullmatch(label) else label
 
 
 def _csv_line(cells: Sequence[str]) -> str:

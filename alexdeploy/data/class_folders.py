@@ -200,7 +200,7 @@ def _dataset(
         classes=() if unsorted else tuple(map(printable, files)),
         samples=samples,
         labels=np.repeat(np.asarray(numbers, np.int64), [len(inside) for inside in files.values()]),
-        read=lambda i: open_image(root / samples[i]),
+        read=lambda i: open_image(root / samples[i], found=True),
         skip_bad=skip_bad,
         total=total,
         part=part,

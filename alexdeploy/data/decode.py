@@ -27,13 +27,17 @@ _SCAN, _END = 0xDA, 0xD9
 _STILL = 2  # times the size that is wanted, at least, after reduced decoding
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, *, found: bool = False) -> Image.Image:
     """The image in a file, whose pixels are read when they are used.
+
+    Args:
+        path: of the file; where it is not ``found``, it may be a pipe.
+        found: in a folder or a list; what a user names is not.
 
     Raises:
         OSError: the file cannot be read or holds no image, or pillow-heif is not installed and it needs that.
     """
-    if not path.is_file() and path.exists() and not path.is_dir():
+    if found and not path.is_file() and path.exists() and not path.is_dir():
         raise OSError("it is a pipe, a socket or a device, and no file")  # reading it might wait for ever
     try:
         return Image.open(path)

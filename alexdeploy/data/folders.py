@@ -7,10 +7,10 @@ from pathlib import Path
 
 _SUFFIXES = "jpg jpeg jpe jfif png bmp webp ppm pgm pnm tif tiff gif avif jp2 j2k heic heif"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
-_NO_IMAGES = frozenset(  # of macOS, Windows, Linux, Synology and QNAP: thumbnails and what was deleted
+_NO_IMAGES = frozenset(  # in any case, of macOS, Windows, Linux, Synology and QNAP: thumbnails and what was deleted
     {
-        *("__MACOSX", "Thumbs.db", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
-        *("@eaDir", "#recycle", "@Recycle", "#snapshot"),
+        *("__macosx", "thumbs.db", "$recycle.bin", "system volume information", "lost+found"),
+        *("@eadir", "#recycle", "@recycle", "#snapshot"),
     }
 )  # beside those that begin with a dot, such as ._a.jpg of macOS
 
@@ -48,4 +48,4 @@ def subfolders(root: Path) -> list[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _NO_IMAGES
+    return name.startswith(".") or name.casefold() in _NO_IMAGES

@@ -83,7 +83,7 @@ def _from_json(text: str) -> list[tuple[int, Any]]:
 
 
 def _number(key: str) -> int:
-    if not key.isdecimal():
+    if not key.strip().isdecimal():
         raise ValueError(f"'{key}' is no number of a class")
     return int(key)
 

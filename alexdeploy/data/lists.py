@@ -19,6 +19,7 @@ from alexdeploy.files import check_input, printable
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".lst")
 _PATHS, _LABELS = frozenset({"path", "image", "file", "filename"}), frozenset({"label", "class"})
+_AFTER = '"end"'  # behind the last line: a row of its own, unless a quotation mark is left open, which it closes
 _Columns = tuple[int, ...]
 _ENDINGS = "|".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 # paths and labels may hold blanks: the path goes as far as the last ending of an image
@@ -60,7 +61,7 @@ def load_list(path: Path, *, skip_bad: bool) -> ImageDataset:
         classes=classes,
         samples=samples,
         labels=np.array([places.get(label, -1) for label in labels], np.int64),
-        read=lambda i: open_image(root / samples[i]),
+        read=lambda i: open_image(root / samples[i], found=True),
         skip_bad=skip_bad,
         are_indices=are_indices,
         unlabelled=f"{name} has no label for {lacking} of {len(rows)} images" if lacking else "",
@@ -105,10 +106,22 @@ def _table_rows(text: io.StringIO, name: str) -> Iterator[tuple[int, list[str]]]
     first = next((line for line in text if line.strip() and not line.startswith("#")), "")
     text.seek(0)
     delimiter = next((character for character in ",;\t" if character in first), ",")
-    rows = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+    read_all, begins = False, 1
+
+    def lines() -> Iterator[str]:
+        nonlocal read_all
+        yield from text
+        read_all = True
+        yield _AFTER
+
+    rows = csv.reader(lines(), delimiter=delimiter, skipinitialspace=True)
     try:
         for cells in rows:
-            yield rows.line_num, [cell.strip() for cell in cells]
+            if not read_all:
+                begins = rows.line_num + 1
+                yield rows.line_num, [cell.strip() for cell in cells]
+            elif cells != ["end"]:
+                raise InputError(f"{name}: line {begins} opens a quotation mark that none closes; close it")
     except csv.Error as error:
         raise InputError(f"{name}: line {rows.line_num} is not CSV ({error})") from error
 

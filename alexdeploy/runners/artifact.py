@@ -319,7 +319,7 @@ _CLASSES: Mapping[Kind, type[Artifact]] = {one.kind: one for one in (CheckpointA
 
 def _kind_of(path: Path) -> Kind:
     files.check_input(path)
-    kind = _KIND_OF_SUFFIX.get(path.suffix)
+    kind = _KIND_OF_SUFFIX.get(path.suffix.casefold())
     if kind is None:
         raise InputError(f"{path}: unknown kind of file; expected {', '.join(_KIND_OF_SUFFIX)}")
     return kind

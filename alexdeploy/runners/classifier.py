@@ -20,11 +20,18 @@ from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.files import printable
 from alexdeploy.metrics import softmax
 from alexdeploy.runners.artifact import Artifact, open_artifact
+from alexdeploy.runners.base import CLOSED
 
 BATCH = 32  # images, or crops, of one call
 _EXPECTED = "an image is a path, a Pillow image, or an array (H, W) or (H, W, 3) uint8"
 
 AnyImage = Path | str | Image.Image | npt.NDArray[np.uint8]
+
+
+class FoundPath(str):
+    """The path of an image in a folder or a list, where a pipe is a mistake; one that a user names may be a pipe."""
+
+    __slots__ = ()
 
 
 class Classifier:
@@ -61,6 +68,7 @@ class Classifier:
             opened.release()
         self._origin = opened.origin
         self._ten_crop = ten_crop
+        self._closed = False
         self.seen = Seen()
 
     def __call__(self, images: Iterable[AnyImage]) -> list[tuple[str, float]]:
@@ -91,6 +99,8 @@ class Classifier:
         Raises:
             InputError, UsageError, GateError, UnavailableError: as for a call.
         """
+        if self._closed:  # without images no runner would say so
+            raise UsageError(CLOSED)
         pending: list[tuple[int, str, Batch]] = []
         images_per_call = -(-BATCH // self._crops)  # by place: an unreadable image does not move the others' calls
         for index, image in enumerate(_each(images)):
@@ -108,7 +118,8 @@ class Classifier:
             yield from self._answers(pending, top)
 
     def close(self) -> None:
-        """Release the runner."""
+        """Release the runner; later calls are refused."""
+        self._closed = True
         self.runner.close()
 
     def __enter__(self) -> Classifier:
@@ -181,19 +192,23 @@ def _each(images: Iterable[AnyImage]) -> Iterator[AnyImage]:
 
 def _decoded(source: AnyImage, name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
-        masked = isinstance(source, np.ma.MaskedArray)
-        if masked or source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
+        if (
+            np.ma.is_masked(source)
+            or source.dtype != np.uint8
+            or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3))
+        ):
             raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
         return Image.fromarray(source)
     if not isinstance(source, (str, os.PathLike, Image.Image)):
         raise UsageError(f"{name} is {_kind(source)}; {_EXPECTED}")
-    image = source if isinstance(source, Image.Image) else open_image(Path(source))
+    is_found = isinstance(source, FoundPath)
+    image = source if isinstance(source, Image.Image) else open_image(Path(source), found=is_found)
     image.load()
     return image
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        masked = "a masked" if isinstance(value, np.ma.MaskedArray) else "an"
+        masked = "a masked" if np.ma.is_masked(value) else "an"
         return f"{masked} array {value.shape} {value.dtype}"
     return "None" if value is None else f"one of type {type(value).__name__}"

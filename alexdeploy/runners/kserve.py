@@ -178,8 +178,7 @@ class KServeRunner(Runner):
     def _request(
         self, inputs: Mapping[str, npt.NDArray[Any]], outputs: list[TensorSpec], top: int
     ) -> dict[str, npt.NDArray[Any]]:
-        library = self._wire.library
-        wanted = [library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
+        wanted = [self._wire.library.InferRequestedOutput(output.name, class_count=top) for output in outputs]
         answer = self._wire.infer([self._tensor(name, array) for name, array in inputs.items()], wanted)
         found = {output.name: self._asked.read(partial(answer.as_numpy, output.name)) for output in outputs}
         for name, told in [(output.name, "object" if top else output.dtype) for output in outputs]:
@@ -357,9 +356,8 @@ class _Grpc:
 
 
 def _message(what: str) -> Any:
-    _, name = _TOLD[what]
     module = require(f"tritonclient.grpc.{'model_config_pb2' if what == 'config' else 'service_pb2'}")
-    return getattr(module, name)()
+    return getattr(module, _TOLD[what][1])()
 
 
 def _exchange(

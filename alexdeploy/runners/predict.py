@@ -17,7 +17,7 @@ from alexdeploy.data.labels import place_finder
 from alexdeploy.errors import InputError, InputWarning, few
 from alexdeploy.files import exists, printable
 from alexdeploy.runners.artifact import Artifact
-from alexdeploy.runners.classifier import Classifier
+from alexdeploy.runners.classifier import Classifier, FoundPath
 
 JUDGED = 5  # likeliest classes of each image, for top-5 accuracy
 
@@ -30,11 +30,13 @@ class FoundImage:
         name: the path of the file; text, since there may be millions.
         truth: the class whose folder it lies in, where a folder was searched.
         folder: the folder that names no class, where one was searched and there is no truth.
+        named: by the user, and not found in a folder or a list.
     """
 
     name: str
     truth: str | None = None
     folder: str | None = None
+    named: bool = False
 
     @property
     def path(self) -> Path:
@@ -121,7 +123,7 @@ def find_images(paths: Sequence[Path], labels: Sequence[str]) -> list[FoundImage
         elif path.suffix.lower() in arrays_on_disk.SUFFIXES:
             raise InputError(f"{printable(path)}: holds an array; predict takes images, folders of them, and lists")
         else:
-            found.append(FoundImage(str(path)))
+            found.append(FoundImage(str(path), named=True))
     return found
 
 
@@ -186,7 +188,7 @@ def predict(
         >>> prediction.label
         '0'
     """
-    found = [image if isinstance(image, FoundImage) else FoundImage(str(Path(image))) for image in images]
+    found = [image if isinstance(image, FoundImage) else FoundImage(str(Path(image)), named=True) for image in images]
     answered = False
     with Classifier(artifact, ten_crop=ten_crop, **options) as classifier:
         for _, prediction in answers(classifier, found, top=top, skipped=skipped):
@@ -201,8 +203,9 @@ def answers(
     classifier: Classifier, images: Sequence[FoundImage], *, top: int, skipped: list[str] | None
 ) -> Iterator[tuple[int, Prediction]]:
     """(position, prediction) of each image that can be read; arguments and errors as of ``predict``."""
+    names = (image.name if image.named else FoundPath(image.name) for image in images)
     try:
-        for position, best in classifier.ranked([image.name for image in images], top, skipped=skipped):
+        for position, best in classifier.ranked(names, top, skipped=skipped):
             yield position, Prediction(printable(images[position].name), best, images[position].truth)
     except InputError as error:
         raise InputError(f"{error}; remove it, or use `skipped`") from error

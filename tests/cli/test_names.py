@@ -15,8 +15,11 @@ from onnx import helper
 from PIL import Image
 
 from alexdeploy.cli.output import print_columns, print_json, progress
+from alexdeploy.cli.predictions import Judged
 from alexdeploy.columns import Column
 from alexdeploy.contract import METADATA_KEY, Contract
+from alexdeploy.runners.artifact import OnnxArtifact
+from alexdeploy.runners.predict import Prediction
 from tests.cli.conftest import Run
 from tests.helpers.graphs import conv_lrn_gemm
 
@@ -90,7 +93,7 @@ def test_json_holds_whole_names_and_no_control_character(run: Run, odd: Path, ou
 
 def test_a_name_in_other_bytes_is_put_into_json(capsys: pytest.CaptureFixture[str]) -> None:
     print_json(
-        {"model": Path(os.fsdecode(BYTES)), "all": [os.fsdecode(BYTES)], "x": 1.5, "y": float("nan"), "z": "\x9b"}
+        {"model": Path(os.fsdecode(BYTES)), "all": (os.fsdecode(BYTES),), "x": 1.5, "y": float("nan"), "z": "\x9b"}
     )
     shown = capsys.readouterr().out
     assert controls(shown) == []
@@ -103,12 +106,34 @@ def test_a_spreadsheet_finds_no_formula(run: Run, odd: Path, out: Path, monkeypa
     with (out / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))[1:]
     cells = [cell for row in rows for cell in row]
-    assert {cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))} == {"-1"}, "a number is none"
+    signs = {cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))}
+    assert signs == {"-1", "-x.png"}, "what is no formula is left alone"
     assert "'" + LABELS[0] in cells
     assert {Path(row[0]) for row in rows if "xbb" not in row[0]} == {
         path for path in Path().rglob("*.png") if path.name.isascii() or path.name in FILES
     }, "the paths are those of the files"
     assert "./=1+1.png" in cells
+
+
+@pytest.mark.parametrize(
+    ("label", "is_formula"),
+    [
+        *(
+            (text, True)
+            for text in ("=1", "@x", "\tx", "\rx", "\nx", "＝1", "＋x", "－x", "＠x", "+A1", "-$B$7", "-1+AB12")
+        ),
+        *((text, True) for text in ("-SUM(1)", "+cmd|' /C calc'!A0", "-1=1", "-x!y", "+a\n(b)", "-2+C3")),
+        *((text, False) for text in ("-", "-1.5", "+3e5", "-1e-7", "-cat", "+/- 3 mm", "-resnet50", "--", "+1.png")),
+        *((text, False) for text in ("", "cat", "a=b", "1-A1", " =1", "'=1")),
+    ],
+)
+def test_an_apostrophe_stands_before_formulas_alone(label: str, is_formula: bool, out: Path) -> None:
+    row = Prediction("a.png", [(label, 0.5)], truth=label)
+    artifact = OnnxArtifact(b"")
+    artifact.contract = Contract(color="rgb", resize=8, crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    Judged(artifact, [], [], []).write(out / "p.csv", [row])
+    with (out / "p.csv").open(encoding="utf-8", newline="") as file:
+        assert [*csv.reader(file)][1] == ["a.png", "'" * is_formula + label, "0.500000", "'" * is_formula + label]
 
 
 def test_words_of_a_bar_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

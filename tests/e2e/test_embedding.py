@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ PREAMBLE = "import sys\nfor name in ('torch', 'torchvision'): sys.modules[name] 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the service answers; it must not have failed in the end."""
+    """Where the service answers; it must not have failed in the end, nor may a client have a traceback in its log."""
     tmp_path = tmp_path_factory.mktemp("service")
     model = conv_lrn_gemm()
     helper.set_model_props(model, {METADATA_KEY: CONTRACT.to_json()})
@@ -110,3 +111,12 @@ def test_whatever_a_client_sends_is_answered_or_its_connection_closed(
             answer += more
     assert b"SECR" not in answer
     assert (int(answer.split()[1]) if answer.startswith(b"HTTP/") else None) == status
+
+
+@pytest.mark.parametrize("request_", [REQUESTS["HTTP/1.0"][0], REQUESTS["less than it says"][0], b"POST / HT"])
+def test_a_client_that_leaves_early_is_no_matter(address: str, request_: bytes) -> None:
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+            client.sendall(request_)
+            time.sleep(0.02)

@@ -18,6 +18,8 @@ from alexdeploy.errors import (
     visible,
 )
 
+FLAG = "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"  # of Scotland
+
 
 def test_the_exit_codes_are_those_that_the_command_line_promises() -> None:
     kinds = (UsageError, InputError, UnavailableError, GateError, DeviceLostError)
@@ -58,11 +60,14 @@ def test_fifty_layers_do_not_fill_a_line() -> None:
         ("a\nb\tc\rd\0", r"a\nb\tc\rd\x00"),
         ("\x9b31m\x7f", r"\x9b31m\x7f"),  # a control sequence in one character
         ("\u202egpj.exe", r"\u202egpj.exe"),
-        ("a\u200bb\ufeff\u2066", r"a\u200bb\ufeff\u2066"),
+        ("a\u2060b\ufeff\u2066", r"a\u2060b\ufeff\u2066"),
         ("\udcbb\udca8", r"\xbb\xa8"),  # bytes, as os.fsdecode has them
         ("\ud800", r"\ud800"),
         ("\U000e0041", r"\U000e0041"),
+        (FLAG[:-1], "🏴" + r"\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074"),  # a flag that has no end
+        ("🏴" + FLAG[1:] * 2, FLAG + r"\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"),
         ("玫瑰\u3000é n\u0303 👩\u200d🔬 ab\\n", "玫瑰\u3000é n\u0303 👩\u200d🔬 ab\\n"),
+        *((text, text) for text in (FLAG, "ไทย\u200bแมว", "שלום\u200f!", "\u061c\u200eabc", "Blu\xadme")),
     ],
 )
 def test_what_a_terminal_would_obey_or_hide_is_shown_as_python_writes_it(text: str, shown: str) -> None:
@@ -94,6 +99,11 @@ def test_of_a_long_message_beginning_and_end_remain() -> None:
     assert len(message) < 200
     long = one_line(" ".join(["word"] * 1000) + "; mend it")
     assert (long[:4], long[-9:], len(long)) == ("word", "; mend it", 1000)
+
+
+@pytest.mark.parametrize(("length", "whole"), [(256, True), (257, False)])
+def test_a_word_as_long_as_a_files_name_is_shown_whole(length: int, whole: bool) -> None:
+    assert (one_line(f"no class '{'n' * (length - 2)}'") == f"no class '{'n' * (length - 2)}'") is whole
 
 
 def test_a_long_path_is_shown_whole() -> None:

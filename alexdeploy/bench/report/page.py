@@ -16,8 +16,11 @@ from alexdeploy.columns import Column
 from alexdeploy.errors import visible
 from alexdeploy.optional import require
 
-# what begins code, emphasis, HTML, entities, formulas, cells and links; underscores inside a word begin nothing
-_MARKS = re.compile(r"[\\`|<*~&$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])")
+# what begins code, emphasis, HTML, entities, formulas, cells and links; underscores inside a word begin nothing.
+# A forge also makes links of addresses alone: https://…, www.…, someone@…
+_MARKS = re.compile(
+    r"[\\`|<*~&$]|(?<=\])\(|(?<![^\W_])_|_(?![^\W_])|(?<=[a-z]):(?=//)|(?<=www)\.|(?<=[\w.+-])@(?=[\w-])", re.IGNORECASE
+)
 _PAGE, _MARKDOWN = 170, 130  # characters of a table for which a window of 1280 pixels and a forge have room
 
 

@@ -68,19 +68,21 @@ def _server_note(name: str, row: Row, server: Server) -> str:
 
 
 def _not_faster_notes(report: BenchReport) -> list[str]:
-    """A line for each INT8 file and runtime that is not faster."""
+    """A line for each INT8 file and runtime that is slower, or not shown to be faster."""
     groups: dict[tuple[str, str], list[NotFaster]] = {}
     for found in report.not_faster:
         groups.setdefault((found.artifact, found.runtime), []).append(found)
     lines = []
     for (artifact, runtime), each in groups.items():
-        others = " or ".join(dict.fromkeys(f"{report.name(f.than)} on {f.than_runtime}" for f in each))
-        batches = ", ".join(str(found.batch) for found in each)
+        batches: dict[str, list[str]] = {}
+        for found in each:
+            words = "slower" if found.verdict == "slower" else "not shown to be faster"
+            batches.setdefault(f"{words} than {report.name(found.than)} on {found.than_runtime}", []).append(
+                str(found.batch)
+            )
+        said = ", and ".join(f"is {words} at batch {', '.join(sizes)}" for words, sizes in batches.items())
         facts = "; ".join(dict.fromkeys(fact for found in each for fact in found.facts))
-        lines.append(
-            f"INT8 is not faster: {report.name(artifact)} on {runtime}, batch {batches}, against {others}. What is "
-            f"known: {facts}."
-        )
+        lines.append(f"INT8: {report.name(artifact)} on {runtime} {said}. What is known: {facts}.")
     return lines
 
 
@@ -92,7 +94,8 @@ def cpu_words(place: Mapping[str, Any]) -> list[str]:
 def where_line(place: Mapping[str, Any], words: Sequence[str], seconds: float) -> str:
     """Where something was measured, ``words`` being of the CPU, and how long it took."""
     gpu = [described(place["gpu"])] if place["gpu"] else []
-    return f"{', '.join([*words, *gpu])}; load {place['load']}; {seconds:.0f} s in all."
+    load = f"load {place['load']}; " if place["load"] is not None else ""
+    return f"{', '.join([*words, *gpu])}; {load}{seconds:.0f} s in all."
 
 
 def notes(report: BenchReport) -> list[str]:

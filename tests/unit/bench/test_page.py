@@ -13,12 +13,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
 from alexdeploy.bench.accuracy import Accuracy
-from alexdeploy.bench.report.page import write_html, write_markdown
+from alexdeploy.bench.baseline import load_report
+from alexdeploy.bench.report.page import as_markdown, write_html, write_markdown
+from alexdeploy.bench.report.table import notes
 from alexdeploy.bench.results import BenchReport
 from alexdeploy.errors import visible
 from tests.unit.bench.test_columns import report as rows_of
@@ -239,6 +242,32 @@ def test_a_page_is_told_no_tag_by_any_name(odd: BenchReport, page: Path, tmp_pat
         assert visible(name) in said
     labels = [html.unescape(label) for label in re.findall(r"<text[^>]*>([^<]*)</text>", text)]
     assert {visible(name) for name in ODD if len(visible(name)) <= 14} <= set(labels), "no formula, no glyph"
+
+
+def test_a_report_without_load_and_gpu_is_read_and_shown(report: BenchReport, tmp_path: Path) -> None:
+    older = {name: value for name, value in report.environment.items() if name not in ("load", "gpu")}
+    path = tmp_path / "older.json"
+    path.write_bytes(msgspec.json.encode(dataclasses.replace(report, environment=older)))
+    found = load_report(path)
+    write_markdown(found, tmp_path / "older.md")
+    write_html(found, tmp_path / "older.html")
+    assert f"{older['cores']} cores" in notes(found)[0]
+    assert "load" not in notes(found)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("https://a.b/c", r"https\://a.b/c"),
+        ("see HTTP://a.b", r"see HTTP\://a.b"),
+        ("www.example.org", r"www\.example.org"),
+        ("me.too@example.org", r"me.too\@example.org"),
+        ("batch 8: 5 ms, a.onnx @ 3", "batch 8: 5 ms, a.onnx @ 3"),
+    ],
+)
+def test_an_address_is_no_link(text: str, escaped: str) -> None:
+    assert as_markdown(text) == escaped
+    assert MarkdownIt("commonmark").renderInline(escaped) == text
 
 
 def test_markdown_is_told_no_mark_by_any_name(odd: BenchReport, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_hidden_folder_is_no_class(tmp_path: Path, hidden: str) -> None:
     "system",
     [
         *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"),
-        *(".ipynb_checkpoints", ".@__thumb", ".Trash-1000"),
+        *(".ipynb_checkpoints", ".@__thumb", ".Trash-1000", "$Recycle.Bin", "@RECYCLE"),
     ],
 )
 def test_what_a_system_puts_into_folders_is_neither_class_nor_image(tmp_path: Path, system: str) -> None:

@@ -225,7 +225,7 @@ def test_a_pipe_a_socket_and_a_device_are_refused_at_once(tmp_path: Path) -> Non
     with server:
         for path in sorted(tmp_path.iterdir()):
             with pytest.raises(OSError, match="it is a pipe, a socket or a device, and no file"):
-                open_image(path)
+                open_image(path, found=True)
     for name, kind in (("gone.png", FileNotFoundError), (".", IsADirectoryError)):
         with pytest.raises(kind):
             open_image(tmp_path / name)

@@ -16,6 +16,7 @@ from alexdeploy.errors import InputError
         ({"1": "roses", "0": "daisy"}, ("daisy", "roses")),
         ({"roses": 1, "daisy": 0}, ("daisy", "roses")),
         ({"0": "7", "1": "3"}, ("7", "3")),
+        ({" 1": "roses", "0 ": "daisy"}, ("daisy", "roses")),
         ({"7": 0, "3": 1}, ("7", "3")),
         (["roses", "daisy"], ("roses", "daisy")),
         ({"1": ["n01443537", "goldfish"], "0": ["n01440764", "tench"]}, ("tench", "goldfish")),

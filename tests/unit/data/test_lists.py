@@ -86,7 +86,9 @@ def test_bytes_that_are_no_text_name_files_too(folder: Path) -> None:
         ("l.csv", b"path,label\na.png,cat\nplain\n", None),
         ("l.csv", "a.png,cat".encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
         ("l.csv", b"", "the file is empty"),
-        ("l.csv", b'a.png,"cat\nb.png,dog\n', "is not CSV"),
+        ("l.csv", b'b c.jpg,x\na.png,"cat\nb.png,dog\n', "line 2 opens a quotation mark that none closes; close it"),
+        ("l.csv", b'a.png,cat\n"', "line 2 opens a quotation mark"),
+        ("l.csv", b'a.png,cat\n"a.png', "line 2 opens a quotation mark"),
         ("l.csv", b'a.png,"' + b"x" * 200_000 + b'"\n', "is not CSV"),
     ],
 )
@@ -99,6 +101,14 @@ def test_a_list_that_is_wrong_is_refused_with_the_place(
         return
     with pytest.raises(InputError, match=complaint):
         load_dataset(str(folder / name), "val")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_blanks_behind_a_quotation_mark_and_marks_in_a_word_are_fine(folder: Path, end: str) -> None:
+    (folder / "l.csv").write_bytes(f'path,label\n"a.png" ,"cat" \nb c.jpg,5" pipe\na.png,"end"{end}'.encode())
+    dataset = load_dataset(str(folder / "l.csv"), "val")
+    assert dataset.samples == ["a.png", "b c.jpg", "a.png"]
+    assert [dataset.classes[label] for label in dataset.labels] == ["cat", '5" pipe', "end"]
 
 
 def test_absent_files_are_skipped_as_unreadable_ones_are(folder: Path) -> None:

@@ -38,6 +38,11 @@ def with_contract(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def test_the_ending_of_a_file_is_known_in_any_case(tmp_path: Path) -> None:
+    onnx.save(with_contract(conv_lrn_gemm()), tmp_path / "MODEL.ONNX")
+    assert open_artifact(tmp_path / "MODEL.ONNX").kind == "onnx"
+
+
 def wide(lrn: bool) -> onnx.ModelProto:
     """The small network with weights that are large enough to be mapped, and the bytes "LRN" among them."""
     model = with_contract(conv_lrn_gemm())

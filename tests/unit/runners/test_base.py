@@ -17,6 +17,7 @@ from PIL import Image
 import alexdeploy
 from alexdeploy.errors import UsageError
 from alexdeploy.runners.base import Runner
+from alexdeploy.specs import TensorSpec
 from alexdeploy.zoo.checkpoint import save_checkpoint, untrained
 from tests.helpers.graphs import Array, conv_lrn_gemm, images
 from tests.helpers.kserve import grpc_server, http_server
@@ -75,6 +76,8 @@ FORMS: dict[str, Callable[[Array], Array]] = {
     "read-only": read_only,
     "unaligned": unaligned,
     "a subclass": lambda batch: batch.view(Subclass),
+    "no mask": np.ma.masked_array,
+    "a mask of nothing": lambda batch: np.ma.masked_array(batch, np.zeros(batch.shape, bool)),
 }
 
 
@@ -136,6 +139,27 @@ def test_what_is_no_batch_is_one_clear_line(runner: Runner, make: Callable[[Arra
             call(given)
         assert str(caught.value).startswith(f"{runner.runtime}: ")
         assert "\n" not in str(caught.value)
+
+
+class Half(Runner):
+    runtime = "half"
+    input = TensorSpec("input", (-1, 3, 4, 4), "float16")
+
+    def infer(self, batch: Array) -> Array:
+        self.check_batch(batch)
+        return np.zeros((len(batch), 1), np.float32)
+
+
+def test_of_float16_every_value_is_taken_but_nan_and_infinity() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for value in [*every[::97].tolist(), 65504.0, -65504.0, np.inf, -np.inf, np.nan]:
+        batch = with_value(np.ones((2, 3, 4, 4), np.float16), value)
+        for form in (batch, np.asfortranarray(batch), np.repeat(batch, 2, axis=3)[..., ::2]):
+            if np.isfinite(value):
+                assert Half().infer(form).shape == (2, 1)
+            else:
+                with pytest.raises(UsageError, match="half: image 1 of the batch holds "):
+                    Half().infer(form)
 
 
 @pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps, lambda one: pickle.dumps({"model": one})])

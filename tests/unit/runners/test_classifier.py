@@ -118,8 +118,18 @@ def test_an_image_without_pixels_has_no_answer(model: Path, image: Any, ten_crop
 
 def test_a_mask_is_not_dropped(model: Path) -> None:
     masked: Any = np.ma.masked_array(PIXELS[0], PIXELS[0] > 100)
-    with alexdeploy.Classifier(model) as classifier, pytest.raises(UsageError, match=r"images\[0\] is a masked array"):
-        classifier([masked])
+    with alexdeploy.Classifier(model) as classifier:
+        with pytest.raises(UsageError, match=r"images\[0\] is a masked array"):
+            classifier([masked])
+        assert classifier([np.ma.masked_array(PIXELS[0])]) == classifier([PIXELS[0]])
+
+
+def test_a_closed_one_refuses_even_no_images(model: Path) -> None:
+    classifier = alexdeploy.Classifier(model)
+    assert classifier([]) == []
+    classifier.close()
+    with pytest.raises(UsageError, match="closed"):
+        classifier([])
 
 
 def test_the_likeliest_classes_come_best_first_across_batches(model: Path) -> None:

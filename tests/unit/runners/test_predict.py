@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from sklearn import metrics
 from alexdeploy.data.preprocess import resize, to_input
 from alexdeploy.errors import InputError, InputWarning
 from alexdeploy.runners.artifact import Artifact, open_artifact
+from alexdeploy.runners.classifier import Classifier
 from alexdeploy.runners.predict import Prediction, Tally, find_images, predict
 from alexdeploy.zoo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, untrained
 
@@ -48,6 +50,28 @@ def test_every_image_gets_its_own_prediction_also_in_the_last_partial_batch(
     assert [p.image for p in together] == list(map(str, photos))
     assert [p.label for p in together] == [p.label for p in alone]
     np.testing.assert_allclose([p.probability for p in together], [p.probability for p in alone], rtol=1e-5)
+
+
+def test_a_pipe_that_is_named_is_read_and_one_in_a_folder_or_list_is_refused(
+    artifact: Artifact, photos: list[Path], tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    answers: list[list[tuple[str, float]]] = []
+    for _ in range(2):  # by predict, and by Classifier
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: pipe.write_bytes(photos[0].read_bytes()))
+            if not answers:
+                answers.append(next(predict(artifact, find_images([pipe], []))).top)
+            else:
+                with Classifier(artifact) as classifier:
+                    answers.append(classifier([pipe]))
+    [expected] = predict(artifact, [photos[0]])
+    assert answers == [expected.top] * 2
+    (tmp_path / "list.txt").write_text("pipe.png\n")
+    for found in (tmp_path, tmp_path / "list.txt"):
+        with pytest.raises(InputError, match="it is a pipe, a socket or a device, and no file; remove it, or use"):
+            list(predict(artifact, find_images([found], [])))
 
 
 def test_ten_crop_averages_the_probabilities_of_the_crops_of_torchvision(
