@@ -29,7 +29,7 @@ from alexdeploy.export.tuned import check_tuned_parity, with_learned_qdq
 from alexdeploy.graph.flatten import restore_flatten
 from alexdeploy.graph.infer import contained_logs
 from alexdeploy.graph.model import op_counts, save_onnx
-from alexdeploy.graph.names import rename
+from alexdeploy.graph.names import new_constant, rename, taken_names
 from alexdeploy.graph.uint8_input import with_uint8_input
 from alexdeploy.specs import Progress
 from alexdeploy.zoo.convnet import ConvNet
@@ -187,7 +187,7 @@ def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> i
         )
     assert program is not None
     model = rename(restore_flatten(program.model))
-    _keep_batch_axis(model.graph)
+    _keep_batch_axis(model)
     _return_float32(model.graph)
     if any_size:
         logits = model.graph.outputs[0]
@@ -196,17 +196,16 @@ def trace(module: nn.Module, contract: Contract, *, any_size: bool = False) -> i
     return model
 
 
-def _keep_batch_axis(graph: ir.Graph) -> None:
+def _keep_batch_axis(model: ir.Model) -> None:
     """``squeeze()`` leaves out every axis of one element: of a single image also the batch's, which must stay."""
-    for node in graph:
+    taken = taken_names(model)
+    for node in model.graph:
         given = node.inputs[0] if node.op_type == "Squeeze" and len(node.inputs) == 1 else None
         ones = [axis for axis, size in enumerate(given.shape) if size == 1] if given is not None and given.shape else []
         if ones:
-            axes = ir.node("Constant", [], {"value": ir.tensor(np.array(ones, np.int64))}, name=f"{node.name}_axes")
-            axes.outputs[0].name = f"{node.name}_axes"
-            graph.insert_before(node, axes)
+            axes = new_constant(model.graph, f"{node.name}_axes", np.array(ones, np.int64), taken)
             node.resize_inputs(2)
-            node.replace_input_with(1, axes.outputs[0])
+            node.replace_input_with(1, axes)
 
 
 def _return_float32(graph: ir.Graph) -> None:
