@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexdeploy.errors import InputError, few
+from alexdeploy.errors import InputError, few, in_a_line
 from alexdeploy.metrics import PARITY_TOLERANCE, relative_error
 
 _MIXED = 1e-3  # another batch size is other arithmetic: about 1e-6; another image in a batch's mean is 1e-1
@@ -24,10 +24,14 @@ def check_logits(module: nn.Module, images: Tensor, logits: Tensor) -> None:
     """Refuse logits of ``images`` that are none, naming what made them.
 
     Raises:
-        InputError: another type than float32, NaN or infinity.
+        InputError: another type than float32, or than float64 at the end of a float32 network; NaN or infinity.
     """
-    if logits.dtype != torch.float32:
-        raise InputError(f"the network returns {_name(logits)} for float32; make it float32 with module.float()")
+    is_double = any(tensor.dtype == torch.float64 for tensor in module.parameters())  # which ONNX Runtime has not
+    if logits.dtype not in (torch.float32, torch.float64) or (is_double and logits.dtype == torch.float64):
+        raise InputError(
+            f"the network returns {_name(logits)} for float32; make it float32 with module.float(), or end forward "
+            "with .float()"
+        )
     if logits.isfinite().all():
         return
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -47,18 +51,41 @@ def check_steady(module: nn.Module, images: Tensor, logits: Tensor) -> None:
     """Refuse a module that answers ``images`` otherwise than with ``logits``, or one image otherwise than in a batch.
 
     Raises:
-        InputError: random numbers, state that changes, or images that see each other; the module at fault is named.
+        InputError: random numbers, state that changes, images that see each other, or logits of another number for
+            one image; the module at fault is named.
     """
-    single = torch.cat([module(image) for image in torch.split(images, 1)])
-    mixed = single.shape != logits.shape or not _same(single, logits, _MIXED)
+    mixed = not _same(_one_by_one(module, images, logits), logits, _MIXED)
     cause = why_unsteady(module, images, logits, calls=_CALLS if mixed else 1)
     if cause:
         raise InputError(cause)
     if mixed:
-        raise InputError(
-            "the network's answer to an image depends on the other images in its batch"
-            f"{_training_modules(module) or _without_statistics(module)}; a classifier answers each image alone"
-        )
+        raise InputError(_mixed(_batch_norms(module)))
+
+
+def _one_by_one(module: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+    """The logits of each image alone, in the shape of ``logits``: squeeze() takes the axis of a single image too."""
+    try:
+        single = [module(image) for image in torch.split(images, 1)]
+    except Exception as error:  # whatever the module's own code raises
+        norms = _batch_norms(module)
+        if norms:  # of a batch of one they have no statistics
+            raise InputError(_mixed(norms)) from error
+        raise InputError(f"the network answers two images and fails on one: {in_a_line(error)}") from error
+    for answer in single:
+        if not isinstance(answer, Tensor) or answer.numel() != logits[:1].numel():
+            found = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+            raise InputError(
+                f"the network returns {found} for one image and shape {tuple(logits.shape)} for two; expected logits "
+                "of shape (1, classes)"
+            )
+    return torch.cat([answer.reshape(logits[:1].shape) for answer in single])
+
+
+def _mixed(modules: str) -> str:
+    return (
+        f"the network's answer to an image depends on the other images in its batch{modules}; a classifier answers "
+        "each image alone"
+    )
 
 
 def why_unsteady(module: nn.Module, images: Tensor, logits: Tensor, *, calls: int = _CALLS) -> str:
@@ -88,18 +115,17 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _training_modules(module: nn.Module) -> str:
-    names = [f"{name} ({type(part).__name__})" for name, part in module.named_modules() if part.training and name]
-    return f": in training mode, in spite of eval(): {few(names)}" if names else ""
-
-
-def _without_statistics(module: nn.Module) -> str:
-    names = [
+def _batch_norms(module: nn.Module) -> str:
+    """The end of a message: the modules that are left in training mode, or else the norms without statistics."""
+    training = [f"{name} ({type(part).__name__})" for name, part in module.named_modules() if part.training and name]
+    if training:
+        return f": in training mode, in spite of eval(): {few(training)}"
+    bare = [
         f"{name} ({type(part).__name__})"
         for name, part in module.named_modules()
-        if getattr(part, "track_running_stats", True) is False
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.track_running_stats
     ]
-    return f": without running statistics: {few(names)}" if names else ""
+    return f": without running statistics: {few(bare)}" if bare else ""
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def _check_nothing_is_replaced(path: Path) -> None:
         return
     fix = "name another folder, or move them away"
     if state_path(path).exists():
-        fix = f"go on with that run (`resume`), {fix}"
+        fix = "go on with that run (`resume`, with the settings it had), or name another folder for other settings"
     raise UsageError(f"{path.parent}: holds {few(found)} of an earlier run, which a new one would replace; {fix}")
 
 

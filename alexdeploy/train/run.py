@@ -149,8 +149,10 @@ def check_loss(loss: str, value: float, when: str, optimizer: torch.optim.Optimi
     """
     if math.isfinite(value):
         return
-    rate = float(optimizer.param_groups[0]["lr"])
-    text = f"the {loss} loss became {value} {when}, learning rate {rate:.2g}; try `lr` {rate / 5:.2g}"
+    group = optimizer.param_groups[0]  # its rate of this step may be that of a warm-up, far below the one that was set
+    rate, peak = float(group["lr"]), float(group["peak"])
+    of_peak = "" if math.isclose(rate, peak, rel_tol=0.01) else f" of `lr` {peak:.2g}"
+    text = f"the {loss} loss became {value} {when}, learning rate {rate:.2g}{of_peak}; try `lr` {peak / 5:.2g}"
     raise TrainingDivergedError(f'{text}, or precision = "fp32" in the recipe' if bf16 else text)
 
 

@@ -81,10 +81,11 @@ def load_state(path: Path, identity: dict[str, Any], model: torch.nn.Module, opt
         ) from error
     if other:
         differences = "; ".join(f"{key} was {found.get(key)}, now {identity.get(key)}" for key in other[:3])
-        best = path.name.removesuffix(".last.pt") + ".safetensors"
+        best = path.with_name(path.name.removesuffix(".last.pt") + ".safetensors")
+        kept_best = f"; the best weights of this one stay in {best}" if best.exists() else ""
         raise UsageError(
             f"{path} belongs to a run with other settings ({differences}); repeat them to resume it, or name another "
-            f"folder for a new run, which may start from the best `weights` of this one, {best}"
+            f"folder for a new run{kept_best}"
         )
     return state
 

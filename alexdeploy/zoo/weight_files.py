@@ -11,7 +11,7 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -191,6 +191,10 @@ class _StandIn(list[Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
 
 
+class _ArrayStandIn(_StandIn):
+    """For an array or a number of NumPy."""
+
+
 class _StandInDict:
     """For those that are filled as a dict is, which ``weights_only`` allows to Python's own alone."""
 
@@ -199,6 +203,8 @@ class _StandInDict:
 
 
 def _stand_in(name: str) -> tuple[Any, str]:
+    if name.startswith("numpy."):
+        return _ArrayStandIn, name
     return (_StandInDict if name.lower().endswith("dict") else _StandIn), name
 
 
@@ -236,18 +242,70 @@ def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
     if module is not None:
         lines = _in_python("torch.load", path, ", weights_only=False", str(module))
         raise InputError(f"{path}: '{module}' in it is a whole pickled module, whose code is not run here; {lines}")
+    _refuse_arrays(content, path)
     keys = few((f"'{key}'" for key in content), most=10) or "nothing"
     what = " that hold no tensors" if any("." in str(key) for key in content) else ""
     raise InputError(f"{path}: {expected}, found {keys}{what}; save model.state_dict()")
 
 
+def _refuse_arrays(content: Mapping[Any, Any], path: Path) -> None:
+    arrays = [f"'{key}'" for key, value in content.items() if isinstance(value, _ArrayStandIn)]
+    if arrays:
+        name = str(path).replace('"', '\\"')
+        raise InputError(
+            f"{path}: {few(arrays)} of it are NumPy's arrays or numbers, whose code is not run here; save tensors, in "
+            f'Python: arrays = torch.load("{name}", weights_only=False); torch.save({{name: torch.as_tensor(array) for '
+            'name, array in arrays.items()}, "weights.pth")'
+        )
+
+
 def _find(content: Any, path: Path) -> Mapping[Any, Tensor] | None:
-    """The state dict that this is, or that is somewhere in this training checkpoint."""
-    if not isinstance(content, dict) or not content:
+    """The state dict that this is, or that is somewhere in this training checkpoint, near the top before deep inside.
+
+    Raises:
+        InputError: several, and nothing says which.
+    """
+    near = _find_near(content, path)
+    if near:
+        return near
+    found = _all_below(content)
+    _refuse_several(found, path)
+    return next(iter(found.values()), None)
+
+
+def _all_below(content: Any) -> dict[str, Mapping[Any, Tensor]]:
+    """Dotted path → state dict, at any depth; an optimizer's numbers are no weights, and some files go in circles."""
+    found: dict[str, Mapping[Any, Tensor]] = {}
+    seen: set[int] = set()
+    below = [("", content)]
+    while below:
+        path, value = below.pop(0)
+        if not isinstance(value, dict) or not value or "param_groups" in value or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if all(isinstance(each, Tensor) for each in value.values()):
+            found[path] = value
+        else:
+            below += [(f"{path}.{key}".lstrip("."), each) for key, each in value.items() if isinstance(key, str)]
+    return found
+
+
+def _refuse_several(found: Iterable[str], path: Path) -> None:
+    names = [*found]
+    if len(names) > 1:
+        raise InputError(
+            f"{path}: holds several state dicts ({few(names, most=10)}); save the one that is meant; where they are "
+            'the parts of one network, join them to one dict of {"part.name": tensor}, and save that'
+        )
+
+
+def _find_near(content: Any, path: Path, deep: int = 4) -> Mapping[Any, Tensor] | None:
+    """The same where its key is known, or it is at the top."""
+    if not isinstance(content, dict) or not content or not deep:
         return None
     if all(isinstance(value, Tensor) for value in content.values()):
         return content
-    found = {str(key): inner for key, value in content.items() if (inner := _find_below(key, value, path))}
+    found = {str(key): inner for key, value in content.items() if (inner := _find_below(key, value, path, deep))}
     averaged = [key for key in _AVERAGED if key in found]
     plain = [key for key in _PLAIN if key in found]
     if averaged and plain:
@@ -256,8 +314,8 @@ def _find(content: Any, path: Path) -> Mapping[Any, Tensor] | None:
             InputWarning,
             stacklevel=2,
         )
-    if not averaged and not plain and len(found) > 1:
-        raise InputError(f"{path}: holds several state dicts ({few(found)}); save the one that is meant")
+    if not averaged and not plain:
+        _refuse_several(found, path)
     chosen = next(iter([*averaged, *plain, *found]), None)
     return found[chosen] if chosen is not None else _beside_scalars(content)
 
@@ -270,10 +328,10 @@ def _beside_scalars(content: Mapping[Any, Any]) -> Mapping[Any, Tensor] | None:
     return tensors if is_plain and any("." in str(key) for key in tensors) else None
 
 
-def _find_below(key: Any, value: Any, path: Path) -> Mapping[Any, Tensor] | None:
+def _find_below(key: Any, value: Any, path: Path, deep: int) -> Mapping[Any, Tensor] | None:
     """Under keys that are not known only a state dict itself counts, not one deep inside an optimizer's state."""
     if isinstance(value, dict) and (key in (*_AVERAGED, *_PLAIN) or all(isinstance(v, Tensor) for v in value.values())):
-        return _find(value, path)
+        return _find_near(value, path, deep - 1)
     return None
 
 

@@ -23,6 +23,7 @@ from alexdeploy.zoo.registry import NETWORKS, build_network
 from alexdeploy.zoo.weight_files import WeightFile, read_weight_file
 
 _WRAPPERS = ("module", "_orig_mod")  # of DataParallel and torch.compile, around the network or a part of it
+_NEAR = 0.5  # share of the weights' shapes: of vgg16's, resnet18 has 0.38 and vgg11 0.62
 _COUNTER = "num_batches_tracked"  # of batch normalisation: inference does not need it, and old files lack it
 
 
@@ -72,7 +73,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
         faults.append(f"not part of the network: {few(foreign)}")
     if faults:
         named = not _has_shapes(expected, _shapes(weights))
-        hint = suggestion(weights, expected) if named else "; the names alone differ, shapes fit" if foreign else ""
+        own = not isinstance(model, ConvNet)
+        hint = (
+            suggestion(weights, expected, own=own)
+            if named
+            else "; the names alone differ, shapes fit"
+            if foreign
+            else ""
+        )
         hint = _layout_hint(expected, weights) or hint
         raise InputError(f"cannot load {what}: {'; '.join(faults)}{hint}")
     model.load_state_dict(weights)
@@ -102,29 +110,42 @@ def _problem(name: str, found: Tensor | None, expected: Tensor) -> str | None:
     return None
 
 
-def suggestion(weights: Mapping[str, Tensor], asked: Mapping[str, Tensor] | None = None) -> str:
+def suggestion(weights: Mapping[str, Tensor], asked: Mapping[str, Tensor] | None = None, *, own: bool = False) -> str:
     """The end of a message: the networks of the zoo that have these shapes, for any number of classes, or the nearest.
 
-    Nothing where none is nearer than the network with the state ``asked``.
+    Nothing where none is nearer than the network with the state ``asked``, if that is near or the user's ``own``.
     """
     found = _shapes(weights)
-    names, nearest, best = [], "", _nearness(asked, found)[0] if asked is not None else 0.0
+    asked_share = _nearness(asked, found)[0] if asked is not None else 0.0
+    names, nearest, best = [], "", max(asked_share, _NEAR)
     for name in NETWORKS:
         state = _state_of(name)
         if _has_shapes(state, found):
             names.append(name)
         share, same, total = _nearness(state, found)
-        if share > best:
-            text = f"{same} of whose {total} tensors before the last layer fit one in the file"
+        if share > best or share == best > asked_share:
+            text = f"{same} of whose {total} weights before the last layer fit one in the file"
             nearest, best = f"; nearest: {name}, {text}", share
-    return f"; its shapes are those of {' and '.join(names)}" if names else nearest
+    if names:
+        return f"; its shapes are those of {' and '.join(names)}"
+    if nearest or own or asked_share >= _NEAR:
+        return nearest
+    return "; no network of the zoo is near it; a network of your own is exported as MODULE:FACTORY"
 
 
 def _nearness(state: Mapping[str, Tensor], found: Counter[tuple[int, ...]]) -> tuple[float, int, int]:
-    """(share of all shapes, number, of how many) that are in both; the last layer is for any number of classes."""
-    expected = Counter([*_shapes(state).elements()][:-2])
+    """(share of all weights, number, of how many) that are in both; the last layer is for any number of classes.
+
+    Biases and norms are vectors, of which most networks have some of the same length.
+    """
+    expected = _matrices(Counter([*_shapes(state).elements()][:-2]))
+    found = _matrices(found)
     same = (found & expected).total()
     return same / max((found | expected).total(), 1), same, expected.total()
+
+
+def _matrices(shapes: Counter[tuple[int, ...]]) -> Counter[tuple[int, ...]]:
+    return Counter({shape: number for shape, number in shapes.items() if len(shape) >= 2})
 
 
 def check_finite(weights: Mapping[str, Tensor], what: str) -> None:

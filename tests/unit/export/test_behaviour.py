@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,30 @@ class NormWithoutStatistics(Net):
         self.norm = nn.BatchNorm2d(3, track_running_stats=False)
 
 
+class FlatNormWithoutStatistics(Net):
+    """It raises for a single image, as PyTorch does in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.BatchNorm1d(5, track_running_stats=False)
+        self.other = nn.InstanceNorm2d(3)  # has none either, and is not at fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(super().forward(x))
+        return logits
+
+
+class AwakeFlatNorm(FlatNormWithoutStatistics):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.BatchNorm1d(5)
+
+    def eval(self) -> AwakeFlatNorm:
+        super().eval()
+        self.last.train()
+        return self
+
+
 class BatchMean(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - x.mean(0, keepdim=True))
@@ -101,6 +126,11 @@ class BatchMean(Net):
 class PairsOnly(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).view(2, 5)
+
+
+class OneMore(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, : 4 + len(x) // 2]
 
 
 class SpoiltWeight(Net):
@@ -115,6 +145,11 @@ class Logarithm(Net):
         return super().forward(x).log()
 
 
+class Half(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).half()
+
+
 class Double(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -122,6 +157,32 @@ class Double(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.double())
+
+
+class DoubleSoftmax(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1, dtype=torch.float64)
+
+
+class Squeeze(Net):
+    """As many write the end: for one image it is (5,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+class SqueezeBefore(Squeeze):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(super().forward(x))
+        return logits.log_softmax(-1)
 
 
 class Decides(Net):
@@ -142,11 +203,15 @@ class Decides(Net):
         (MovingMean, r"depends on earlier calls and changes its mean;"),
         (AwakeNorm, r"depends on the other images in its batch: in training mode, .*: norm \(BatchNorm2d\)"),
         (NormWithoutStatistics, r"the other images in its batch: without running statistics: norm \(BatchNorm2d\)"),
+        (FlatNormWithoutStatistics, r"in its batch: without running statistics: last \(BatchNorm1d\); a classifier"),
+        (AwakeFlatNorm, r"in its batch: in training mode, in spite of eval\(\): last \(BatchNorm1d\); a classifier"),
         (BatchMean, r"depends on the other images in its batch; a classifier"),
         (PairsOnly, r"answers two images and fails on one: RuntimeError"),
+        (OneMore, r"returns shape \(1, 4\) for one image and shape \(2, 5\) for two; expected"),
         (SpoiltWeight, r"its 'body\.3\.weight' holds 3 such values \(of 3920\)"),
         (Logarithm, r"NaN or infinite .*its weights are finite; they arise in forward of Logarithm"),
         (Double, r"returns float64 for float32; make it float32 with module\.float\(\)"),
+        (Half, r"returns float16 for float32; make it float32 with module\.float\(\), or end forward with \.float\(\)"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -163,6 +228,21 @@ def test_a_sound_module_is_taken_and_nobody_s_random_numbers_are_used_up() -> No
     assert count_outputs(net, TINY) == 5
     assert torch.equal(torch.get_rng_state(), after_init)
     assert (random.getstate(), repr(np.random.get_state())) == before
+
+
+@pytest.mark.parametrize("kind", [Squeeze, SqueezeBefore, DoubleSoftmax])
+def test_what_is_logits_in_another_form_becomes_float32_of_each_image(kind: type[Net], tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((3, 3, 16, 16), np.float32)
+    net = kind()
+    export_onnx(net, TINY, tmp_path / "model.onnx", real_images=images)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    for batch in (images, images[:1]):
+        (logits,) = session.run(["logits"], {"input": batch})
+        assert logits.dtype == np.float32
+        assert logits.shape == (len(batch), 5)
+        np.testing.assert_allclose(logits, expected[: len(batch)], rtol=1e-5, atol=1e-6)
 
 
 def test_a_decision_by_values_is_named_with_its_line_and_prints_nothing(

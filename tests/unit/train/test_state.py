@@ -39,12 +39,15 @@ def test_what_is_of_another_network_is_no_traceback(part: str, tmp_path: Path) -
     kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     kept[part] = {"model": wide[0].state_dict(), "optimizer": wide[1].state_dict()}[part]
     save_state(tmp_path / "last.pt", State(), IDENTITY, kept["model"], kept["optimizer"])
-    with pytest.raises(InputError, match=r"last\.pt: not the state of a training run .*; start anew"):
+    with pytest.raises(InputError, match=r"last\.pt: not the state of a training run .*; name another"):
         load_state(tmp_path / "last.pt", IDENTITY, model, optimizer)
 
 
-def test_a_run_with_other_settings_is_named(tmp_path: Path) -> None:
+def test_a_run_with_other_settings_is_named_and_so_are_its_best_weights_if_there_are_any(tmp_path: Path) -> None:
     model, optimizer = run()
-    save_state(tmp_path / "last.pt", State(), IDENTITY, model.state_dict(), optimizer.state_dict())
-    with pytest.raises(UsageError, match="network was lenet, now vgg16"):
-        load_state(tmp_path / "last.pt", {**IDENTITY, "network": "vgg16"}, model, optimizer)
+    save_state(tmp_path / "net.last.pt", State(), IDENTITY, model.state_dict(), optimizer.state_dict())
+    for end in ("another folder for a new run$", rf"run; the best weights of this one stay in {tmp_path}/net\.safet"):
+        with pytest.raises(UsageError, match=f"network was lenet, now vgg16.*{end}") as refused:
+            load_state(tmp_path / "net.last.pt", {**IDENTITY, "network": "vgg16"}, model, optimizer)
+        assert "`" not in str(refused.value), "neither `train` nor `run` takes all that the other does"
+        (tmp_path / "net.safetensors").touch()

@@ -240,6 +240,14 @@ def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_stat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_advice_is_a_fifth_of_the_rate_that_was_set_not_of_the_warm_up_s(tmp_path: Path) -> None:
+    recipe = _recipe(optimizer="sgd", learning_rate=1e6, schedule="one-cycle", augment="none", epochs=9)
+    with pytest.raises(
+        TrainingDivergedError, match=r"at step [2-9], learning rate \de\+04 of `lr` 1e\+06; try `lr` 2e\+05"
+    ):
+        _train(tmp_path, recipe)
+
+
 def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_kept(tmp_path: Path) -> None:
     recipe = _recipe(optimizer="sgd", learning_rate=1e30, schedule="step", augment="none", batch_size=150, epochs=1)
     with pytest.raises(
@@ -273,7 +281,9 @@ def test_a_new_run_replaces_nothing_of_an_earlier_one(
 ) -> None:
     folder = shutil.copytree(whole[0], tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match=r"copy: holds net\.safetensors, .* and 2 more of an earlier run.*`resume`"):
+    with pytest.raises(
+        UsageError, match=r"copy: holds .* and 2 more of an earlier run.*\(`resume`, with .* folder for other"
+    ):
         _train(folder, _recipe(epochs=1))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     for name in ("net.jsonl", "net.last.pt", "net.png", "net.safetensors.json"):

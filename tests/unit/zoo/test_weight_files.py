@@ -77,6 +77,13 @@ def test_a_state_dict_is_found_where_training_scripts_put_it(key: str, weights: 
     assert_loads(tmp_path / "last.tar", weights)
 
 
+def test_the_only_state_dict_is_found_at_any_depth_beside_an_optimizer_s(weights: Weights, tmp_path: Path) -> None:
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+    adam = {"state": {0: {"exp_avg": torch.zeros(2)}}}
+    torch.save({"trainer": {"engine": {"cnn": weights, "adam": adam}, "optimizer": optimizer}}, tmp_path / "a.pth")
+    assert_loads(tmp_path / "a.pth", weights)
+
+
 @pytest.mark.parametrize("keys", [("model", "model_ema"), ("state_dict_ema", "state_dict")])
 def test_averaged_weights_are_taken_before_plain_ones_and_named(
     keys: tuple[str, str], weights: Weights, tmp_path: Path
@@ -166,13 +173,22 @@ def test_the_lines_that_the_refusal_of_a_whole_module_gives_make_a_state_dict(
     assert_loads(Path("weights.pth"), weights)
 
 
+CIRCLE: dict[str, Any] = {}
+CIRCLE.update({"model": CIRCLE, "net": CIRCLE})
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
         ({"epoch": 3, "optimizer": {"state": {}}}, "expected a state dict .*, found 'epoch', 'optimizer'; save"),
         ({"netG": {"w": torch.zeros(1)}, "netD": {"w": torch.zeros(1)}}, r"several state dicts \(netG, netD\)"),
         ({}, "found nothing"),
-        ({"fc.weight": np.zeros((2, 2))}, "found 'fc.weight' that hold no tensors"),
+        ({"fc.weight": "?"}, "found 'fc.weight' that hold no tensors"),
+        (
+            {"a": {"backbone": {"w": torch.zeros(1)}, "head": {"b": torch.zeros(1)}}, "epoch": 3},
+            r"several state dicts \(a\.backbone, a\.head\); .*parts of one network, join them",
+        ),
+        (CIRCLE, "expected a state dict .*, found 'model', 'net'"),
         ([torch.zeros(3)], "expected a state dict .*, found a list"),
     ],
 )
@@ -180,6 +196,17 @@ def test_what_holds_no_state_dict_is_named_by_its_keys(content: Any, complaint: 
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=rf"a\.pth: .*{complaint}"):
         load_checkpoint(tmp_path / "a.pth", "lenet")
+
+
+def test_the_lines_that_the_refusal_of_numpy_s_arrays_gives_make_a_state_dict(
+    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({name: tensor.numpy() for name, tensor in weights.items()}, Path("arrays.pth"))
+    with pytest.raises(InputError, match=r"arrays\.pth: 'features.0.weight', .* are NumPy's arrays") as refused:
+        load_checkpoint(Path("arrays.pth"), "lenet")
+    exec(str(refused.value).partition("in Python: ")[2], {"torch": torch})
+    assert_loads(Path("weights.pth"), weights)
 
 
 BESIDE: dict[str, tuple[Callable[[Weights], dict[str, Any]], str]] = {
@@ -261,12 +288,23 @@ def test_weights_that_cannot_be_used_are_named_with_the_reason(case: str, weight
 
 def test_the_nearest_network_is_named_with_its_distance(weights: Weights, tmp_path: Path) -> None:
     torch.save({**weights, "features.0.bias": torch.zeros(7)}, tmp_path / "net.pth")
-    nearest = "; nearest: lenet, 7 of whose 8 tensors before the last layer fit one in the file"
+    nearest = "; nearest: lenet, 4 of whose 4 weights before the last layer fit one in the file"
     with pytest.raises(InputError, match=f"features.1.weight is missing .*{nearest}"):
         load_checkpoint(tmp_path / "net.pth", "mnist-cnn")
     with pytest.raises(InputError, match=r"features\.0\.bias has shape \(7,\), expected \(6,\)$"):
         load_checkpoint(tmp_path / "net.pth", "lenet")
     with pytest.raises(UsageError, match=f"does not say which network it is.*{nearest}"):
+        load_checkpoint(tmp_path / "net.pth")
+
+
+def test_no_network_is_called_near_that_has_little_in_common(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 128, 3), nn.Conv2d(128, 256, 5), nn.Linear(256, 10))
+    torch.save(other.state_dict(), tmp_path / "net.pth")  # two of its weights are as those of vgg16
+    none = "; no network of the zoo is near it; a network of your own is exported as MODULE:FACTORY$"
+    with pytest.raises(InputError, match=f"lenet': .*{none}"):
+        load_checkpoint(tmp_path / "net.pth", "lenet")
+    with pytest.raises(UsageError, match=none):
         load_checkpoint(tmp_path / "net.pth")
 
 
