@@ -156,7 +156,7 @@ def test_a_child_of_a_command_without_streams_has_some() -> None:
 
 def test_json_is_the_same_in_a_locale_that_is_not_utf8() -> None:
     code = "from alexdeploy.cli.output import print_json\nprocess.take_over()\n"
-    code += f"print_json({ascii({'名': 'é 😀'})})"
+    code += f"print_json({ {'名': 'é 😀'}!a})"
     here = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
     done = _python(code, env=here, capture_output=True)
     assert json.loads(done.stdout) == {"名": "é 😀"}
