@@ -6,6 +6,7 @@ is safe to print and to log. Anything that is not an ``AlexdeployError`` is a bu
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable
 
@@ -13,10 +14,11 @@ _LONGEST = 1000  # characters of a message
 _LONGEST_OF_OTHERS = 300
 _LONG_WORD = re.compile(r"[^\s/]{257,}")  # no file's name is longer; names of folders count by themselves
 _ABOUT_MEMORY = re.compile(  # as Python, PyTorch, ONNX Runtime, OpenVINO and TensorRT say it
-    r"bad_?alloc|bad allocation|failed to map segment|out of memory|can't start new thread|"
+    r"bad_?alloc|bad allocation|out of memory|can't start new thread|"
     r"(can't|cannot|failed to|unable to) allocate",
     re.IGNORECASE,
 )
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 _ALL_SHOWN = 20  # commands, recipes and options; layers may be more
 # what a terminal obeys, or what hides or turns the text around it: control characters, embeddings, overrides, isolates,
 # tags. Not what scripts need: joiners, marks of direction, soft hyphens, the zero-width space of Thai and Khmer, and
@@ -121,6 +123,11 @@ def few(names: Iterable[str], *, most: int = 4, separator: str = ", ") -> str:
 def is_about_memory(text: str) -> bool:
     """True where other people's code says that it got no memory, or no thread for want of it."""
     return _ABOUT_MEMORY.search(text) is not None
+
+
+def is_lack(error: BaseException) -> bool:
+    """True where a file could not be read for want of descriptors, memory or a sound disk: the file is not to blame."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LACKS)
 
 
 def in_a_line(error: BaseException) -> str:

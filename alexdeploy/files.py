@@ -82,6 +82,14 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def _closed_folder(path: Path) -> Path | None:
+    """The folder on the way to ``path`` that may not be entered, for which it seems not to be there."""
+    for folder in reversed(Path(os.path.abspath(path)).parents):  # noqa: PTH100 (links are followed by what is asked)
+        if folder.is_dir() and not os.access(folder, os.X_OK):
+            return folder
+    return None
+
+
 def is_text(path: Path) -> bool:
     """False where the path has bytes that are not UTF-8: libraries in C++ refuse it, and are given the file's bytes."""
     return printable(path) == str(path)
@@ -119,6 +127,8 @@ def check_input(path: Path) -> Path:
         InputError: missing, no file, not to be read, or empty.
     """
     if not exists(path):
+        if (folder := _closed_folder(path)) is not None:
+            raise InputError(f"{path}: no permission to enter '{folder}'; change its mode or owner")
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file")
@@ -167,6 +177,8 @@ def check_output(path: Path, *inputs: Path) -> Path:
     """
     if (size := len(os.fsencode(path.name))) > _LONGEST_NAME:
         raise UsageError(f"cannot write {path}: its name has {size} bytes; give it at most {_LONGEST_NAME}")
+    if not exists(path.parent) and (folder := _closed_folder(path.parent)) is not None:
+        raise UsageError(f"cannot write {path}: no permission to enter '{folder}'; change its mode or owner")
     if not exists(path.parent) or not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: folder '{path.parent}' does not exist; create it first")
     if path.is_dir():
@@ -209,7 +221,7 @@ def _atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 os.fsync(file.fileno())
             if path.exists():
                 temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        with locks.alone_in(paths[0].parent):
+        with locks.alone_at(min(paths, key=lambda path: len(path.name))):  # the file that the others are named after
             _put_in_place(paths, temporaries)
 
 
@@ -219,13 +231,11 @@ def _temporary(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
         locks.remove_abandoned(left)
 
-    def create() -> Path:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        temporary.touch(exist_ok=False)  # the kernel applies the umask, which cannot be read without changing it
-        return temporary
+    def name() -> Path:
+        return path.with_name(f".{path.name}.{locks.system()}{secrets.token_hex(2)}.partial")
 
     try:
-        with locks.held(create) as temporary:
+        with locks.held(name) as temporary:  # the kernel applies the umask, which cannot be read without changing it
             try:
                 yield temporary
             finally:

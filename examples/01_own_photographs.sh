@@ -5,6 +5,7 @@
 #
 # photos/ has one subfolder of images per class; a fifth of each class is held out to judge on. Optional: a network
 # (alexnet-half), the number of epochs (30), and the runtime that the INT8 file is for (onnxruntime, or tensorrt).
+# Run again with the same out/, it goes on with the training that is there.
 set -euo pipefail
 
 usage="usage: $0 PHOTOS OUT [NETWORK [EPOCHS [onnxruntime|openvino|tensorrt]]]"
@@ -15,7 +16,9 @@ epochs=${4:-30}
 runtime=${5:-onnxruntime}
 
 mkdir -p "$out"
-alexdeploy train "$network" --data "$photos" --epochs "$epochs" --out "$out"
+resume=()
+if [ -e "$out/$network.last.pt" ]; then resume=(--resume); fi
+alexdeploy train "$network" --data "$photos" --epochs "$epochs" --out "$out" ${resume[@]+"${resume[@]}"}
 alexdeploy export "$out/$network.safetensors" --data "$photos" -o "$out/model.onnx"
 alexdeploy calibrate "$out/model.onnx" --data "$photos" -o "$out/ranges.json"
 alexdeploy quantize "$out/model.onnx" --ranges "$out/ranges.json" --for "$runtime" -o "$out/int8.onnx"

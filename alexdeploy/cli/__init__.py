@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -76,16 +75,20 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code; a user's mistake is one line on stderr, never a traceback."""
+    """Run the command line and exit with its code; a user's mistake is one line on stderr, never a traceback.
+
+    Signals and standard streams are left as they are where ``arguments`` are given: the process is the caller's.
+    """
     owned = arguments is None
     process.received.clear()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if owned:
         process.take_over()
-    signal.signal(signal.SIGTERM, process.stop)
     with _warnings_in_one_line():
         code, message = _run(arguments)
-    lost = process.finish() if owned else None
+    if owned:
+        process.finish()
+    lost = process.flush() if owned else None
     if lost is not None and not code:
         code, message = UnavailableError.exit_code, lost
     if message:
@@ -94,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             click.echo(f"error: {message}", err=True)
             if "--json" in arguments:
                 click.echo(json.dumps({"error": message, "exit_code": code}))
+    if owned:
+        process.flush()
     sys.exit(code)
 
 
@@ -134,9 +139,9 @@ def _run(arguments: list[str]) -> tuple[int, str | None]:
         cli.main(args=arguments, prog_name="alexdeploy", standalone_mode=False, obj=[*map(files.printable, arguments)])
     except AlexdeployError as error:
         cause = error.__cause__  # ONNX Runtime's, say: then the file is not to blame
-        lack = process.lacking(cause) if cause is not None and not isinstance(cause, OSError) else None
+        lack = process.lacking(cause, str(error)) if cause is not None and not isinstance(cause, OSError) else None
         if lack is not None:
-            return UnavailableError.exit_code, lack
+            return UnavailableError.exit_code, with_options(lack)
         return error.exit_code, with_options(str(error))
     except ModuleNotFoundError as error:
         missing = unavailable(error)

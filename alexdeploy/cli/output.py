@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from alexdeploy.data.dataset import ImageDataset
 
 
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
 _SETTING = re.compile(r"(?<!field )`(\w+)`")
 _OPTION_OF = {  # settings whose options have other names
     "batches": "--batch",
@@ -41,13 +43,22 @@ _OPTION_OF = {  # settings whose options have other names
 
 
 def print_json(result: Any) -> None:
-    """One JSON object; dataclasses and structs are spelt out. Names are whole, and no terminal obeys them."""
+    """One JSON object; dataclasses and structs are spelt out. Names are whole, and no terminal obeys them.
+
+    Where the locale's encoding is not UTF-8, all but ASCII is escaped, so that the object is the same everywhere.
+    """
     try:
         encoded = msgspec.json.encode(result, enc_hook=str)
     except UnicodeEncodeError:  # a file's name in other bytes than UTF-8
         encoded = msgspec.json.encode(_in_utf8(msgspec.to_builtins(result, enc_hook=str)))
     lines = msgspec.json.format(encoded, indent=2).decode().split("\n")
-    click.echo("\n".join(escape_unseen(line, lambda character: json.dumps(character)[1:-1]) for line in lines))
+    ours = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name == "utf-8"
+    lines = [escape_unseen(line, _in_json) for line in lines]
+    click.echo("\n".join(lines if ours else (_NOT_ASCII.sub(lambda match: _in_json(match[0]), line) for line in lines)))
+
+
+def _in_json(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def _in_utf8(value: Any) -> Any:

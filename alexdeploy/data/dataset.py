@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
-from alexdeploy.data.decode import decode_reduced, has_frames, why_unreadable
+from alexdeploy.data.decode import decode_reduced, has_frames, raise_if_lacking, why_unreadable
 from alexdeploy.data.labels import place_finder
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError, InputWarning, few
@@ -122,6 +122,7 @@ class ImageDataset:
 
         Raises:
             InputError: it cannot be read, whatever ``skip_bad`` says.
+            OSError: for want of descriptors or memory, or of a disk that works; so wherever images are read.
         """
         return self._item(index, None)
 
@@ -179,6 +180,7 @@ class ImageDataset:
 
     def _unreadable(self, index: int, error: Exception) -> InputError:
         name = printable(self.samples[index])
+        raise_if_lacking(error, f"{self.name}: {name}")
         why = why_unreadable(error)
         return InputError(f"{self.name}: cannot read image '{name}' ({why}); remove it, or use `skip_bad_images`")
 

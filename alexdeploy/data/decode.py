@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from alexdeploy.contract import Contract
-from alexdeploy.errors import InputError, UnavailableError
+from alexdeploy.errors import InputError, UnavailableError, is_lack
 
 _HEIF = frozenset({".heic", ".heif"})
 _AVERAGING = frozenset({"pillow", "torchvision"})  # resamplings that see every pixel of the image they shrink
@@ -46,6 +46,14 @@ def open_image(path: Path, *, found: bool = False) -> Image.Image:
             raise
         _register_heif()
         return Image.open(path)
+
+
+def raise_if_lacking(error: Exception, name: str) -> None:
+    """Raise an error again that is the machine's and not the image's (``errors.is_lack``); ``name``: of the image."""
+    if is_lack(error):
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = name
+        raise error
 
 
 def why_unreadable(error: Exception) -> str:

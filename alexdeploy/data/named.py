@@ -16,7 +16,7 @@ from PIL import Image
 
 from alexdeploy.arrays import Labels
 from alexdeploy.data.dataset import ImageDataset, split_by_name
-from alexdeploy.errors import InputError, words_of
+from alexdeploy.errors import InputError, is_lack, words_of
 from alexdeploy.pickled import load_arrays
 from alexdeploy.specs import Split
 
@@ -135,6 +135,8 @@ def _read_idx(path: Path, name: str, dims: int) -> npt.NDArray[np.uint8]:
             data = file.read(math.prod(shape) + 1)  # no more than it says: what is packed may be far larger
         return np.frombuffer(data, dtype=np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
+        if isinstance(error, OSError) and is_lack(error):
+            raise
         kind = _HELD[bytes([0, 0, 8, dims])]
         raise InputError(f"{path}: not an IDX file of {kind} ({words_of(error)}); download it again") from error
 

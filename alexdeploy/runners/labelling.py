@@ -372,7 +372,7 @@ def _work(job: _Job, lock: _Lock, line: connection.Connection) -> None:  # noqa:
         line.send(_Report(seen=classifier.seen))
     except (EOFError, ConnectionError):  # the run has ended
         pass
-    except (AlexdeployError, OSError) as error:
+    except (AlexdeployError, OSError, MemoryError) as error:
         line.send(_Report(error=error))
 
 

@@ -236,13 +236,13 @@ def _staging(root: Path) -> Iterator[Path]:
     # Triton takes any folder in a repository for a model, hidden ones too
     beside = not root.is_mount() and os.access(root.parent, os.W_OK)
     place = root.parent if beside else root
-    for left in place.glob(f".{glob.escape(root.name)}.{'[a-z0-9_]' * 8}.partial"):  # of a publish that was killed
+    for left in place.glob(f".{glob.escape(root.name)}.{'[a-z0-9_]' * 12}.partial"):  # of a publish that was killed
         if left.is_dir():
             locks.remove_abandoned(left)
 
     def create() -> Path:
         try:
-            return Path(mkdtemp(dir=place, prefix=f".{root.name}.", suffix=".partial"))
+            return Path(mkdtemp(dir=place, prefix=f".{root.name}.{locks.system()}", suffix=".partial"))
         except OSError as error:
             raise UsageError(f"cannot write into {root}: {error.strerror}; name another folder") from error
 

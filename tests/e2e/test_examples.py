@@ -80,6 +80,21 @@ def test_own_photographs(out: Path) -> None:
     assert "int8.onnx" in page
 
 
+def test_own_photographs_a_second_time_goes_on_with_the_training(tmp_path: Path) -> None:
+    stub = tmp_path / "bin/alexdeploy"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\necho "$@" >> said; if [ "$1" = train ]; then touch out/lenet.last.pt; fi\n')
+    stub.chmod(0o755)
+    command = ["bash", str(EXAMPLES / "01_own_photographs.sh"), "photos", "out", "lenet", "4"]
+    for _ in range(2):
+        subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}"}, check=True
+        )
+    trained = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("train ")]
+    first = "train lenet --data photos --epochs 4 --out out"
+    assert trained == [first, f"{first} --resume"]
+
+
 def test_foreign_onnx(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.LocalResponseNorm(5, 1e-2), nn.MaxPool2d(2), nn.Flatten()]

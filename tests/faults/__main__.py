@@ -12,8 +12,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from tests.faults.cell import Bench
+from tests.faults.faults import FAULTS
 from tests.faults.forks import BARE, forks
-from tests.faults.matrix import FAULTS, Bench, try_cell
+from tests.faults.matrix import try_cell
 from tests.faults.verbs import VERBS
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.cell import Bench
+from tests.faults.faults import FAULTS, Fault
 from tests.faults.forks import BARE, forks
-from tests.faults.matrix import FAULTS, Bench, Fault, try_cell
+from tests.faults.matrix import try_cell
 from tests.faults.verbs import VERBS, Verb
 
 _TRIED = tuple(verb for verb in VERBS if not verb.slow)

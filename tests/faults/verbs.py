@@ -54,14 +54,29 @@ def _artifact(name: str) -> tuple[str, str]:
     return name, f"{name}.json"
 
 
-_TRAINED = (_artifact("lenet.safetensors"), ("lenet.last.pt",), ("lenet.jsonl",), ("lenet.png",))
+_TRAINED = (
+    *(_artifact("lenet.safetensors"), ("lenet.last.pt",), ("lenet.jsonl",), ("lenet.png",)),
+    ("class_indices.json",),
+)
+_FILES_OF_RUN = (
+    *_TRAINED,
+    *map(_artifact, ("lenet.onnx", "lenet-fp16.onnx")),
+    *map(_artifact, ("lenet-int8.onnx", "lenet-int8-onnxruntime.onnx", "lenet-int8-openvino.onnx")),
+    *map(_artifact, ("lenet-fp32.engine", "lenet-fp16.engine", "lenet-int8.engine")),
+    ("ranges.json", "ranges.json.json", "ranges.json.moments.safetensors"),
+)
+
+
+def _in_new(groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"new/{name}" for name in group) for group in groups)
+
 
 VERBS = (
     Verb(
         "train",
         "train lenet --data {in}/pictures --epochs 1 --out {out}",
         "new",
-        tuple(tuple(f"new/{name}" for name in group) for group in (*_TRAINED, ("class_indices.json",))),
+        _in_new(_TRAINED),
         target="new/lenet.safetensors",
         over_old=False,
     ),
@@ -139,7 +154,7 @@ VERBS = (
         "run",
         "run lenet --data {in}/pictures --epochs 1 --samples 8 --out {out}",
         "new",
-        (),
+        _in_new(_FILES_OF_RUN),
         target="new/lenet.onnx",
         slow=True,
         over_old=False,

@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +19,8 @@ import pytest
 from alexdeploy import files, locks
 from alexdeploy._version import __version__
 from alexdeploy.errors import GateError, InputError, UsageError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_written_file_holds_the_bytes_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_a_file_without_permission_is_bad_input(tmp_path: Path, monkeypatch: pyt
 
 
 def _left(folder: Path, name: str) -> Path:
-    path = folder / f".{name}.0123abcd.partial"
+    path = folder / f".{name}.{locks.system()}abcd.partial"
     path.write_bytes(b"half of it")
     return path
 
@@ -292,17 +296,59 @@ def test_a_signal_between_renames_does_not_part_an_artifact_from_its_sidecar(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_lock_on_the_folder_by_somebody_else_is_not_waited_for_longer_than_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locks, "_PATIENCE_S", 0.05)
+def test_a_run_that_holds_the_folder_keeps_no_writer_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it waits"))
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         files.write_bytes(tmp_path / "model.onnx", b"weights")
     finally:
         os.close(descriptor)
-    assert (tmp_path / "model.onnx").exists()
+
+
+def test_a_writer_that_hangs_is_not_waited_for_longer_than_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_PATIENCE_S", 0.05)
+    with locks.alone_at(tmp_path / "model.onnx"):
+        files.write_bytes(tmp_path / "model.onnx", b"weights")
+        assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", ".model.onnx.partial"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_mode_that_forbids_everything_leaves_no_temporary(tmp_path: Path) -> None:
+    """The umask 0777, and a user who is not root."""
+    code = "import os, sys; from tests.faults.forks import _give_up_root; from alexdeploy import files\n"
+    code += "from pathlib import Path; os.umask(0o777); _give_up_root(); files.write_bytes(Path(sys.argv[1]), b'')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert f"PermissionError: [Errno 13] Permission denied: '{tmp_path / 'x'}'" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_entered_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "closed/folder").mkdir(parents=True)
+    (tmp_path / "closed/folder/x").write_text("x")
+    (tmp_path / "closed").chmod(0o600)
+    code = "import sys; from tests.faults.forks import _give_up_root; from alexdeploy import files\n"
+    code += "from pathlib import Path; _give_up_root()\n"
+    code += "for check in (files.check_input, files.check_output):\n"
+    code += "    try: check(Path(sys.argv[1]))\n"
+    code += "    except Exception as error: print(type(error).__name__, error)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "closed/folder/x")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    words = f"no permission to enter '{tmp_path}/closed'; change its mode or owner"
+    asked = f"{tmp_path}/closed/folder/x"
+    assert done.stdout.splitlines() == [f"InputError {asked}: {words}", f"UsageError cannot write {asked}: {words}"]
 
 
 def test_a_symbolic_link_is_replaced_and_what_it_names_stays(tmp_path: Path) -> None:

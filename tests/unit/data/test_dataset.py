@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
@@ -85,6 +86,18 @@ def test_an_image_asked_for_by_number_that_cannot_be_read_is_named(skip_bad: boo
 def test_an_unreadable_image_ends_the_reading() -> None:
     with pytest.raises(InputError, match=r"0/3\.png"):
         list(_dataset(bad={3}).batches(CONTRACT, 4))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE])
+def test_what_the_machine_lacks_is_never_an_image_to_skip(number: int) -> None:
+    def read(_index: int) -> Image.Image:
+        raise OSError(number, "what it lacks")
+
+    dataset = replace(_dataset(skip_bad=True), read=read)
+    with pytest.raises(OSError, match="what it lacks: 'set/val: ") as trouble:
+        next(dataset.images())
+    assert trouble.value.errno == number
+    assert not dataset.skipped
 
 
 def test_skipped_images_take_their_labels_with_them() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,19 @@ def test_what_is_no_image_is_refused(model: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot read image '.*pixels\.dds': Unimplemented pixel format"):
             classifier([tmp_path / "pixels.dds"])
         assert classifier([]) == []
+
+
+def test_what_the_machine_lacks_is_no_fault_of_an_image(model: Path, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "image.png")
+    with alexdeploy.Classifier(model) as classifier:
+        classifier([tmp_path / "image.png"])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(OSError, match=r"Too many open files: '.*image\.png'"):
+                list(classifier.ranked([tmp_path / "image.png"], skipped=[]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(

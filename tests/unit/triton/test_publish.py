@@ -155,7 +155,7 @@ def test_a_version_that_the_ensemble_of_the_others_does_not_fit_is_refused(
 
 
 def test_what_a_killed_publish_left_is_removed_and_what_one_works_in_is_not(model: Path, root: Path) -> None:
-    left, used = root.parent / ".repository.abcd0123.partial", root.parent / ".repository.efgh4567.partial"
+    left, used = (root.parent / f".repository.{locks.system()}{end}.partial" for end in ("abcd0123", "efgh4567"))
     left.mkdir()
     (left / "model.onnx").touch()
 
