@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from alexdeploy import pipeline
-from alexdeploy.bench.results import BenchReport, Latency, Row
+from alexdeploy.bench.intervals import Latency
+from alexdeploy.bench.results import BenchReport, Row
 from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.machine import Gpu
 from alexdeploy.pipeline import PipelineReport
