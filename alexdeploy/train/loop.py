@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from alexdeploy import files
 from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, InputWarning, UsageError
 from alexdeploy.recipe import Recipe
 from alexdeploy.train import optimizer as learning
 from alexdeploy.train.folder import curves_path, folder_of_run, log_path, state_path, write_class_names
@@ -129,8 +131,22 @@ def train_network(
             while run.state.step < run.steps:
                 run.epoch(on_step, on_epoch)
         bf16, is_first = bool(run.state.bf16), processes.is_first
+        if is_first:
+            _warn_of_chance(run.state, len(learn.classes), recipe.train.learning_rate)
         tested = run.try_on(test) if test is not None and is_first else None
         return TrainResult(path, run.state.best, run.state.epochs, run.fresh, is_first, bf16, tested, before)
+
+
+def _warn_of_chance(state: State, classes: int, rate: float) -> None:
+    """A loss far above that of guessing, ln(classes), is of weights that a step threw out of reach."""
+    loss = state.epochs[-1].train_loss
+    if state.best < 1.2 / classes and loss > 2 * math.log(classes):
+        warnings.warn(
+            f"the network learned nothing: held-out top-1 {state.best:.1%} of {classes} classes is chance, training "
+            f"loss {loss:.3g}; try a much smaller `lr` than {rate:.2g}",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 class _Run:
