@@ -40,6 +40,10 @@ INT8_DB, HALF_DB, BF16_DB, SAME_DB = 25, 50, 30, 100
 DIVISIONS = [maker.__name__ for maker in MAKERS]
 Fields = Callable[[str], Field]
 
+pytestmark = pytest.mark.filterwarnings(  # scores_without_image
+    "ignore:.*answers the same whatever the image is:alexdeploy.errors.InputWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:

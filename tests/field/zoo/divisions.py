@@ -28,9 +28,7 @@ def _divided(nodes: Sequence[onnx.NodeProto], opset: int = 17, ir_version: int =
         ],
         opset=opset,
         ir_version=ir_version,
-        w1=w1,
-        b1=w1.sum((1, 2, 3)) * np.float32(1.5),
-        **weights,
+        named={"w1": w1, "b1": w1.sum((1, 2, 3)) * np.float32(1.5), **weights},
     )
 
 

@@ -67,13 +67,12 @@ def test_what_overflows_is_wide_behind_what_moves_it(move: str) -> None:
         "Slice": ["first", "last"],
         "Max": ["small"],
     }
-    attributes = {"axis": 0} if move == "Concat" else {}
     nodes = [
         helper.make_node("Mul", ["input", "big"], ["large"], "mul"),
-        helper.make_node(move, ["large", *more[move]], ["moved"], "move", **attributes),
+        helper.make_node(move, ["large", *more[move]], ["moved"], "move", axis=0 if move == "Concat" else None),
         helper.make_node("Mul", ["moved", "small"], ["logits"], "back"),
     ]
-    weights = {
+    weights: dict[str, Array] = {
         "big": np.array(1e6, np.float32),
         "small": np.array(1e-4, np.float32),
         "shape": np.ones(4, np.int64),
