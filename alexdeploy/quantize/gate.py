@@ -12,6 +12,7 @@ told where they change its answers.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -109,17 +110,23 @@ def check_answers(
             stacklevel=2,
         )
     if precision.quantized:
-        optimized = _answers(written, images, f"{origin} in {precision.value}", optimized=True)
-        changed = max((_distance(optimized[name], answer) for name, answer in found.items()), default=0.0)
-        if changed >= QUANTIZED_DOUBT:
-            warnings.warn(
-                f"ONNX Runtime's own optimizations change the answers of {origin} in {precision.value} by "
-                f"{changed:.0%} on {IMAGES} drawn images, which is a fault of ONNX Runtime; run it in OpenVINO or "
-                "TensorRT",
-                InputWarning,
-                stacklevel=2,
-            )
+        _tell_of_optimizers(written, images, found, f"{origin} in {precision.value}")
     return worst
+
+
+def _tell_of_optimizers(
+    written: ir.Model, images: Batch, found: Mapping[str, npt.NDArray[np.floating]], what: str
+) -> None:
+    """Warn where ONNX Runtime, with its own optimizations, answers otherwise than ``found``."""
+    optimized = _answers(written, images, what, optimized=True)
+    changed = max((_distance(optimized[name], answer) for name, answer in found.items()), default=0.0)
+    if changed >= QUANTIZED_DOUBT:
+        warnings.warn(
+            f"ONNX Runtime's own optimizations change the answers of {what} by {changed:.0%} on {IMAGES} drawn images, "
+            "which is a fault of ONNX Runtime; run it in OpenVINO or TensorRT",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def drawn_images(contract: Contract, count: int = IMAGES) -> Batch:
