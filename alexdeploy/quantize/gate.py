@@ -12,6 +12,7 @@ told where they change its answers.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -110,16 +111,22 @@ def check_answers(
         )
     if precision.quantized:
         optimized = _answers(written, images, f"{origin} in {precision.value}", optimized=True)
-        changed = max((_distance(optimized[name], answer) for name, answer in found.items()), default=0.0)
-        if changed >= QUANTIZED_DOUBT:
-            warnings.warn(
-                f"ONNX Runtime's own optimizations change the answers of {origin} in {precision.value} by "
-                f"{changed:.0%} on {IMAGES} drawn images, which is a fault of ONNX Runtime; run it in OpenVINO or "
-                "TensorRT",
-                InputWarning,
-                stacklevel=2,
-            )
+        _tell_of_optimizers(found, optimized, f"{origin} in {precision.value}")
     return worst
+
+
+def _tell_of_optimizers(
+    found: Mapping[str, npt.NDArray[np.floating]], optimized: Mapping[str, npt.NDArray[np.floating]], what: str
+) -> None:
+    """Warn where ONNX Runtime's own optimizations change the answers."""
+    changed = max((_distance(optimized[name], answer) for name, answer in found.items()), default=0.0)
+    if changed >= QUANTIZED_DOUBT:
+        warnings.warn(
+            f"ONNX Runtime's own optimizations change the answers of {what} by {changed:.0%} on {IMAGES} drawn images, "
+            "which is a fault of ONNX Runtime; run it in OpenVINO or TensorRT",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def drawn_images(contract: Contract, count: int = IMAGES) -> Batch:
