@@ -80,6 +80,7 @@ def calibrate(
     chosen = dataset.subset(samples)
     observed = _ObservedModel(model_path, images=len(chosen) if moments else 0)
     # a batch or an image per core, each on one thread: faster than the cores sharing one, and none waits for another
+    # (and where large activations leave fewer at once than cores, still: ranges must not hang on the number of threads)
     workers = min(cores(), _MOST_WORKERS)
     with ExitStack() as closing, ThreadPoolExecutor(workers) as pool:
         opened = pool.submit(lambda: closing.enter_context(observed.open()))  # while the first images are read
