@@ -166,7 +166,10 @@ def _ask(cell: Cell, arguments: tuple[str, ...]) -> tuple[int, str]:
 
 def _judge_next_run(cell: Cell) -> list[str]:
     """The same command after a kill works, and removes what the kill left."""
-    code, text = _ask(cell, cell.call.arguments)
+    arguments = cell.call.arguments
+    if cell.verb.name == "train" and (cell.output / "lenet.last.pt").exists():
+        arguments = (*arguments, "--resume")  # a new training is refused
+    code, text = _ask(cell, arguments)
     if code:
         return [f"after the kill: exit {code}: {text[-500:]!r}"]
     left = [name for name in snapshot(cell.root) if ".partial" in name]
