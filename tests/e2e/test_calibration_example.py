@@ -103,9 +103,12 @@ def test_the_example_reproduces_bit_for_bit(tmp_path: Path, monkeypatch: pytest.
     shutil.copy(EXAMPLES / "example.onnx", tmp_path)
     monkeypatch.chdir(tmp_path)
     cli.main(COMMAND.split()[1:], standalone_mode=False)
-    for name in ("example.ranges.json", "example.ranges.json.json"):
-        same = (tmp_path / name).read_bytes() == (EXAMPLES / name).read_bytes()
-        assert same, f"{name} differs; if the version or a method changed on purpose: cd calibration && {COMMAND}"
+    name = "example.ranges.json"
+    again = f"if the version or a method changed on purpose: cd calibration && {COMMAND}"
+    assert (tmp_path / name).read_bytes() == (EXAMPLES / name).read_bytes(), again
+    ours, stored = (json.loads((folder / f"{name}.json").read_text()) for folder in (tmp_path, EXAMPLES))
+    assert ours.pop("libraries").keys() == stored.pop("libraries").keys()  # what is installed may be newer
+    assert ours == stored, again
 
 
 def test_the_readme_beside_it_shows_the_command() -> None:
