@@ -7,10 +7,11 @@ installed wheel. ``RECIPE`` on the command line is either such a name or the pat
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -219,20 +220,32 @@ def for_tuning(recipe: Recipe) -> Recipe:
     )
 
 
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "": Recipe,
+    "network": NetworkSettings,
+    "preprocess": Contract,
+    "train": TrainSettings,
+}
+
+
 def _explain(message: str) -> str:
-    """Turn msgspec's message into one with the valid names of the section it points at."""
+    """Turn msgspec's message into one with the valid names of the section, or values of the key, it points at."""
     match = re.search(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<section>[^`]*)`)?", message)
     if match is None:
-        return re.sub(r" - at `\$\.?([^`]*)`", r" (\1)", message).replace("`", "'")
-    sections: dict[str, type[msgspec.Struct]] = {
-        "": Recipe,
-        "network": NetworkSettings,
-        "preprocess": Contract,
-        "train": TrainSettings,
-    }
+        plain = re.sub(r" - at `\$\.?([^`]*)`", r" (\1)", message).replace("`", "'")
+        choice = re.search(r"enum value .* - at `\$\.(?P<section>\w+)\.(?P<key>\w+)`", message)
+        return f"{plain}; valid: {', '.join(_choices(**choice.groupdict()))}" if choice else plain
     section = match["section"] or ""
-    valid = [field.name for field in msgspec.structs.fields(sections.get(section, Recipe))]
+    valid = [field.name for field in msgspec.structs.fields(_SECTIONS.get(section, Recipe))]
     near = difflib.get_close_matches(match["key"], valid, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     where = f"section [{section}]" if section else "the recipe"
     return f"unknown key '{match['key']}' in {where}; {hint}valid: {', '.join(valid)}"
+
+
+def _choices(section: str, key: str) -> list[str]:
+    def within(kind: Any) -> list[Any]:
+        parts = get_args(kind)
+        return [*parts] if get_origin(kind) is Literal else [each for part in parts for each in within(part)]
+
+    return [json.dumps(value) for value in within(get_type_hints(_SECTIONS[section])[key])]

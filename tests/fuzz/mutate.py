@@ -214,7 +214,9 @@ def _change(random: Random, holder: Any, key: Any) -> None:
     elif action == "rename" and isinstance(holder, dict):
         holder[random.choice(("", "x\ny", "\x1b[0m", "k" * 500, f"{key}_"))] = holder.pop(key)
     elif action == "near" and isinstance(value, int | float):
-        holder[key] = random.choice((-value, value + 1, value - 1, value * 1000, float(value), str(value)))
+        holder[key] = random.choice(
+            (-value, value + 1, value - 1, value * 1000, float(max(-1e300, min(1e300, value))), str(value))
+        )
     elif action == "near" and isinstance(value, str):
         holder[key] = random.choice(
             (value.upper(), value[:-1], value + value, value + "\n", value + "\x1b[1m", [value])

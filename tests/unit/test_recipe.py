@@ -133,3 +133,9 @@ def test_given_training_options_replace_those_of_the_recipe() -> None:
 def test_a_training_option_out_of_range_is_refused(option: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(option))):
         with_train_options(load_recipe("alexnet"), **option)
+
+
+def test_a_value_that_is_none_of_the_valid_ones_is_told_with_those() -> None:
+    text = b'[preprocess]\ncrop = 32\ncolor = "RGB"\nmean = [0.5]\nstd = [0.5]\n'
+    with pytest.raises(InputError, match=r"'RGB' \(preprocess\.color\); valid: \"rgb\", \"bgr\", \"gray\"$"):
+        parse_recipe(text, "mine.toml")
