@@ -317,8 +317,9 @@ def _input(node: ir.Node, index: int) -> ir.Value:
 
 
 def _array(value: ir.Value) -> npt.NDArray[np.generic] | None:
+    """Its numbers; None where it is no constant, or one of strings."""
     tensor = ir.convenience.get_const_tensor(value)
-    return tensor.numpy() if tensor is not None else None
+    return tensor.numpy() if tensor is not None and tensor.dtype != ir.DataType.STRING else None
 
 
 def _level_type(node: ir.Node) -> ir.DataType | None:

@@ -26,7 +26,6 @@ from alexdeploy.specs import TensorSpec, find_logits
 
 ModelConfig = Any  # a message of tritonclient, which has no types
 _T = TypeVar("_T")
-
 _SCHEMES = ("http", "https", "grpc", "grpcs")
 _EXAMPLES = "http://127.0.0.1:8000 or grpc://127.0.0.1:8001"
 _HEAD = "Inference-Header-Content-Length"  # bytes of JSON before the tensors
@@ -229,6 +228,7 @@ class _Asked:
     def closed(self) -> UsageError:
         return UsageError(f"{self.url}: this runner was closed; open another")
 
+    @np.errstate(over="ignore")  # of JSON numbers that float32 does not hold, which are infinite then
     def read(self, read: Callable[[], _T]) -> _T:
         """What a server gave, by a library that trusts it."""
         try:

@@ -65,10 +65,10 @@ def load_state(path: Path, identity: dict[str, Any], model: torch.nn.Module, opt
     files.check_input(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's protocol, and of typed storages
+            warnings.simplefilter("ignore")  # of the pickle, of typed storages, of tensors where numbers stand
             kept = torch.load(path, map_location="cpu", weights_only=True)
-        # older versions did not count the right answers, and did not rotate
-        state = msgspec.convert({"correct": math.nan, **kept["state"]}, State)
+            # older versions did not count the right answers, and did not rotate
+            state = msgspec.convert({"correct": math.nan, **kept["state"]}, State)
         found = {"rotate": 0.0, **kept["identity"]}
         other = [key for key in sorted({*identity, *found}) if identity.get(key) != found.get(key)]
         if not other:

@@ -23,7 +23,7 @@ FAULTS: tuple[Kind, ...] = ("uncaught", "crashes", "hangs", "memory", "left", "w
 
 MOST_SECONDS = 5.0  # of processor time, so that a busy machine is no fault
 MOST_MIB = 512
-MOST_CHARACTERS = 500
+MOST_CHARACTERS = 1000
 _HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning)  # that Python does not show
 _MIB = 1 << 20
 _PEAK_KIB = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
