@@ -49,7 +49,18 @@ def open_image(path: Path, *, found: bool = False) -> Image.Image:
 
 
 def raise_if_lacking(error: Exception, name: str) -> None:
-    """Raise an error again that is the machine's and not the image's (``errors.is_lack``); ``name``: of the image."""
+    """Raise an error again that is the machine's and not the image's (``errors.is_lack``).
+
+    Args:
+        error: of opening or decoding.
+        name: of the image.
+
+    Raises:
+        OSError: no descriptors, or a failing disk.
+        UnavailableError: no memory; of a damaged file it may be that which asks for too much.
+    """
+    if isinstance(error, MemoryError):
+        raise UnavailableError(f"no memory to read image '{name}'; free some, or see whether it is damaged") from error
     if is_lack(error):
         if isinstance(error, OSError) and error.filename is None:
             error.filename = name

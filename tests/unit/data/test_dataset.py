@@ -100,6 +100,16 @@ def test_what_the_machine_lacks_is_never_an_image_to_skip(number: int) -> None:
     assert not dataset.skipped
 
 
+def test_an_image_without_memory_for_it_is_named_and_not_skipped() -> None:
+    def read(_index: int) -> Image.Image:
+        raise MemoryError
+
+    dataset = replace(_dataset(skip_bad=True), read=read)
+    with pytest.raises(UnavailableError, match="no memory to read image 'set/val: .*damaged"):
+        next(dataset.images())
+    assert not dataset.skipped
+
+
 def test_skipped_images_take_their_labels_with_them() -> None:
     batches = list(_dataset(bad={0, 1, 7}, skip_bad=True).batches(CONTRACT, 4))
     pixels = [float(image.max()) * 255 for images, _ in batches for image in images]
