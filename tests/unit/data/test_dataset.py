@@ -19,7 +19,7 @@ from alexdeploy.contract import Contract
 from alexdeploy.data.dataset import ImageDataset, split_by_name
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.data.sources import load_dataset
-from alexdeploy.errors import InputError, InputWarning
+from alexdeploy.errors import InputError, InputWarning, UnavailableError
 
 CONTRACT = Contract(color="gray", crop=2, mean=(0.0,), std=(1.0,))
 
@@ -105,7 +105,7 @@ def test_an_image_without_memory_for_it_is_named_and_not_skipped() -> None:
         raise MemoryError
 
     dataset = replace(_dataset(skip_bad=True), read=read)
-    with pytest.raises(UnavailableError, match="no memory to read image 'set/val: .*damaged"):
+    with pytest.raises(UnavailableError, match=r"no memory to read image 'set/val: .*damaged"):
         next(dataset.images())
     assert not dataset.skipped
 
