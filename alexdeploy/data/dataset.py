@@ -134,7 +134,7 @@ class ImageDataset:
                 if reduced_for is not None:
                     decode_reduced(item, reduced_for)
                 item.load()
-        except UNREADABLE as error:
+        except (MemoryError, *UNREADABLE) as error:
             raise self._unreadable(index, error) from error
         return item
 
@@ -175,7 +175,7 @@ class ImageDataset:
         try:
             seen.add(item)
             return preprocess(item, contract)
-        except (InputError, *UNREADABLE) as error:
+        except (InputError, MemoryError, *UNREADABLE) as error:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> InputError:

@@ -144,7 +144,7 @@ class Classifier:
             return preprocess.preprocess(image, self.contract)[None]
         except UsageError:
             raise
-        except (InputError, *UNREADABLE) as error:
+        except (InputError, MemoryError, *UNREADABLE) as error:
             raise_if_lacking(error, name)
             raise InputError(f"cannot read image '{name}': {why_unreadable(error)}") from error
 
