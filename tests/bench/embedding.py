@@ -1,8 +1,9 @@
 """A model inside an application: threads, loading and closing, forks: ``python -m tests.bench.embedding [RUNTIME …]``.
 
 Each runtime has a process of its own. Every answer of 16 threads must equal that of one thread, bit for bit; memory
-(PSS) may grow by 5 MiB over all loads after the first ``_WARM_UP``, descriptors and threads by none. By hand, minutes:
-``--calls`` and ``--loads`` make it shorter. Engines are tried on the driver of tests/simulated_cuda.
+(RSS, which other processes do not change) may grow by 5 MiB over all loads after the first ``_WARM_UP``, descriptors
+and threads by none. By hand, minutes: ``--calls`` and ``--loads`` make it shorter. Engines are tried on the driver of
+tests/simulated_cuda.
 """
 
 from __future__ import annotations
@@ -154,14 +155,14 @@ def load_and_close(load: Callable[[], Runner], loads: int) -> tuple[float, int, 
     for _ in range(loads):
         once()
     time.sleep(0.5)  # threads of a server end by themselves
-    pss, files, threads = (now - then for now, then in zip(used(), before, strict=True))
-    return pss / (1 << 20), files, threads
+    rss, files, threads = (now - then for now, then in zip(used(), before, strict=True))
+    return rss / (1 << 20), files, threads
 
 
 def used() -> tuple[int, int, int]:
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    pss = next(int(line.split()[1]) << 10 for line in rollup if line.startswith("Pss:"))
-    return pss, len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+    rss = next(int(line.split()[1]) << 10 for line in rollup if line.startswith("Rss:"))
+    return rss, len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
 
 def in_a_fork(runner: Runner) -> str:
