@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -39,9 +40,12 @@ def drive(url: str, requests: int, in_flight: int, ask: Callable[[Client, int], 
 
 
 def counters(serving: Serving, model: str) -> tuple[int, int]:
-    """(images, calls of the model) so far."""
+    """(images, calls of the model) so far, once they stand still: Triton counts after it has answered."""
     with contextlib.closing(Client(serving.server.http)) as client:
-        found = client.statistics(model)
+        before, found = None, client.statistics(model)
+        while found != before:
+            time.sleep(0.1)
+            before, found = found, client.statistics(model)
     return int(found["inference_count"]), int(found["execution_count"])
 
 
