@@ -88,7 +88,7 @@ def _check_bytes(path: Path) -> None:
 def _check_file(path: Path) -> None:
     """As ``predict`` and ``calibrate`` do; a user's own image may be as large as Pillow takes."""
     dataset = load_dataset(str(path), "all")
-    with contextlib.suppress(*UNREADABLE), open_image(path) as image:
+    with contextlib.suppress(MemoryError, *UNREADABLE), open_image(path) as image:
         if image.width * image.height > MOST_PIXELS:
             return
     for contract in _CONTRACTS:
