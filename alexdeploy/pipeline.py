@@ -21,7 +21,7 @@ import numpy as np
 from alexdeploy import files, locks
 from alexdeploy._version import __version__
 from alexdeploy.bench.intervals import Ratio, paired_ratio
-from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.bench.results import BenchReport, NotFaster, Row
 from alexdeploy.bench.run import run_bench
 from alexdeploy.data.dataset import ImageDataset
 from alexdeploy.data.samples import real_images
@@ -88,14 +88,16 @@ class PipelineReport:
     @property
     def comparison(self) -> BenchReport:
         """The benchmark without TensorRT's INT8 graph: its time on another runtime is not that of its engine."""
-        return replace(self.bench, rows=[row for row in self.bench.rows if not self._is_tensorrt_graph(row)])
+        rows = [row for row in self.bench.rows if not self._is_tensorrt_graph(row)]
+        slow = [told for told in self.bench.not_faster if not self._is_tensorrt_graph(told)]
+        return replace(self.bench, rows=rows, not_faster=slow)
 
     @property
     def tensorrt_graph(self) -> Row:
         """TensorRT's INT8 graph on the runtime that its answers were judged on."""
         return next(row for row in self.bench.rows if self._is_tensorrt_graph(row))
 
-    def _is_tensorrt_graph(self, row: Row) -> bool:
+    def _is_tensorrt_graph(self, row: Row | NotFaster) -> bool:
         return row.artifact == files.printable(self.artifacts[_TENSORRT_GRAPH])
 
     @property

@@ -11,7 +11,7 @@ import pytest
 
 from alexdeploy import pipeline
 from alexdeploy.bench.intervals import Latency
-from alexdeploy.bench.results import BenchReport, Row
+from alexdeploy.bench.results import BenchReport, NotFaster, Row
 from alexdeploy.engine.record import EngineRecord, write_engine
 from alexdeploy.machine import Gpu
 from alexdeploy.pipeline import PipelineReport
@@ -66,6 +66,11 @@ def test_tensorrts_graph_is_left_out_of_the_comparison_but_not_of_the_report() -
         "ov.onnx",
     ]
     assert made.tensorrt_graph is made.bench.rows[2]
+    for row in (made.tensorrt_graph, ROWS[0]):
+        made.bench.not_faster.append(
+            NotFaster(row.artifact, row.runtime, 8, "float.onnx", "openvino", "slower", ["its copies take longer"])
+        )
+    assert [told.artifact for told in made.comparison.not_faster] == [ROWS[0].artifact]
 
 
 def test_without_fp32_on_the_same_runtime_there_is_no_gain() -> None:
