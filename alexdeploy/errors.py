@@ -14,7 +14,7 @@ _LONGEST = 1000  # characters of a message
 _LONGEST_OF_OTHERS = 300
 _LONG_WORD = re.compile(r"[^\s/]{257,}")  # no file's name is longer; names of folders count by themselves
 _ABOUT_MEMORY = re.compile(  # as Python, PyTorch, ONNX Runtime, OpenVINO and TensorRT say it
-    r"bad_?alloc|bad allocation|out of memory|can't start new thread|"
+    r"bad_?alloc|bad allocation|out of memory|can't start new thread|resource temporarily unavailable|"
     r"(can't|cannot|failed to|unable to) allocate",
     re.IGNORECASE,
 )

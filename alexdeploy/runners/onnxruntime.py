@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.cuda.faults import Watch
-from alexdeploy.errors import InputError, UsageError
+from alexdeploy.errors import InputError, UnavailableError, UsageError
 from alexdeploy.files import is_text
 from alexdeploy.machine import saturates_int8
 from alexdeploy.runners.base import (
@@ -193,7 +193,10 @@ class OnnxRuntimeRunner(Runner):
             session = self._start(options)
             for _ in range(PROFILE_WARMUP + PROFILE_RUNS):
                 session.run(self._logits, {self.input.name: batch})
-            events = json.loads(Path(session.end_profiling()).read_bytes())
+            try:
+                events = json.loads(Path(session.end_profiling()).read_bytes())
+            except ValueError as error:  # it does not say that it could not write all
+                raise UnavailableError(f"{folder}: ONNX Runtime's profile is cut off; free space there") from error
         taken_ms: dict[str, list[float]] = {}
         types: dict[str, str] = {}
         for event in events:

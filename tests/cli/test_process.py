@@ -40,6 +40,7 @@ _OWNED = "import sys; from alexdeploy import cli; from alexdeploy.cli import pro
             "memory: [enforce fail",
         ),
         (RuntimeError("std::bad_alloc"), "not enough memory: std::bad_alloc; free some"),
+        (RuntimeError("Myelin: Resource temporarily unavailable"), "not enough memory: Myelin: Resource temporarily"),
         (
             ImportError("x.so: failed to map segment from shared object"),
             "x.so: failed to map segment from shared object",

@@ -45,8 +45,8 @@ def _nothing(cell: Cell) -> None:
 
 def _two(cell: Cell) -> None:
     """Two processes write the same."""
-    if cell.verb.takes_folder or not cell.verb.over_old:
-        cell.codes = (0, 2)  # the same version cannot be published twice, and a folder belongs to one run
+    if cell.verb.takes_folder or not cell.verb.over_old or cell.verb.resumes:
+        cell.codes = (0, 2)  # a version is published once, a folder is one run's, shards are gathered once
 
 
 def _at_rename(number: int, what: Signals) -> Callable[[Cell], None]:

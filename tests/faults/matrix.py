@@ -141,7 +141,7 @@ def _is_whole(name: str, after: dict[str, bytes | str], expected: bytes | str) -
         return True
     if name.endswith(".json"):
         return isinstance(json.loads(data), dict)
-    ends = {".html": b"</html>\n", ".png": b"IEND\xaeB`\x82", ".pt": b""}
+    ends = {".html": b"</html>", ".png": b"IEND\xaeB`\x82", ".pt": b""}
     suffix = Path(name).suffix
     if suffix in ends:
         return data.endswith(ends[suffix]) and len(data) > 0.8 * len(expected)

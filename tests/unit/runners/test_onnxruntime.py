@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,10 @@ def test_sums_of_int8_are_made_exact_only_where_they_would_saturate(
     )
     onnxruntime.session_options()
     assert ("session.x64quantprecision=1" in set_ones) is saturates
+
+
+def test_a_profile_that_the_disk_did_not_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = OnnxRuntimeRunner(MODEL.SerializeToString())
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: b'[{"cat": "Nod')
+    with pytest.raises(UnavailableError, match="ONNX Runtime's profile is cut off; free space there"):
+        runner.layer_times_ms(images(2))
