@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from alexdeploy import files, locks
 from alexdeploy._version import __version__
@@ -114,8 +113,7 @@ class PipelineReport:
 
 def _gain(int8: Row, fp32: Row) -> Gain:
     assert int8.agreement is not None  # of every row that ran
-    times = (np.asarray(row.samples_ms["host"]) for row in (int8, fp32))
-    return Gain(int8.runtime, int8.batch, paired_ratio(*times), int8.agreement)
+    return Gain(int8.runtime, int8.batch, paired_ratio(int8.rounds, fp32.rounds), int8.agreement)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from alexdeploy import files
 from alexdeploy.bench.accuracy import mcnemar
 from alexdeploy.bench.environment import environment
-from alexdeploy.bench.intervals import Floats, unpaired_ratio
+from alexdeploy.bench.intervals import unpaired_ratio
 from alexdeploy.bench.load_results import LoadReport
-from alexdeploy.bench.results import BenchReport, Change, Row
+from alexdeploy.bench.results import BenchReport, Change
 from alexdeploy.errors import InputError
 
 _T = TypeVar("_T")
@@ -106,7 +105,7 @@ def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
     for row in report.rows:
         if not row.samples_ms or row.key not in then:
             continue
-        ratio = unpaired_ratio(_rounds(row), _rounds(then[row.key]))
+        ratio = unpaired_ratio(row.rounds, then[row.key].rounds)
         name = row.artifact, row.runtime
         both = name in wrong_then and name in wrong_now
         p_less = mcnemar(wrong_now[name], wrong_then[name]).p_worse if both else None
@@ -115,7 +114,3 @@ def changes(report: BenchReport, baseline: BenchReport) -> list[Change]:
     if not found:
         raise InputError(_NOTHING_IN_COMMON)
     return found
-
-
-def _rounds(row: Row) -> list[Floats]:
-    return [np.array(samples) for samples in row.samples_ms["host"]]

@@ -11,9 +11,6 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from alexdeploy import files
 from alexdeploy.bench.candidates import Candidate
 from alexdeploy.bench.intervals import paired_ratio
@@ -60,15 +57,11 @@ def not_faster(
         if not wider:
             continue
         best = min(wider, key=lambda other: other.latency_ms.p50 if other.latency_ms else 0.0)
-        verdict = paired_ratio(_rounds(row), _rounds(best)).verdict
+        verdict = paired_ratio(row.rounds, best.rounds).verdict
         known = [*facts.get((row.artifact, row.runtime), ()), *_of_row(row)]
         if verdict in ("slower", "no difference shown") and known:
             found.append(NotFaster(row.artifact, row.runtime, row.batch, best.artifact, best.runtime, verdict, known))
     return found
-
-
-def _rounds(row: Row) -> list[npt.NDArray[np.float64]]:
-    return [np.array(samples, np.float64) for samples in row.samples_ms["host"]]
 
 
 def _is_int8(row: Row) -> bool:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from alexdeploy.bench.accuracy import Accuracy
 from alexdeploy.bench.gpu_state import GpuState
 from alexdeploy.bench.gpu_times import GpuFigures
-from alexdeploy.bench.intervals import Latency, Ratio
+from alexdeploy.bench.intervals import Floats, Latency, Ratio
 from alexdeploy.bench.limits import Limit, Machine
 from alexdeploy.bench.server import Server
 
@@ -75,6 +77,11 @@ class Row:
     def key(self) -> tuple[str, str, str, int]:
         """The identity of the row in another bench."""
         return self.artifact, self.runtime, self.precision, self.batch
+
+    @property
+    def rounds(self) -> list[Floats]:
+        """The host's samples, in ms, an array for each round."""
+        return [np.array(samples, np.float64) for samples in self.samples_ms["host"]]
 
 
 @dataclass(frozen=True)

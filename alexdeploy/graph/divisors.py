@@ -39,7 +39,7 @@ def guarded_divisions(model: ir.Model, half: ir.DataType) -> set[ir.Node]:
             found.add(node)
             if node.op_type in _MOVES | _POWERS or _scales(node):
                 inverse.update(node.outputs)
-        carries = node.op_type in _CARRIES and node.domain in ("", "ai.onnx")
+        carries = node.op_type in _CARRIES and not node.domain
         lost = carries and any(_rounds_away(array, half) for array in _constants(node))
         if lost or (carries and not guarded.isdisjoint(_carried(node))):
             guarded.update(node.outputs)
@@ -84,7 +84,7 @@ def _carried(node: ir.Node) -> tuple[ir.Value | None, ...]:
 def _divisor(node: ir.Node) -> ir.Value | None:
     """What the node divides by, or takes the logarithm of; None where it is no such node."""
     index = _DIVIDES.get(node.op_type)
-    if index is None or index >= len(node.inputs) or node.domain not in ("", "ai.onnx"):
+    if index is None or index >= len(node.inputs) or node.domain:
         return None
     exponent = node.inputs[1] if node.op_type == "Pow" else None
     if exponent is not None and exponent.const_value is not None and np.all(exponent.const_value.numpy() >= 0):

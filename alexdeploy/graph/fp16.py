@@ -197,7 +197,7 @@ def _captured(node: ir.Node, half: ir.DataType) -> list[tuple[ir.Node, int, ir.V
 
 def _defined_in(half: ir.DataType, node: ir.Node, opset: int) -> bool:
     """True if ONNX defines the operator on that type, which it does for FP16 nearly everywhere."""
-    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+    if node.domain or not onnx.defs.has(node.op_type):
         return True
     kind = f"tensor({half.name.lower()})"
     formal = onnx.defs.get_schema(node.op_type, opset).inputs
@@ -207,7 +207,7 @@ def _defined_in(half: ir.DataType, node: ir.Node, opset: int) -> bool:
 
 def _follow_inputs(node: ir.Node, opset: int) -> list[ir.Value]:
     """The outputs that have the type of a float input; ConstantOfShape, Cast and If have types of their own."""
-    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+    if node.domain or not onnx.defs.has(node.op_type):
         return list(node.outputs)
     schema = onnx.defs.get_schema(node.op_type, opset)
     inputs, outputs = schema.inputs, schema.outputs

@@ -239,12 +239,12 @@ def behind(value: ir.Value | None, operators: Collection[str] = MOVES) -> ir.Val
 
 def is_weighted(node: ir.Node) -> bool:
     """Conv, Gemm or MatMul of the standard domain, whatever its weights are."""
-    return node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
+    return not node.domain and node.op_type in ("Conv", "Gemm", "MatMul") and len(node.inputs) >= 2
 
 
 def _is_other_layer(node: ir.Node) -> bool:
     """A layer with constant weights whose operator is never quantized."""
-    known = node.op_type in _NEVER_QUANTIZED and node.domain in ("", "ai.onnx")
+    known = node.op_type in _NEVER_QUANTIZED and not node.domain
     return known and any(_is_initializer(behind(value)) for value in node.inputs)
 
 
