@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from PIL import ExifTags, Image
 
 from alexdeploy.arrays import Batch, Labels
 from alexdeploy.contract import Contract
-from alexdeploy.data.decode import decode_reduced, has_frames, raise_if_lacking, why_unreadable
+from alexdeploy.data.decode import UNREADABLE, decode_reduced, has_frames, raise_if_lacking, why_unreadable
 from alexdeploy.data.labels import place_finder
 from alexdeploy.data.preprocess import preprocess
 from alexdeploy.errors import InputError, InputWarning, few
@@ -28,8 +27,6 @@ from alexdeploy.files import printable
 
 _Item = TypeVar("_Item")
 
-# what Pillow raises on files that are not, or not wholly, images
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 _MUCH_LARGER = 2  # times the crop: below that, most of an image is seen
 _MEASURED = 100  # images whose size is kept
 _AHEAD = 32  # images that a pool reads ahead
@@ -134,7 +131,7 @@ class ImageDataset:
                 if reduced_for is not None:
                     decode_reduced(item, reduced_for)
                 item.load()
-        except (MemoryError, *UNREADABLE) as error:
+        except UNREADABLE as error:
             raise self._unreadable(index, error) from error
         return item
 
@@ -175,7 +172,7 @@ class ImageDataset:
         try:
             seen.add(item)
             return preprocess(item, contract)
-        except (InputError, MemoryError, *UNREADABLE) as error:
+        except (InputError, *UNREADABLE) as error:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> InputError:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import re
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from alexdeploy.contract import Contract
 from alexdeploy.errors import InputError, UnavailableError, is_lack
 
+# what Pillow raises on files that are not, or not wholly, images, or where something lacks (``raise_if_lacking``)
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, RuntimeError, MemoryError, struct.error),
+    Image.DecompressionBombError,
+)
 _HEIF = frozenset({".heic", ".heif"})
 _AVERAGING = frozenset({"pillow", "torchvision"})  # resamplings that see every pixel of the image they shrink
 # what clients send. Pillow reads more: its EPS reader starts Ghostscript, others are old and little tried

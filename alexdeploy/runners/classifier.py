@@ -14,8 +14,8 @@ from PIL import Image
 
 from alexdeploy.arrays import Batch, Logits
 from alexdeploy.data import preprocess
-from alexdeploy.data.dataset import UNREADABLE, Seen
-from alexdeploy.data.decode import open_image, raise_if_lacking, why_unreadable
+from alexdeploy.data.dataset import Seen
+from alexdeploy.data.decode import UNREADABLE, open_image, raise_if_lacking, why_unreadable
 from alexdeploy.errors import GateError, InputError, UsageError
 from alexdeploy.files import printable
 from alexdeploy.metrics import softmax
@@ -144,7 +144,7 @@ class Classifier:
             return preprocess.preprocess(image, self.contract)[None]
         except UsageError:
             raise
-        except (InputError, MemoryError, *UNREADABLE) as error:
+        except (InputError, *UNREADABLE) as error:
             raise_if_lacking(error, name)
             raise InputError(f"cannot read image '{name}': {why_unreadable(error)}") from error
 
