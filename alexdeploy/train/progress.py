@@ -60,7 +60,7 @@ def epochs_logged(path: Path) -> int:
     """How many epochs a log holds; 0 where there is none, or something else."""
     try:
         lines = msgspec.json.Decoder(dict[str, float | None]).decode_lines(path.read_bytes())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *files.UNDECODABLE):
         return 0
     return sum("epoch" in line for line in lines)
 

@@ -140,6 +140,12 @@ def test_the_best_checkpoint_is_tried_on_test_images_that_choose_nothing(
         _train(tmp_path / "other", _recipe(), test=replace(TEST, classes=tuple("abcdefghij")))
 
 
+def test_a_log_that_is_none_has_no_epochs(tmp_path: Path) -> None:
+    for damaged in (b'{"\xff": 1}', b"[" * 5000, b"{"):
+        (tmp_path / "net.jsonl").write_bytes(damaged)
+        assert epochs_logged(tmp_path / "net.jsonl") == 0
+
+
 def _measured_share(monkeypatch: pytest.MonkeyPatch, share: float, *, present: bool = True) -> None:
     """A CPU on which bfloat16 takes ``share`` of float32's time."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: present)
